@@ -1,0 +1,74 @@
+"""The errors a user can meet, by name.
+
+Every error says what is wrong, where, and what to do instead. All of them derive from
+:class:`LipcertError`, so that a program can catch what lipcert refuses without catching bugs; those that
+stand for a bad argument are also ``ValueError``.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BoundError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "LipcertError",
+    "ModuleStateError",
+    "ShapeError",
+    "TraceError",
+    "TrainingError",
+    "UnsupportedError",
+]
+
+
+class LipcertError(Exception):
+    """Anything that lipcert refuses to do."""
+
+
+class TraceError(LipcertError):
+    """The module could not be turned into a graph, or the graph is not the module."""
+
+
+class UnsupportedError(TraceError):
+    """The module contains a layer that has no Lipschitz rule (yet, or ever).
+
+    Attributes:
+        operation: what was met, for example ``aten.softmax.int``.
+        place: the submodule that contains it, as in ``named_modules()``; ``""`` is the module itself.
+        reason: why it is refused.
+        remedy: what to use instead; may be empty.
+    """
+
+    def __init__(self, operation: str, place: str, reason: str, remedy: str = "") -> None:
+        self.operation, self.place, self.reason, self.remedy = operation, place, reason, remedy
+        where = f"in submodule '{place}'" if place else "in the module's own forward"
+        message = f"{operation} ({where}) is not supported: {reason}"
+        super().__init__(f"{message} {remedy}" if remedy else message)
+
+
+class ModuleStateError(LipcertError, ValueError):
+    """The module is not in a state that can be bounded: train mode, NaN or infinite weights, no outputs."""
+
+
+class ShapeError(LipcertError, ValueError):
+    """An input, a label or a bound has a shape or dtype that does not fit."""
+
+
+class BoundError(LipcertError, ValueError):
+    """A bound could not be computed as asked for, for example because a block is too large to form."""
+
+
+class DataError(LipcertError):
+    """A data set is missing, truncated, altered or not in a layout that lipcert reads."""
+
+
+class ConfigError(LipcertError, ValueError):
+    """A configuration is wrong; the message lists every error at once."""
+
+
+class CheckpointError(LipcertError):
+    """A checkpoint is missing, damaged, or belongs to another model or configuration."""
+
+
+class TrainingError(LipcertError):
+    """Training cannot go on: the loss is not finite, or the network has collapsed to a constant."""
