@@ -1,0 +1,175 @@
+"""The data sets that can be loaded by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from lipcert.errors import DataError
+
+from .cifar import CIFAR10, CIFAR100, CifarLayout, read_cifar
+from .dataset import Dataset
+from .digits import read_digits
+from .download import download
+from .idx import find_idx, read_idx_pair
+from .imagefolder import image_folder
+from .registry import DatasetInfo, Request, register
+from .tiny_imagenet import read_tiny_imagenet
+
+__all__: list[str] = []
+
+Found = TypeVar("Found")
+
+_DIGITS = DatasetInfo(
+    name="digits",
+    title="Optical digits 8x8 (UCI, from scikit-learn)",
+    layout="comes with scikit-learn (pip install 'lipcert[demo]'); every fifth image of each class is the test split",
+    citation="CC BY 4.0; Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, UCI 1998",
+    shape=(1, 8, 8),
+    num_classes=10,
+    sizes={"train": 1437, "test": 360},
+)
+
+_MNIST = DatasetInfo(
+    name="mnist",
+    title="MNIST",
+    layout="MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte, or the same with .gz",
+    citation="CC BY-SA 3.0; LeCun, Cortes & Burges, The MNIST database of handwritten digits, 1998",
+    shape=(1, 28, 28),
+    num_classes=10,
+    sizes={"train": 60_000, "test": 10_000},
+    downloadable=True,
+)
+
+_FASHION = DatasetInfo(
+    name="fashion-mnist",
+    title="Fashion-MNIST",
+    layout="FashionMNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte, or the same with .gz",
+    citation="MIT; Xiao, Rasul & Vollgraf, Fashion-MNIST, arXiv:1708.07747",
+    shape=(1, 28, 28),
+    num_classes=10,
+    sizes={"train": 60_000, "test": 10_000},
+    downloadable=True,
+)
+
+_CIFAR10 = DatasetInfo(
+    name="cifar10",
+    title="CIFAR-10",
+    layout="cifar-10-batches-bin/*.bin, cifar-10-binary.tar.gz, cifar-10-batches-py/* or cifar-10-python.tar.gz",
+    citation="no license stated; Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+    shape=(3, 32, 32),
+    num_classes=10,
+    sizes={"train": 50_000, "test": 10_000},
+    downloadable=True,
+)
+
+_CIFAR100 = DatasetInfo(
+    name="cifar100",
+    title="CIFAR-100",
+    layout="cifar-100-binary/*.bin, cifar-100-binary.tar.gz, cifar-100-python/* or cifar-100-python.tar.gz",
+    citation="no license stated; Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+    shape=(3, 32, 32),
+    num_classes=100,
+    sizes={"train": 50_000, "test": 10_000},
+    downloadable=True,
+)
+
+_TINY = DatasetInfo(
+    name="tiny-imagenet-200",
+    title="Tiny-ImageNet",
+    layout="tiny-imagenet-200/{train/WNID/images/*.JPEG, val/images, val/val_annotations.txt, wnids.txt, words.txt}",
+    citation="ImageNet's terms (non-commercial research); Le & Yang, Tiny ImageNet, Stanford CS 231N 2015",
+    shape=(3, 64, 64),
+    num_classes=200,
+    sizes={"train": 100_000, "test": 10_000},
+    downloadable=True,
+)
+
+_FOLDER = DatasetInfo(
+    name="folder:PATH",
+    title="a folder of images",
+    layout="PATH/{train,test or val}/CLASS/*.jpg, or PATH/CLASS/*.jpg, of which a fifth is then the test split",
+    citation="yours",
+)
+
+_CLOTHES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+
+@register(_DIGITS)
+def _digits(request: Request) -> Dataset:
+    return read_digits(request.split)
+
+
+@register(_MNIST)
+def _mnist(request: Request) -> Dataset:
+    folders = ("MNIST/raw", "MNIST", "mnist/raw", "mnist", ".")
+    return _read_idx(request, _MNIST, folders, tuple("0123456789"))
+
+
+@register(_FASHION)
+def _fashion_mnist(request: Request) -> Dataset:
+    folders = ("FashionMNIST/raw", "FashionMNIST", "fashion-mnist/raw", "fashion-mnist", ".")
+    return _read_idx(request, _FASHION, folders, _CLOTHES)
+
+
+@register(_CIFAR10)
+def _cifar10(request: Request) -> Dataset:
+    return _read_cifar(request, _CIFAR10, CIFAR10)
+
+
+@register(_CIFAR100)
+def _cifar100(request: Request) -> Dataset:
+    return _read_cifar(request, _CIFAR100, CIFAR100)
+
+
+@register(_TINY)
+def _tiny_imagenet(request: Request) -> Dataset:
+    folder = request.root / "tiny-imagenet-200"
+    _located(request, _TINY, lambda: folder if folder.is_dir() else None)
+    return read_tiny_imagenet(folder, request.split, cache_root=request.root)
+
+
+@register(_FOLDER)
+def _folder(request: Request) -> Dataset:
+    if not request.argument:
+        raise DataError("'folder:' needs a path after the colon, for example folder:flowers")
+    folder = request.root / Path(request.argument).expanduser()
+    return image_folder(folder, request.split, cache_root=request.root)
+
+
+def _read_idx(
+    request: Request, info: DatasetInfo, folders: tuple[str, ...], classes: tuple[str, ...]
+) -> Dataset:
+    places = [request.root / folder for folder in folders]
+    images, labels = _located(request, info, lambda: find_idx(places, request.split))
+    return read_idx_pair(images, labels, name=info.name, split=request.split, classes=classes)
+
+
+def _read_cifar(request: Request, info: DatasetInfo, layout: CifarLayout) -> Dataset:
+    return _located(request, info, lambda: read_cifar(request.root, request.split, layout))
+
+
+def _located(request: Request, info: DatasetInfo, look: Callable[[], Found | None]) -> Found:
+    """Look for something; if it is not there, fetch the data set where that is allowed, and look again."""
+    found = look()
+    if found is None and request.download:
+        download(info.name, request.root)
+        found = look()
+    if found is None:
+        raise DataError(
+            f"{info.title} is not in {request.root.resolve()}: looked for {info.layout}. Put it there, name the folder "
+            "that has it (root= or the environment variable LIPCERT_DATA), or allow to fetch it (download=True)"
+        )
+    return found

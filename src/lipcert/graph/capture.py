@@ -1,0 +1,225 @@
+"""Recording what a module computes, with ``torch.export``, and reading its weights afterwards.
+
+The exported program is a flat list of aten calls whatever way the module is written (layers, functionals,
+methods, operators, hooks, parametrisations). Its arguments that do not depend on the input are *expressions of
+the weights*; :class:`LiveValues` evaluates them from the module itself each time it is asked, so that they
+follow training, dtype and device.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+
+from lipcert.errors import ModuleStateError, ShapeError, TraceError
+from lipcert.graph.types import Live
+
+__all__ = ["Capture", "LiveValues", "capture", "check_state", "first_line", "in_eval_mode"]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line that says something, shortened: enough for a message that names the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "…"
+
+
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put every submodule into eval mode and give each its own mode back afterwards."""
+    modes = [(m, m.training) for m in module.modules()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+def check_state(module: nn.Module) -> None:
+    """Refuse weights that are not finite: no bound of such a network means anything.
+
+    Raises:
+        ModuleStateError: naming the first parameter or buffer with a NaN or an infinity.
+    """
+    for kind, named in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
+        for name, value in named:
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise ModuleStateError(
+                    f"{kind} '{name}' contains a NaN or an infinity, so the network has no Lipschitz bound. "
+                    "Restore it from an earlier checkpoint, or lower the learning rate and train again."
+                )
+
+
+def _sample(module: nn.Module, input_shape: tuple[int, ...], batch: int) -> Tensor:
+    reference = next(
+        (p for p in [*module.parameters(), *module.buffers()] if p.is_floating_point()), torch.zeros(())
+    )
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand((batch, *input_shape), generator=generator, dtype=torch.float64)
+    return x.to(dtype=reference.dtype, device=reference.device)
+
+
+class Capture:
+    """An exported program and the module whose weights it reads."""
+
+    def __init__(self, module: nn.Module, program: torch.export.ExportedProgram, sample: Tensor) -> None:
+        self.module, self.sample = module, sample
+        self.nodes: tuple[fx.Node, ...] = tuple(program.graph_module.graph.nodes)
+        self._graph = program.graph_module.graph  # keeps the nodes' owner alive
+        specs = program.graph_signature.input_specs
+        placeholders = [n for n in self.nodes if n.op == "placeholder"]
+        self.sources: dict[fx.Node, tuple[InputKind, str]] = {}
+        self._constants: dict[str, Any] = dict(program.constants)
+        self.input: fx.Node = placeholders[-1]
+        for node, spec in zip(placeholders, specs, strict=True):
+            if spec.kind == InputKind.USER_INPUT:
+                self.input = node
+            else:
+                self.sources[node] = (spec.kind, str(spec.target))
+
+    def live(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> LiveValues:
+        """A reader of the module's present weights in a dtype and on a device."""
+        return LiveValues(self, dtype or self.sample.dtype, device or self._device())
+
+    def _device(self) -> torch.device:
+        for value in [*self.module.parameters(), *self.module.buffers()]:
+            return value.device
+        return self.sample.device
+
+    def stored(self, node: fx.Node) -> Any:
+        """The parameter, buffer or constant that a placeholder stands for, as it is now."""
+        kind, target = self.sources[node]
+        path, _, name = target.rpartition(".")
+        if kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            return getattr(self.module.get_submodule(path), name)
+        return self._constants[target]
+
+
+class LiveValues(Live):
+    """Evaluates weight expressions once each; a fresh one is made for every resolution of a graph."""
+
+    def __init__(self, source: Capture, dtype: torch.dtype, device: torch.device) -> None:
+        self._source, self.dtype, self.device = source, dtype, device
+        self._known: dict[fx.Node, Any] = {}
+
+    def __call__(self, argument: Any) -> Any:
+        """The value of an argument: a node's, or the argument itself with the nodes inside it replaced."""
+        return fx.node.map_arg(argument, self._value)
+
+    def _value(self, node: fx.Node) -> Any:
+        pending = [node]
+        while pending:  # a loop, not recursion: expressions can be long (unrolled orthogonal weights)
+            current = pending[-1]
+            missing = [n for n in self._needs(current) if n not in self._known]
+            if missing:
+                pending.extend(missing)
+                continue
+            pending.pop()
+            if current not in self._known:
+                self._known[current] = self._evaluate(current)
+        return self._known[node]
+
+    def _needs(self, node: fx.Node) -> list[fx.Node]:
+        return [] if node.op == "placeholder" or self._is_batch_size(node) else list(node.all_input_nodes)
+
+    def _is_batch_size(self, node: fx.Node) -> bool:
+        return (
+            node.op == "call_function"
+            and node.target is torch.ops.aten.sym_size.int
+            and node.args[0] is self._source.input
+            and node.args[1] == 0
+        )
+
+    def _evaluate(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            value = self._source.stored(node)
+            if isinstance(value, Tensor):
+                dtype = self.dtype if value.is_floating_point() else value.dtype
+                return value.to(dtype=dtype, device=self.device)
+            return value
+        if self._is_batch_size(node):
+            return 1  # constants that are made for each sample (zeros for a state) are made for one and broadcast
+        args = fx.node.map_arg(node.args, self._known.__getitem__)
+        kwargs = fx.node.map_arg(node.kwargs, self._known.__getitem__)
+        args = tuple(self._recast(a) for a in args)
+        kwargs = {k: self._recast(v) for k, v in kwargs.items()}
+        if not callable(node.target):  # pragma: no cover - exported graphs hold functions only
+            raise TraceError(f"cannot evaluate {node.target}")
+        return node.target(*args, **kwargs)
+
+    def _recast(self, argument: Any) -> Any:
+        """Dtypes and devices written into the program are those of the moment it was traced."""
+        if isinstance(argument, torch.dtype):
+            return self.dtype if argument.is_floating_point else argument
+        return self.device if isinstance(argument, torch.device) else argument
+
+
+def _try(module: nn.Module, x: Tensor) -> Tensor:
+    try:
+        with torch.no_grad():
+            y = module(x.clone())
+    except Exception as error:
+        raise ShapeError(
+            f"the module does not accept a batch of shape (N, {', '.join(map(str, x.shape[1:]))}) "
+            f"of {x.dtype}: {first_line(error)}. Give input_shape without the batch dimension, for example "
+            "(3, 32, 32)."
+        ) from error
+    if not isinstance(y, Tensor):
+        raise TraceError(
+            f"the module returns a {type(y).__name__}; lipcert bounds modules that return one tensor. "
+            "Wrap it in a module that returns the output of interest."
+        )
+    if y.ndim < 2 or y.shape[0] != x.shape[0]:
+        raise TraceError(
+            f"the module maps a batch of shape {tuple(x.shape)} to {tuple(y.shape)}; the output must keep the "
+            "batch as its first dimension and have at least one more."
+        )
+    if not bool(torch.isfinite(y).all()):
+        raise ModuleStateError("the module's output at a random input in [0, 1] is not finite.")
+    return y
+
+
+def capture(module: nn.Module, input_shape: tuple[int, ...]) -> Capture:
+    """Record the computation of ``module`` in eval mode on a batch of any size.
+
+    Raises:
+        ShapeError: the module does not accept the shape.
+        ModuleStateError: a weight or an output is not finite.
+        TraceError: the computation cannot be recorded (it depends on values, or fixes the batch size).
+    """
+    if not isinstance(module, nn.Module):
+        raise TraceError(f"expected a torch.nn.Module, got {type(module).__name__}")
+    if not input_shape or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in input_shape):
+        raise ShapeError(
+            f"input_shape must hold positive integers, without the batch dimension; got {input_shape!r}"
+        )
+    check_state(module)
+    with in_eval_mode(module):
+        x = _sample(module, input_shape, batch=3)
+        _try(module, x)
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                program = torch.export.export(
+                    module,
+                    (x.clone(),),
+                    dynamic_shapes=({0: torch.export.Dim("batch", min=2)},),
+                    strict=False,
+                )
+        except Exception as error:
+            raise TraceError(
+                f"the module's computation cannot be recorded: {first_line(error)}. lipcert needs a forward that "
+                "does the same operations for every input and every batch size: no `if` on values, no .item(), "
+                "no fixed batch size in view or reshape (use x.flatten(1) or x.view(x.size(0), -1))."
+            ) from error
+    specs = program.graph_signature
+    if len(specs.user_inputs) != 1 or len(specs.user_outputs) != 1:
+        raise TraceError("lipcert bounds modules with one input tensor and one output tensor.")
+    return Capture(module, program, x)

@@ -1,0 +1,158 @@
+"""Elementwise activations and the interval that their difference quotients lie in.
+
+Extremes that are not round numbers are written with the last digit rounded outward, so that the interval
+contains the true one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lipcert.graph.builder import Builder, Call, Value, rule
+from lipcert.graph.types import Live, Slopes
+
+# f'(x) of x·Φ(x) is extreme at x = ±√2; the others are at the roots of f''.
+_GELU = Slopes(-0.12890414518515481, 1.1289041451851549)
+_GELU_TANH = Slopes(-0.12899306865876569, 1.1289930686587658)
+_SILU = Slopes(-0.09983932012886694, 1.0998393201288671)
+_MISH = Slopes(-0.11252612238946259, 1.0884981612517281)
+_SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+
+_FIXED: dict[str, Slopes] = {
+    "relu": Slopes(0.0, 1.0),
+    "relu6": Slopes(0.0, 1.0),
+    "tanh": Slopes(0.0, 1.0),
+    "sigmoid": Slopes(0.0, 0.25),
+    "log_sigmoid": Slopes(0.0, 1.0),
+    "silu": _SILU,
+    "mish": _MISH,
+    "abs": Slopes(-1.0, 1.0),
+    "absolute": Slopes(-1.0, 1.0),
+    "hardsigmoid": Slopes(0.0, math.nextafter(1 / 6, 1)),
+    "hardswish": Slopes(-0.5, 1.5),
+    "selu": Slopes(0.0, math.nextafter(_SELU_SCALE * _SELU_ALPHA, 2)),
+    "softshrink": Slopes(0.0, 1.0),
+    "erf": Slopes(0.0, math.nextafter(2 / math.sqrt(math.pi), 2)),
+    "atan": Slopes(0.0, 1.0),
+    "arctan": Slopes(0.0, 1.0),
+    "sin": Slopes(-1.0, 1.0),
+    "cos": Slopes(-1.0, 1.0),
+    "asinh": Slopes(0.0, 1.0),
+}
+
+
+def _plain(b: Builder, call: Call, slopes: Slopes) -> Value:
+    name = "self" if "self" in call.arguments else "input"
+    source = b.signal(call, name)
+    return b.elementwise(call, source, lambda live: slopes, lambda z, live: call.run(**{name: z}))
+
+
+@rule(*_FIXED)
+def fixed(b: Builder, call: Call) -> Value:
+    """Activations without parameters: their slopes are a table."""
+    return _plain(b, call, _FIXED[call.name])
+
+
+@rule("gelu")
+def gelu(b: Builder, call: Call) -> Value:
+    """Both forms of GELU, whose slopes dip below 0 and pass 1."""
+    return _plain(b, call, _GELU_TANH if call["approximate"] == "tanh" else _GELU)
+
+
+def _number(call: Call, name: str) -> float:
+    value = call[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise call.refuse(f"its {name} is not a finite number.")
+    return float(value)
+
+
+@rule("leaky_relu")
+def leaky_relu(b: Builder, call: Call) -> Value:
+    """Slopes 1 and ``negative_slope``."""
+    slope = _number(call, "negative_slope")
+    return _plain(b, call, Slopes(min(1.0, slope), max(1.0, slope)))
+
+
+@rule("rrelu")
+def rrelu(b: Builder, call: Call) -> Value:
+    """In eval a leaky ReLU with the mean of its two slopes."""
+    if call["training"]:
+        raise call.refuse("it is random.", "Call module.eval().")
+    slope = (_number(call, "lower") + _number(call, "upper")) / 2
+    return _plain(b, call, Slopes(min(1.0, slope), max(1.0, slope)))
+
+
+@rule("prelu", "_prelu_kernel")
+def prelu(b: Builder, call: Call) -> Value:
+    """Slopes 1 and a learned weight for each channel, read live."""
+    source = b.signal(call, "self")
+    dims = len(b.nodes[source].shape)
+
+    def weight(live: Live) -> Tensor:
+        w: Tensor = live(call["weight"])
+        return w.reshape(-1, *(1,) * (dims - 1)) if w.ndim == 1 and w.numel() > 1 else w
+
+    def slopes(live: Live) -> Slopes:
+        w = weight(live)
+        one = torch.ones_like(w)
+        return Slopes(torch.minimum(w, one), torch.maximum(w, one))
+
+    def function(z: Tensor, live: Live) -> Tensor:
+        w = weight(live).to(z.dtype)
+        return torch.where(z > 0, z, w * z)
+
+    return b.elementwise(call, source, slopes, function)
+
+
+@rule("elu")
+def elu(b: Builder, call: Call) -> Value:
+    """``scale·x`` above 0, ``scale·α(e^{input_scale·x} − 1)`` below: slopes between 0, the two at 0."""
+    scale = _number(call, "scale")
+    below = _number(call, "alpha") * _number(call, "input_scale")
+    if _number(call, "input_scale") <= 0:
+        raise call.refuse("its input_scale is not positive, so its slope is unbounded.")
+    ends = (0.0, scale * below, scale)
+    return _plain(b, call, Slopes(min(ends), max(ends)))
+
+
+@rule("celu")
+def celu(b: Builder, call: Call) -> Value:
+    """``α(e^{x/α} − 1)`` below 0: slopes in [0, 1] for positive α."""
+    if _number(call, "alpha") <= 0:
+        raise call.refuse("its alpha is not positive.")
+    return _plain(b, call, Slopes(0.0, 1.0))
+
+
+@rule("softplus")
+def softplus(b: Builder, call: Call) -> Value:
+    """``log(1 + e^{βx})/β``: slopes in [0, 1].
+
+    Above ``threshold`` torch returns x itself, a jump by ``log(1 + e^{−threshold})/β``. At the default of 20 that
+    is 2e-9, below float32's rounding there; a low threshold would make a real jump and is refused.
+    """
+    if _number(call, "beta") <= 0 or _number(call, "threshold") < 20:
+        raise call.refuse(
+            "with beta ≤ 0 or a threshold below 20 it jumps, and a jump has no Lipschitz constant.",
+            "Keep the default threshold of 20.",
+        )
+    return _plain(b, call, Slopes(0.0, 1.0))
+
+
+@rule("hardtanh", "clamp", "clamp_min", "clamp_max", "clip")
+def clamp(b: Builder, call: Call) -> Value:
+    """Clipping to numbers, on one side or both."""
+    bounds = [call.get(k) for k in ("min_val", "max_val", "min", "max") if call.get(k) is not None]
+    if not bounds or not all(isinstance(v, (int, float)) for v in bounds):
+        raise call.refuse("its limits are tensors.", "Clamp to numbers.")
+    return _plain(b, call, Slopes(0.0, 1.0))
+
+
+@rule("threshold")
+def threshold(b: Builder, call: Call) -> Value:
+    """``x`` above the threshold, a value below: continuous only if the two agree."""
+    if _number(call, "threshold") != _number(call, "value"):
+        raise call.refuse("it jumps at its threshold.", "Use a value equal to the threshold, or ReLU.")
+    return _plain(b, call, Slopes(0.0, 1.0))

@@ -1,0 +1,153 @@
+"""Affine layers with weights: linear, convolutions of every kind, BatchNorm in eval, matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipcert.graph.builder import Builder, Call, Value, rule
+from lipcert.graph.types import Live
+
+_BIAS_LAST: dict[str, int] = {"linear": 1}
+
+
+def _channel_view(value: Tensor, ndim: int) -> Tensor:
+    """A value for each channel (dimension 1), shaped to broadcast against a batch of ``ndim`` dimensions."""
+    return value.reshape(1, -1, *(1,) * (ndim - 2))
+
+
+def _bias(call: Call, ndim: int, channels_first: bool) -> Callable[[Live], Tensor] | None:
+    bias = call.get("bias")
+    if bias is None:
+        return None
+    return lambda live: _channel_view(live(bias), ndim) if channels_first else live(bias)
+
+
+@rule("linear")
+def linear(b: Builder, call: Call) -> Value:
+    """``y = W x + b`` along the last dimension."""
+    source = b.signal(call, "input")
+    return b.affine(
+        call,
+        [source],
+        lambda xs, cs: torch.nn.functional.linear(xs[0], cs[0]),
+        coefficients=[lambda live: live(call["weight"])],
+        offset=_bias(call, len(b.nodes[source].shape) + 1, channels_first=False),
+    )
+
+
+@rule(
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"
+)
+def convolution(b: Builder, call: Call) -> Value:
+    """A convolution or its transpose: torch's own operation without the bias."""
+    source = b.signal(call, "input")
+    weight_dims = call["weight"].meta["val"].ndim
+    if len(b.nodes[source].shape) + 1 != weight_dims:
+        raise call.refuse("its input has no batch dimension of its own.", "Give it (N, C, ...) input.")
+    rest: dict[str, Any] = {k: v for k, v in call.arguments.items() if k not in ("input", "weight", "bias")}
+    return b.affine(
+        call,
+        [source],
+        lambda xs, cs: call.target(input=xs[0], weight=cs[0], bias=None, **rest),  # type: ignore[operator]
+        coefficients=[lambda live: live(call["weight"])],
+        offset=_bias(call, weight_dims, channels_first=True),
+    )
+
+
+@rule("batch_norm")
+def batch_norm(b: Builder, call: Call) -> Value:
+    """BatchNorm with stored statistics: ``y = s·(x − μ) + b`` with ``s = w/√(σ² + eps)`` for each channel."""
+    source = b.signal(call, "input")
+    if call["training"] or call["running_mean"] is None or call["running_var"] is None:
+        raise call.refuse(
+            "it uses the statistics of the batch, so one sample changes the outputs of the others.",
+            "Use track_running_stats=True and eval mode.",
+        )
+    ndim = len(b.nodes[source].shape) + 1
+
+    def scale(live: Live) -> Tensor:
+        scale = torch.rsqrt(live(call["running_var"]) + call["eps"])
+        return _channel_view(scale if call["weight"] is None else scale * live(call["weight"]), ndim)
+
+    def offset(live: Live) -> Tensor:
+        shift = -scale(live) * _channel_view(live(call["running_mean"]), ndim)
+        return shift if call["bias"] is None else shift + _channel_view(live(call["bias"]), ndim)
+
+    return b.affine(call, [source], lambda xs, cs: xs[0] * cs[0], coefficients=[scale], offset=offset)
+
+
+@rule("matmul", "mm")
+def matmul(b: Builder, call: Call) -> Value:
+    """A product of a signal with a constant matrix on either side."""
+    right = call.get("other", call.get("mat2"))
+    x_first = b.is_signal(call["self"])
+    if x_first and b.is_signal(right):
+        raise call.refuse(
+            "it multiplies two signals, which has no global Lipschitz constant.",
+            "Dot-product attention cannot be bounded; use fixed mixing weights.",
+        )
+    matrix = right if x_first else call["self"]
+    source = b.signal(call, "self" if x_first else ("other" if "other" in call.arguments else "mat2"))
+    rank, dims = len(b.nodes[source].shape) + 1, matrix.meta["val"].ndim
+    if dims >= rank and not (x_first and dims == 2 and rank == 2):
+        b.check_constant(call, matrix, rank)
+    if not x_first and rank < 3:
+        raise call.refuse("it contracts the batch dimension.", "Write x @ W.T instead of W @ x.")
+    if x_first:
+        return b.affine(
+            call,
+            [source],
+            lambda xs, cs: torch.matmul(xs[0], cs[0]),  # type: ignore[arg-type]
+            coefficients=[lambda live: live(matrix)],
+        )
+    return b.affine(
+        call,
+        [source],
+        lambda xs, cs: torch.matmul(cs[0], xs[0]),  # type: ignore[arg-type]
+        coefficients=[lambda live: live(matrix)],
+    )
+
+
+@rule("addmm")
+def addmm(b: Builder, call: Call) -> Value:
+    """``β·bias + α·x W`` with a constant bias and matrix."""
+    source = b.signal(call, "mat1")
+    b.check_constant(call, call["self"], 2)
+    return b.affine(
+        call,
+        [source],
+        lambda xs, cs: xs[0] @ cs[0],
+        coefficients=[lambda live: live(call["mat2"]) * call["alpha"]],
+        offset=lambda live: live(call["self"]) * call["beta"],
+    )
+
+
+@rule("einsum")
+def einsum(b: Builder, call: Call) -> Value:
+    """An Einstein sum of one signal with constants, its batch letter kept first and used nowhere else."""
+    equation, operands = call["equation"].replace(" ", ""), list(call["tensors"])
+    signals = [i for i, operand in enumerate(operands) if b.is_signal(operand)]
+    if len(signals) != 1:
+        raise call.refuse("it multiplies two signals, which has no global Lipschitz constant.")
+    if "->" not in equation or "." in equation:
+        raise call.refuse("only explicit equations without '...' are read.", "Write 'bi,oi->bo'.")
+    left, result = equation.split("->")
+    terms = left.split(",")
+    which, batch = signals[0], terms[signals[0]][0]
+    if result[:1] != batch or any(batch in t for i, t in enumerate(terms) if i != which):
+        raise call.refuse("the batch letter must come first in the signal and the result, and only there.")
+    if terms[which].count(batch) != 1:
+        raise call.refuse("it takes a diagonal across the batch.")
+    source = b.values[operands[which]]
+    assert isinstance(source, int)
+    constants = [operand for i, operand in enumerate(operands) if i != which]
+
+    def apply(xs: Any, cs: Any) -> Tensor:
+        return torch.einsum(equation, *cs[:which], xs[0], *cs[which:])
+
+    getters = [lambda live, c=c: live(c) for c in constants]
+    return b.affine(call, [source], apply, coefficients=getters)

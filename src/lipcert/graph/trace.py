@@ -1,0 +1,183 @@
+"""From a module to a graph, and the proof by example that the graph is the module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+import lipcert.graph.rules as _rules
+from lipcert.errors import ModuleStateError, TraceError, UnsupportedError
+from lipcert.graph.aliases import check_in_place, module_path
+from lipcert.graph.builder import RULES, Builder, Call
+from lipcert.graph.capture import Capture, capture, in_eval_mode
+from lipcert.graph.rules.shape import getitem
+from lipcert.graph.types import Elementwise, Graph, VectorMap
+
+__all__ = ["check_mode", "trace"]
+
+_GETITEM = "getitem"
+
+
+def check_mode(module: nn.Module) -> None:
+    """Refuse a module in train mode: dropout and batch statistics make it another function at every call.
+
+    Raises:
+        ModuleStateError: naming the first submodule in train mode.
+    """
+    for name, m in module.named_modules():
+        if m.training:
+            where = f"submodule '{name}'" if name else "the module"
+            raise ModuleStateError(
+                f"{where} is in train mode, where dropout and BatchNorm do something else than in use. "
+                "Call module.eval() first."
+            )
+
+
+def _dependent(nodes: Sequence[fx.Node], source: fx.Node) -> set[fx.Node]:
+    """Everything that is computed from the input's values (sizes are not values)."""
+    found = {source}
+    for node in nodes:
+        if node.op != "call_function" or node.target is torch.ops.aten.sym_size.int:
+            continue
+        if any(n in found for n in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _needed(output: fx.Node) -> set[fx.Node]:
+    found, pending = set(), [output]
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending.extend(node.all_input_nodes)
+    return found
+
+
+def _build(recorded: Capture) -> Graph:
+    result = next(n for n in recorded.nodes if n.op == "output")
+    returned = result.args[0]
+    assert isinstance(returned, (tuple, list))
+    output = returned[0]
+    dependent = _dependent(recorded.nodes, recorded.input)
+    if not isinstance(output, fx.Node) or output not in dependent:
+        raise TraceError("the module's output does not depend on its input.")
+    check_in_place([n for n in recorded.nodes if n in dependent or n.op != "call_function"])
+    needed = _needed(output)
+    b = Builder(recorded.input)
+    for node in recorded.nodes:
+        if node is recorded.input or node not in dependent or node not in needed:
+            continue
+        if getattr(node.target, "__name__", "") == _GETITEM:
+            part = getitem(b, node)
+            if part is None:
+                raise UnsupportedError(
+                    str(node.args[0]), module_path(node), "its indices are used: they jump.", "Use the values only."
+                )
+            b.values[node] = part
+            continue
+        call = Call(node)
+        function = RULES.get(call.name)
+        if function is None:
+            raise UnsupportedError(
+                call.operation,
+                call.place,
+                "lipcert has no rule for this operation.",
+                "See docs/architecture.md, 'Adding a rule', or replace it by a supported layer.",
+            )
+        b.values[node] = function(b, call)
+    index = b.values[output]
+    if isinstance(index, tuple):
+        raise TraceError("the module returns several tensors.")
+    return Graph(tuple(b.nodes), index, recorded)
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    scale = max(float(a.abs().max()), float(b.abs().max()), torch.finfo(a.dtype).tiny)
+    return bool(((a - b).abs() <= tolerance * scale).all())
+
+
+def _check(graph: Graph, module: nn.Module) -> None:
+    """The graph must compute what the module computes, each sample by itself, within the claimed slopes."""
+    sample = graph.capture.sample
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(sample.dtype, 5e-2)
+    generator = torch.Generator().manual_seed(1)
+    for scale, shift in ((1.0, 0.0), (4.0, -2.0)):
+        x = (
+            torch.rand(sample.shape, generator=generator, dtype=torch.float64).to(sample) * scale + shift
+        )
+        with torch.no_grad(), in_eval_mode(module):
+            expected, single = module(x.clone()), module(x[:1].clone())
+            values = graph.forward(x)
+        if not _close(values[graph.output], expected, tolerance):
+            raise TraceError(
+                "the traced graph does not compute what the module computes (largest difference "
+                f"{float((values[graph.output] - expected).abs().max()):.3g}): its forward is random, or changes "
+                "state that it reads. If it is neither, please report this as a bug in lipcert."
+            )
+        if not _close(single, expected[:1], tolerance):
+            raise TraceError(
+                "the module's output for a sample depends on the other samples of the batch, so a per-sample "
+                "guarantee would be meaningless. Use BatchNorm with stored statistics, in eval mode."
+            )
+        _check_slopes(graph, values, tolerance)
+
+
+def _check_slopes(graph: Graph, values: list[Tensor], tolerance: float) -> None:
+    resolved = graph.resolve(values[0].dtype, values[0].device)
+    for node in graph.nonlinear:
+        z, a = values[node.inputs[0]], values[node.index]
+        dz, da = (z[1:] - z[:1]).double(), (a[1:] - a[:1]).double()
+        slack = tolerance * max(float(z.abs().max()), float(a.abs().max()), 1e-30)
+        if isinstance(node, Elementwise):
+            slopes = resolved.slopes[node.index]
+            gap = (da - slopes.centre * dz).abs() - slopes.radius * dz.abs()
+        else:
+            assert isinstance(node, VectorMap)
+            gap = da.flatten(1).norm(dim=1) - node.constant * dz.flatten(1).norm(dim=1)
+            slack *= max(1.0, a[0].numel() ** 0.5)
+        if bool((gap > slack).any()):
+            raise TraceError(
+                f"{node.describe()} is steeper than its rule claims. Please report this as a bug in lipcert."
+            )
+
+
+def trace(module: nn.Module, input_shape: Sequence[int], *, allow_train_mode: bool = False) -> Graph:
+    """Turn a module into a graph of affine maps and slope-bounded activations.
+
+    The graph comes from the module's real computation (``torch.export``), so functional calls and operators are
+    seen as well as layers. It is checked: at random inputs it must compute what the module computes.
+
+    Args:
+        module: any ``nn.Module`` in eval mode with one input and one output tensor, batch first.
+        input_shape: shape of one input, without the batch dimension.
+        allow_train_mode: trace the eval form of a module that is in train mode (used while training).
+
+    Raises:
+        UnsupportedError: an operation has no Lipschitz rule; says which, where, and what to use instead.
+        TraceError: the computation cannot be recorded, or the graph is not the module.
+        ModuleStateError: the module is in train mode, or holds a NaN or an infinity.
+        ShapeError: the module does not accept the shape.
+
+    Example:
+        >>> import torch
+        >>> class Residual(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.inner, self.outer = torch.nn.Linear(4, 8), torch.nn.Linear(8, 4)
+        ...     def forward(self, x):
+        ...         return x + self.outer(torch.relu(self.inner(x)))
+        >>> graph = trace(Residual().eval(), (4,))
+        >>> len(graph.nonlinear), graph.output_shape
+        (1, (4,))
+    """
+    assert _rules  # importing them registers them
+    if isinstance(module, nn.Module) and not allow_train_mode:
+        check_mode(module)
+    graph = _build(capture(module, tuple(input_shape)))
+    _check(graph, module)
+    return graph
+
+

@@ -1,0 +1,242 @@
+"""What a traced network is: affine maps, slope-bounded activations and Lipschitz vector maps in a DAG.
+
+Shapes here are those of one sample; every tensor that flows through a graph has one more dimension in front,
+the batch. Nothing in a graph is a number: weights are read from the live module each time a graph is resolved,
+so that a graph traced once follows the weights through training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lipcert.graph.capture import Capture
+
+__all__ = [
+    "Affine",
+    "Coefficient",
+    "Elementwise",
+    "Graph",
+    "InputNode",
+    "Live",
+    "Node",
+    "Nonlinear",
+    "Resolved",
+    "Slopes",
+    "VectorMap",
+]
+
+Coefficient: TypeAlias = Tensor | float
+"""A weight of an affine map. Each map is linear in its inputs *and* has non-negative structure in its
+coefficients, so that |coefficients| give the map of absolute values (used by rounding analysis)."""
+
+
+class Live(Protocol):
+    """Reads the present value of a weight, a buffer or an expression of them."""
+
+    def __call__(self, argument: Any) -> Any:
+        """The value of a graph argument that does not depend on the input."""
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """An elementwise function whose difference quotients lie in ``[lower, upper]``.
+
+    Both are numbers, or tensors that broadcast against one sample (a slope for each channel, say).
+    """
+
+    lower: Coefficient
+    upper: Coefficient
+
+    @property
+    def centre(self) -> Coefficient:
+        """``c = (α + β)/2``."""
+        return (self.lower + self.upper) / 2
+
+    @property
+    def radius(self) -> Coefficient:
+        """``r = (β − α)/2``."""
+        return (self.upper - self.lower) / 2
+
+    @property
+    def lipschitz(self) -> Coefficient:
+        """``max(|α|, |β|)``, the Lipschitz constant of the function."""
+        if isinstance(self.lower, Tensor) or isinstance(self.upper, Tensor):
+            lower, upper = torch.as_tensor(self.lower), torch.as_tensor(self.upper)
+            return torch.maximum(lower.abs(), upper.abs())
+        return max(abs(self.lower), abs(self.upper))
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One step of the computation; ``inputs`` are indices of earlier nodes."""
+
+    index: int
+    operation: str
+    place: str
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def describe(self) -> str:
+        """A short name for messages, such as ``aten.conv2d in 'features.0'``."""
+        return f"{self.operation} in '{self.place}'" if self.place else self.operation
+
+
+@dataclass(frozen=True, eq=False)
+class InputNode(Node):
+    """The network's input."""
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Node):
+    """``x ↦ apply(x, coefficients) + offset``; ``apply`` is linear in the tensors it is given."""
+
+    apply: Callable[[Sequence[Tensor], Sequence[Coefficient]], Tensor]
+    coefficients: tuple[Callable[[Live], Coefficient], ...] = ()
+    offset: Callable[[Live], Tensor] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Nonlinear(Node):
+    """A node at which the loop is opened: everything between two of them is affine."""
+
+    function: Callable[[Tensor, Live], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise(Nonlinear):
+    """A slope-bounded function applied to each entry."""
+
+    slopes: Callable[[Live], Slopes]
+
+
+@dataclass(frozen=True, eq=False)
+class VectorMap(Nonlinear):
+    """A map with ``‖f(z) − f(z')‖ ≤ constant·‖z − z'‖`` that is not elementwise (max pooling, sorting)."""
+
+    constant: float
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The numbers of a graph at one moment, in one dtype and on one device.
+
+    Attributes:
+        coefficients: for each node the coefficients of its affine map (empty for the others).
+        slopes: for each elementwise node, by index, its slopes.
+        live: reads further values (offsets, weights of activations).
+    """
+
+    coefficients: tuple[tuple[Coefficient, ...], ...]
+    slopes: dict[int, Slopes]
+    live: Live
+    dtype: torch.dtype
+    device: torch.device
+
+    def absolute(self) -> Resolved:
+        """The same numbers without their signs: the map ``|T|`` that bounds the rounding of ``T``."""
+        return Resolved(
+            tuple(tuple(_size(c) for c in cs) for cs in self.coefficients),
+            {i: Slopes(_size(s.centre) - s.radius, _size(s.centre) + s.radius) for i, s in self.slopes.items()},
+            self.live,
+            self.dtype,
+            self.device,
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor among the numbers, in a fixed order."""
+        found = [c for cs in self.coefficients for c in cs if isinstance(c, Tensor)]
+        found += [v for s in self.slopes.values() for v in (s.lower, s.upper) if isinstance(v, Tensor)]
+        return found
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Resolved:
+        """The same with its tensors replaced by others, in the order of :meth:`tensors`."""
+        rest = iter(tensors)
+
+        def take(value: Coefficient) -> Coefficient:
+            return next(rest) if isinstance(value, Tensor) else value
+
+        coefficients = tuple(tuple(take(c) for c in cs) for cs in self.coefficients)
+        slopes = {i: Slopes(take(s.lower), take(s.upper)) for i, s in self.slopes.items()}
+        return Resolved(coefficients, slopes, self.live, self.dtype, self.device)
+
+
+def _size(value: Coefficient) -> Coefficient:
+    return value.abs() if isinstance(value, Tensor) else abs(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A network as a DAG in topological order: the first node is the input, ``output`` the last of interest.
+
+    Example:
+        >>> import torch, lipcert
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)).eval()
+        >>> graph = lipcert.trace(net, (3,))
+        >>> [type(node).__name__ for node in graph.nodes]
+        ['InputNode', 'Affine', 'Elementwise', 'Affine']
+        >>> graph.input_shape, graph.output_shape
+        ((3,), (2,))
+    """
+
+    nodes: tuple[Node, ...]
+    output: int
+    capture: Capture
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return self.nodes[0].shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one output."""
+        return self.nodes[self.output].shape
+
+    @property
+    def nonlinear(self) -> tuple[Nonlinear, ...]:
+        """The K nodes at which the loop is opened, in order."""
+        return tuple(node for node in self.nodes if isinstance(node, Nonlinear))
+
+    def resolve(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Resolved:
+        """Read every weight now, cast to ``dtype`` and moved to ``device`` (by default as the module has them).
+
+        Parameters are cast *before* parametrisations and normalisation scales are computed from them, so a
+        float64 resolution is the real-arithmetic network of the stored weights. Autograd follows through.
+        """
+        live = self.capture.live(dtype, device)
+
+        def settle(value: Coefficient) -> Coefficient:
+            return value.to(dtype=live.dtype, device=live.device) if isinstance(value, Tensor) else value
+
+        coefficients = tuple(
+            tuple(settle(get(live)) for get in node.coefficients) if isinstance(node, Affine) else ()
+            for node in self.nodes
+        )
+        slopes = {n.index: n.slopes(live) for n in self.nodes if isinstance(n, Elementwise)}
+        slopes = {i: Slopes(settle(s.lower), settle(s.upper)) for i, s in slopes.items()}
+        return Resolved(coefficients, slopes, live, live.dtype, live.device)
+
+    def forward(self, x: Tensor, resolved: Resolved | None = None) -> list[Tensor]:
+        """The value of every node at a batch ``x`` of shape (N, *input_shape): the network itself, unrolled."""
+        values = self.resolve(x.dtype, x.device) if resolved is None else resolved
+        results: list[Tensor] = []
+        for node in self.nodes:
+            operands = [results[i] for i in node.inputs]
+            if isinstance(node, InputNode):
+                results.append(x)
+            elif isinstance(node, Affine):
+                out = node.apply(operands, values.coefficients[node.index])
+                if node.offset is not None:
+                    out = out + node.offset(values.live)
+                results.append(out)
+            elif isinstance(node, Nonlinear):
+                results.append(node.function(operands[0], values.live))
+            else:  # pragma: no cover - there are no other kinds
+                raise TypeError(f"unknown node kind {type(node).__name__}")
+        return results

@@ -1,0 +1,145 @@
+"""Models by name: one registered builder each."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from torch import nn
+
+from lipcert.errors import ConfigError
+from lipcert.models.normalize import Normalize
+
+__all__ = ["available", "build", "options_of", "register"]
+
+Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
+
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+_FIXED = ("input_shape", "num_classes")
+
+
+def register(name: str) -> Callable[[Builder], Builder]:
+    """Make a builder known by name: ``builder(*, input_shape, num_classes, **options) -> nn.Module``.
+
+    ``input_shape`` is without the batch dimension. The builder's further keyword arguments, each with a
+    default, are its options; it raises :class:`~lipcert.errors.ConfigError` for a value that does not fit.
+
+    Raises:
+        ConfigError: the name is taken by another builder.
+
+    >>> @register("example-linear")
+    ... def linear(*, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    ...     return nn.Sequential(nn.Flatten(), nn.Linear(input_shape[0], num_classes))
+    >>> build("example-linear", input_shape=(4,), num_classes=2)[1]
+    Linear(in_features=4, out_features=2, bias=True)
+    >>> del _BUILDERS["example-linear"]
+    """
+
+    def remember(builder: Builder) -> Builder:
+        if name in _BUILDERS:
+            raise ConfigError(f"a model '{name}' is registered already; choose another name")
+        _BUILDERS[name] = builder
+        return builder
+
+    return remember
+
+
+def available() -> list[str]:
+    """The names that :func:`build` knows, sorted.
+
+    >>> "4c3f" in available()
+    True
+    """
+    return sorted(_BUILDERS)
+
+
+def _hint(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean '{near[0]}'? " if near else ""
+
+
+def _builder(name: str) -> Callable[..., nn.Module]:
+    if name not in _BUILDERS:
+        names = available()
+        raise ConfigError(f"unknown model {name!r}; {_hint(str(name), names)}there are: {', '.join(names)}")
+    return _BUILDERS[name]
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The options of a model and their defaults.
+
+    Raises:
+        ConfigError: an unknown model.
+
+    >>> options_of("8c2f")
+    {'padding': 'code', 'activation': 'relu'}
+    """
+    parameters = inspect.signature(_builder(name)).parameters
+    return {key: p.default for key, p in parameters.items() if key not in _FIXED}
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def build(
+    name: str,
+    *,
+    input_shape: Sequence[int],
+    num_classes: int,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Build a model with fresh weights (drawn from torch's global generator).
+
+    Args:
+        name: one of :func:`available`.
+        input_shape: without the batch dimension: (C, H, W) for images.
+        num_classes: C ≥ 2 logits.
+        mean: with ``std``, makes the first layer a :class:`~lipcert.models.normalize.Normalize`; the model
+            then still takes the raw input in [0, 1], and radii are in its units.
+        std: see ``mean``.
+        options: the model's own, see :func:`options_of`.
+
+    Returns:
+        The model, in train mode, mapping (N, *input_shape) to (N, num_classes).
+
+    Raises:
+        ConfigError: an unknown name or option, or a value that does not fit.
+
+    >>> model = build("mlp", input_shape=(1, 8, 8), num_classes=10, widths=[32])
+    >>> [name for name, _ in model.named_children()]
+    ['flatten', 'fc1', 'act1', 'fc2']
+    """
+    builder = _builder(name)
+    known = list(options_of(name))
+    unknown = [key for key in options if key not in known]
+    if unknown:
+        hints = "".join(_hint(key, known) for key in unknown)
+        raise ConfigError(
+            f"model '{name}' has no option {', '.join(map(repr, unknown))}; {hints}"
+            f"there are: {', '.join(known) or 'none'}"
+        )
+    shape = tuple(input_shape)
+    if not shape or not all(_is_size(n) for n in shape):
+        raise ConfigError(f"input_shape must hold positive integers, without the batch; got {input_shape!r}")
+    if not _is_size(num_classes) or num_classes < 2:
+        raise ConfigError(f"num_classes must be an integer of at least 2; got {num_classes!r}")
+    if (mean is None) != (std is None):
+        raise ConfigError("normalisation needs both mean and std (or neither)")
+    model = builder(input_shape=shape, num_classes=num_classes, **options)
+    if mean is None or std is None:
+        return model
+    first = Normalize(mean, std, trailing=len(shape) - 1)
+    if first.channels not in (1, shape[0]):
+        raise ConfigError(
+            f"normalisation is for {first.channels} channels, the input {shape} has {shape[0]}: "
+            "give one number, or one for each channel"
+        )
+    # One flat Sequential: the names of the layers are the same with normalisation and without.
+    rest = model.named_children() if type(model) is nn.Sequential else [("net", model)]
+    return nn.Sequential(OrderedDict([("normalize", first), *rest]))
