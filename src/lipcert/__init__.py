@@ -1,7 +1,28 @@
-"""Provably robust neural networks: Lipschitz bounds, certified radii, certified training."""
+"""Provably robust neural networks: Lipschitz bounds, certified radii, certified training.
+
+>>> import lipcert
+>>> sorted(lipcert.__all__)[:4]
+['Bound', 'CertifiedRadii', 'Estimate', 'EstimatedRadii']
+"""
 
 from __future__ import annotations
 
+from lipcert.bounds import Bound, Estimate, UpperBound, lipschitz
+from lipcert.certify import CertifiedRadii, EstimatedRadii, Radii, certify
+from lipcert.errors import LipcertError
 from lipcert.graph import Graph, trace
 
-__all__ = ["Graph", "trace"]
+__all__ = [
+    "Bound",
+    "CertifiedRadii",
+    "Estimate",
+    "EstimatedRadii",
+    "Graph",
+    "LipcertError",
+    "Radii",
+    "UpperBound",
+    "certify",
+    "lipschitz",
+    "trace",
+]
+__version__ = "0.1.0"

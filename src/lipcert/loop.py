@@ -17,6 +17,7 @@ k is ``A_kj``. Source: Fazlyab et al., NeurIPS 2023, §3; the scaling of w_j by 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,9 +70,7 @@ def _gather(wanted: Sequence[int], present: Sequence[int], groups: Sequence[Grou
         start, rows = starts.get(g), groups[g].rows
         if runs:
             last, count = runs[-1]
-            if (start is None and last is None) or (
-                start is not None and last is not None and last + count == start
-            ):
+            if (start is None and last is None) or (start is not None and last is not None and last + count == start):
                 runs[-1] = (last, count + rows)
                 continue
         runs.append((start, rows))
@@ -125,6 +124,12 @@ class LoopMap:
         self._number = {node.index: k for k, node in enumerate(self.nonlinear, start=1)}
         self._reach = [self._reachable(j) for j in range(self.depth + 1)]
         self._need = [set[int]()] + [self._needed(k) for k in range(1, self.depth + 2)]
+
+    def at(self, resolved: Resolved) -> LoopMap:
+        """The same map at other numbers of the same graph; plans made for one serve the other."""
+        other = copy.copy(self)
+        other.resolved = resolved
+        return other
 
     # --- shapes and structure -----------------------------------------------------------------------------
     def source_shape(self, j: int) -> tuple[int, ...]:
@@ -198,12 +203,10 @@ class LoopMap:
                 injected = tuple(g for g in active if number in groups[g].sources)
                 present = before.active if before is not None and self._passes(node) else ()
                 carried = tuple(g for g in active if g in present)
-                gathers = (_gather(carried, present, groups),) if carried else ()
-                steps[node.index] = _Step(active, gathers, injected, carried)
+                own = (_gather(carried, present, groups),) if carried else ()
+                steps[node.index] = _Step(active, own, injected, carried)
             else:
-                gathers = tuple(
-                    _gather(active, steps[i].active if i in steps else (), groups) for i in node.inputs
-                )
+                gathers = tuple(_gather(active, steps[i].active if i in steps else (), groups) for i in node.inputs)
                 steps[node.index] = _Step(active, gathers)
         return Plan(tuple(groups), steps)
 

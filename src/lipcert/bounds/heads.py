@@ -60,9 +60,7 @@ def _rows(loop: LoopMap, start: int, stop: int) -> dict[int, Tensor]:
     widest = max(math.prod(node.shape) for node in loop.graph.nodes)
     step = max(1, min(256, 2**25 // widest))
     target, sources = loop.depth + 1, range(loop.depth + 1)
-    parts = [
-        adjoint_rows(loop, target, sources, i, min(i + step, stop)) for i in range(start, stop, step)
-    ]
+    parts = [adjoint_rows(loop, target, sources, i, min(i + step, stop)) for i in range(start, stop, step)]
     return {j: torch.cat([p[j] for p in parts]) for j in parts[0]}
 
 

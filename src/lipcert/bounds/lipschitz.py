@@ -74,9 +74,7 @@ def lipschitz(
         [[0.0, 1.4142], [1.4142, 0.0]]
     """
     graph = trace(module, input_shape)
-    return graph_bound(
-        graph, method=method, scope=scope, guarantee=guarantee, dense_limit=dense_limit, seed=seed
-    )
+    return graph_bound(graph, method=method, scope=scope, guarantee=guarantee, dense_limit=dense_limit, seed=seed)
 
 
 def graph_bound(
@@ -89,8 +87,12 @@ def graph_bound(
     seed: int = 0,
 ) -> Bound:
     """:func:`lipschitz` of a network that is traced already, at its present weights."""
-    for name, value, kind in (("method", method, Method), ("scope", scope, Scope), ("guarantee", guarantee, Guarantee)):
-        _one_of(name, value, get_args(kind))
+    for name, given, kind in (
+        ("method", method, Method),
+        ("scope", scope, Scope),
+        ("guarantee", guarantee, Guarantee),
+    ):
+        _one_of(name, given, get_args(kind))
     if scope != "global" and len(graph.output_shape) != 1:
         raise ShapeError(
             f"scope={scope!r} needs an output of logits, one number a class; this module's has shape "
@@ -102,9 +104,7 @@ def graph_bound(
         upper = guarantee == "upper"
 
         def norms(pairs: list[Pair]) -> dict[Pair, Tensor]:
-            return (
-                upper_norms(loop, pairs, limit=dense_limit) if upper else estimate_norms(loop, pairs, seed=seed)
-            )
+            return upper_norms(loop, pairs, limit=dense_limit) if upper else estimate_norms(loop, pairs, seed=seed)
 
         last = loop.depth + 1
         if scope == "global":
@@ -122,5 +122,3 @@ def graph_bound(
     if not bool(torch.isfinite(value).all()):
         raise BoundError("the bound is not finite: the weights are so large that it overflows float64.")
     return (UpperBound if upper else Estimate)(value, method, scope)
-
-

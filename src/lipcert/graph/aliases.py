@@ -16,7 +16,12 @@ from lipcert.errors import UnsupportedError
 __all__ = ["check_in_place", "is_in_place"]
 
 # Return their argument itself in eval mode, though their schema does not say so.
-_PASS_THROUGH = ("aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::feature_alpha_dropout")
+_PASS_THROUGH = (
+    "aten::dropout",
+    "aten::feature_dropout",
+    "aten::alpha_dropout",
+    "aten::feature_alpha_dropout",
+)
 
 
 def _schema(node: fx.Node) -> torch._C.FunctionSchema | None:
@@ -33,13 +38,13 @@ def _aliased(node: fx.Node) -> list[fx.Node]:
     """Arguments whose memory the result may share."""
     schema = _schema(node)
     if schema is None:  # getitem of a tuple: shares memory with what made the tuple
-        return [a for a in node.all_input_nodes] if node.op == "call_function" else []
+        return list(node.all_input_nodes) if node.op == "call_function" else []
     if schema.name in _PASS_THROUGH or schema.name.startswith("aten::rrelu"):
         return list(node.all_input_nodes[:1])
     shared = []
     for argument, value in zip(schema.arguments, node.args, strict=False):
         if argument.alias_info is not None:
-            shared += [v for v in ([value] if isinstance(value, fx.Node) else [])]
+            shared += [value] if isinstance(value, fx.Node) else []
     return shared
 
 
@@ -68,9 +73,7 @@ def check_in_place(nodes: Sequence[fx.Node]) -> None:
             if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node)
         }
         before = {m for w in written for m in group[w] if position[m] < position[node]}
-        stale = [
-            user for m in before for user in m.users if position[user] > position[node] and user is not node
-        ]
+        stale = [user for m in before for user in m.users if position[user] > position[node] and user is not node]
         if stale or not node.users:
             raise UnsupportedError(
                 str(node.target),

@@ -40,7 +40,8 @@ class Call:
     def __init__(self, node: fx.Node) -> None:
         self.node, self.place = node, module_path(node)
         self.name = str(node.target)
-        self.operation, self.target = self.name, node.target
+        self.operation = self.name
+        self.target: Any = node.target
         self.arguments: dict[str, Any] = {}
         schema = getattr(node.target, "_schema", None)
         if schema is None:
@@ -123,9 +124,7 @@ class Builder:
                 "Keep the batch first and treat each sample alone.",
             )
         if not value.is_floating_point():
-            raise call.refuse(
-                f"its result is of {value.dtype}: a piecewise constant map has no Lipschitz constant."
-            )
+            raise call.refuse(f"its result is of {value.dtype}: a piecewise constant map has no Lipschitz constant.")
         try:
             return tuple(int(n) for n in value.shape[1:])
         except Exception as error:
@@ -173,9 +172,7 @@ class Builder:
         shape = self.shape_of(call) if shape is None else shape
         return self._add(
             self._key(call, inputs, ("affine", part)),
-            lambda i: Affine(
-                i, call.operation, call.place, tuple(inputs), shape, apply, tuple(coefficients), offset
-            ),
+            lambda i: Affine(i, call.operation, call.place, tuple(inputs), shape, apply, tuple(coefficients), offset),
         )
 
     def elementwise(

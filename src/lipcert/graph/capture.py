@@ -58,9 +58,7 @@ def check_state(module: nn.Module) -> None:
 
 
 def _sample(module: nn.Module, input_shape: tuple[int, ...], batch: int) -> Tensor:
-    reference = next(
-        (p for p in [*module.parameters(), *module.buffers()] if p.is_floating_point()), torch.zeros(())
-    )
+    reference = next((p for p in [*module.parameters(), *module.buffers()] if p.is_floating_point()), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
     x = torch.rand((batch, *input_shape), generator=generator, dtype=torch.float64)
     return x.to(dtype=reference.dtype, device=reference.device)
@@ -134,6 +132,7 @@ class LiveValues(Live):
             node.op == "call_function"
             and node.target is torch.ops.aten.sym_size.int
             and node.args[0] is self._source.input
+            and isinstance(node.args[1], int)
             and node.args[1] == 0
         )
 
@@ -197,9 +196,7 @@ def capture(module: nn.Module, input_shape: tuple[int, ...]) -> Capture:
     if not isinstance(module, nn.Module):
         raise TraceError(f"expected a torch.nn.Module, got {type(module).__name__}")
     if not input_shape or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in input_shape):
-        raise ShapeError(
-            f"input_shape must hold positive integers, without the batch dimension; got {input_shape!r}"
-        )
+        raise ShapeError(f"input_shape must hold positive integers, without the batch dimension; got {input_shape!r}")
     check_state(module)
     with in_eval_mode(module):
         x = _sample(module, input_shape, batch=3)

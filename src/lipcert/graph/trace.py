@@ -74,7 +74,10 @@ def _build(recorded: Capture) -> Graph:
             part = getitem(b, node)
             if part is None:
                 raise UnsupportedError(
-                    str(node.args[0]), module_path(node), "its indices are used: they jump.", "Use the values only."
+                    str(node.args[0]),
+                    module_path(node),
+                    "its indices are used: they jump.",
+                    "Use the values only.",
                 )
             b.values[node] = part
             continue
@@ -105,9 +108,7 @@ def _check(graph: Graph, module: nn.Module) -> None:
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(sample.dtype, 5e-2)
     generator = torch.Generator().manual_seed(1)
     for scale, shift in ((1.0, 0.0), (4.0, -2.0)):
-        x = (
-            torch.rand(sample.shape, generator=generator, dtype=torch.float64).to(sample) * scale + shift
-        )
+        x = torch.rand(sample.shape, generator=generator, dtype=torch.float64).to(sample) * scale + shift
         with torch.no_grad(), in_eval_mode(module):
             expected, single = module(x.clone()), module(x[:1].clone())
             values = graph.forward(x)
@@ -179,5 +180,3 @@ def trace(module: nn.Module, input_shape: Sequence[int], *, allow_train_mode: bo
     graph = _build(capture(module, tuple(input_shape)))
     _check(graph, module)
     return graph
-
-

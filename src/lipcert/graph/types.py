@@ -37,7 +37,10 @@ coefficients, so that |coefficients| give the map of absolute values (used by ro
 
 
 class Live(Protocol):
-    """Reads the present value of a weight, a buffer or an expression of them."""
+    """Reads the present value of a weight, a buffer or an expression of them, in one dtype and on one device."""
+
+    dtype: torch.dtype
+    device: torch.device
 
     def __call__(self, argument: Any) -> Any:
         """The value of a graph argument that does not depend on the input."""

@@ -78,11 +78,12 @@ def block(loop: LoopMap, pair: Pair) -> Tensor:
     """The explicit matrix A_kj (or its transpose, whichever has fewer rows)."""
     k, j = pair
     n_in, n_out = math.prod(loop.source_shape(j)), math.prod(loop.target_shape(k))
-    step, parts = _chunk(loop), []
+    step = _chunk(loop)
     if n_out <= n_in:
-        for start in range(0, n_out, step):
-            parts.append(adjoint_rows(loop, k, [j], start, min(start + step, n_out))[j])
+        starts = range(0, n_out, step)
+        parts = [adjoint_rows(loop, k, [j], start, min(start + step, n_out))[j] for start in starts]
     else:
+        parts = []
         for start in range(0, n_in, step):
             stop = min(start + step, n_in)
             plan = loop.plan([Group(stop - start, frozenset({j}), frozenset({k}))])

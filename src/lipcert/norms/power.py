@@ -23,9 +23,7 @@ def normalised(value: Tensor) -> tuple[Tensor, Tensor]:
     return value / norms.clamp_min(torch.finfo(value.dtype).tiny).reshape(shape), norms
 
 
-def random_seeds(
-    loop: LoopMap, pairs: Iterable[Pair], *, seed: int, rows: int = 1
-) -> dict[Pair, Tensor]:
+def random_seeds(loop: LoopMap, pairs: Iterable[Pair], *, seed: int, rows: int = 1) -> dict[Pair, Tensor]:
     """A Gaussian start of unit norm for each block, the same for the same seed on every device."""
     generator = torch.Generator().manual_seed(seed)
     starts = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,10 @@ def _broadcast(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _scaled(x: Tensor, factor: Coefficient) -> Tensor:
     return x if isinstance(factor, float) and factor == 1.0 else x * factor
+
+
+def _constant(value: float) -> Callable[[Live], Coefficient]:
+    return lambda live: value
 
 
 def _sum(b: Builder, call: Call, left: Any, right: Any, p: float, q: float) -> Value:
@@ -39,13 +44,13 @@ def _sum(b: Builder, call: Call, left: Any, right: Any, p: float, q: float) -> V
 
     def offset(live: Live) -> Tensor:
         value, factor = constants[0]
-        return torch.as_tensor(live(value), dtype=live.dtype, device=live.device) * factor  # type: ignore[attr-defined]
+        return torch.as_tensor(live(value), dtype=live.dtype, device=live.device) * factor
 
     return b.affine(
         call,
         inputs,
         apply,
-        coefficients=[lambda _, f=factor: f for _, factor in signals],
+        coefficients=[_constant(factor) for _, factor in signals],
         offset=offset if constants else None,
         shape=shape,
     )
@@ -78,9 +83,7 @@ def rsub(b: Builder, call: Call) -> Value:
 @rule("neg", "negative")
 def neg(b: Builder, call: Call) -> Value:
     """``−x``."""
-    return b.affine(
-        call, [b.signal(call, "self")], lambda xs, cs: xs[0] * cs[0], coefficients=[lambda _: -1.0]
-    )
+    return b.affine(call, [b.signal(call, "self")], lambda xs, cs: xs[0] * cs[0], coefficients=[lambda _: -1.0])
 
 
 def _scale(b: Builder, call: Call, signal: str, constant: Any, inverse: bool) -> Value:
@@ -116,9 +119,7 @@ def div(b: Builder, call: Call) -> Value:
     if call.get("rounding_mode") is not None:
         raise call.refuse("rounding is not continuous.")
     if not b.is_signal(call["self"]) or b.is_signal(call["other"]):
-        raise call.refuse(
-            "division by a signal has no global Lipschitz constant.", "Divide by a constant only."
-        )
+        raise call.refuse("division by a signal has no global Lipschitz constant.", "Divide by a constant only.")
     return _scale(b, call, "self", call["other"], inverse=True)
 
 
@@ -129,7 +130,5 @@ def reduce(b: Builder, call: Call) -> Value:
     ndim = len(b.nodes[source].shape) + 1
     dims = call.get("dim")
     if dims is None or not list(dims) or any(d % ndim == 0 for d in dims):
-        raise call.refuse(
-            "it reduces over the batch.", "Name the dimensions, without the first: x.mean((2, 3))."
-        )
+        raise call.refuse("it reduces over the batch.", "Name the dimensions, without the first: x.mean((2, 3)).")
     return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0], dtype=None))

@@ -11,8 +11,6 @@ from torch import Tensor
 from lipcert.graph.builder import Builder, Call, Value, rule
 from lipcert.graph.types import Live
 
-_BIAS_LAST: dict[str, int] = {"linear": 1}
-
 
 def _channel_view(value: Tensor, ndim: int) -> Tensor:
     """A value for each channel (dimension 1), shaped to broadcast against a batch of ``ndim`` dimensions."""
@@ -33,15 +31,13 @@ def linear(b: Builder, call: Call) -> Value:
     return b.affine(
         call,
         [source],
-        lambda xs, cs: torch.nn.functional.linear(xs[0], cs[0]),
+        lambda xs, cs: torch.nn.functional.linear(xs[0], torch.as_tensor(cs[0])),
         coefficients=[lambda live: live(call["weight"])],
         offset=_bias(call, len(b.nodes[source].shape) + 1, channels_first=False),
     )
 
 
-@rule(
-    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"
-)
+@rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution")
 def convolution(b: Builder, call: Call) -> Value:
     """A convolution or its transpose: torch's own operation without the bias."""
     source = b.signal(call, "input")
@@ -52,7 +48,7 @@ def convolution(b: Builder, call: Call) -> Value:
     return b.affine(
         call,
         [source],
-        lambda xs, cs: call.target(input=xs[0], weight=cs[0], bias=None, **rest),  # type: ignore[operator]
+        lambda xs, cs: call.target(input=xs[0], weight=cs[0], bias=None, **rest),
         coefficients=[lambda live: live(call["weight"])],
         offset=_bias(call, weight_dims, channels_first=True),
     )

@@ -53,9 +53,7 @@ def max_pool(b: Builder, call: Call) -> Value:
     padding, dilation = _spread(call["padding"], dims), _spread(call["dilation"], dims)
     count = math.prod(
         _times_seen(*sizes)
-        for sizes in zip(
-            b.nodes[source].shape[-dims:], shape[-dims:], kernel, stride, padding, dilation, strict=True
-        )
+        for sizes in zip(b.nodes[source].shape[-dims:], shape[-dims:], kernel, stride, padding, dilation, strict=True)
     )
 
     def function(z: Tensor, live: Live) -> Tensor:

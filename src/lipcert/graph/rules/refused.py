@@ -19,7 +19,10 @@ _LOGITS = (
     "no global Lipschitz constant.",
 )
 _POWER = ("its slope is unbounded.", "Use an activation with bounded slopes, such as ReLU or tanh.")
-_RECURRENT = ("recurrent cells multiply gates.", "Unroll a cell of linear maps and tanh or ReLU for a fixed length.")
+_RECURRENT = (
+    "recurrent cells multiply gates.",
+    "Unroll a cell of linear maps and tanh or ReLU for a fixed length.",
+)
 
 REFUSED: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm",

@@ -84,16 +84,12 @@ def pieces(b: Builder, call: Call) -> Value:
     source = b.signal(call, "self")
     _not_batch(b, call, source, call.get("dim", 0))
     metas = call.node.meta["val"]
-    return tuple(
-        b.affine(
-            call,
-            [source],
-            lambda xs, cs, i=i: call.run(self=xs[0])[i],
-            shape=b.shape_of(call, metas[i]),
-            part=i,
-        )
-        for i in range(len(metas))
-    )
+
+    def piece(i: int) -> int:
+        shape = b.shape_of(call, metas[i])
+        return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0])[i], shape=shape, part=i)
+
+    return tuple(piece(i) for i in range(len(metas)))
 
 
 @rule("cat", "concat", "concatenate", "stack")
@@ -120,8 +116,7 @@ def join(b: Builder, call: Call) -> Value:
         rest = iter(xs)
         rows = xs[0]
         parts = [
-            next(rest) if s else rows.new_zeros((rows.shape[0], *z))
-            for s, z in zip(is_signal, blank, strict=True)
+            next(rest) if s else rows.new_zeros((rows.shape[0], *z)) for s, z in zip(is_signal, blank, strict=True)
         ]
         return combine(parts, dim=dim)
 

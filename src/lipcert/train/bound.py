@@ -1,0 +1,281 @@
+"""The Lipschitz bound inside a training step: one pass of a few rows, made during the backward pass.
+
+A loss needs the value of the bound and, after its own backward pass, the gradient of the bound in the weights,
+weighted by ``G = ∂loss/∂L``. :class:`TrainingBound` returns the value that the last step computed, and does all
+its work when autograd hands it G. One forward and one backward pass of a handful of rows then gives
+
+* the norms ``s_kj = ‖A_kj u_kj‖`` of the blocks at the present weights, u_kj being the leading vectors so far;
+* the gradient of the loss in the weights through the bound, u_kj held fixed (no differentiating through power
+  iterations: ∂‖A‖ = vᵀ(∂A)u);
+* the next leading vectors: the gradient in u_kj is a positive multiple of Aᵀ(Au), one power iteration for free;
+* the rows ``p_aj = A_yjᵀe_a`` of the head, exactly: they are the gradient in what is injected to differentiate
+  the head, as the head is linear in it.
+
+So the bound that a loss sees is one step old, which at training's step sizes is far below the bound's own error.
+With ``every = n`` the pass is made in every n-th step, and its gradient is used again in between, scaled to the
+size of the present G.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lipcert.bounds.recursion import combine, hidden_bounds, hidden_pairs
+from lipcert.bounds.result import Method, Scope
+from lipcert.errors import BoundError, ShapeError
+from lipcert.graph import trace
+from lipcert.graph.types import Resolved
+from lipcert.loop import Group, LoopMap, Pair
+from lipcert.norms.power import normalised, random_seeds
+
+__all__ = ["TrainingBound"]
+
+
+class TrainingBound(nn.Module):
+    """A differentiable Lipschitz estimate that stays warm from step to step. Not a certificate.
+
+    Args:
+        module: the network that is trained; its eval form is bounded, in train mode too.
+        input_shape: shape of one input, without the batch dimension.
+        method: ``"liplt"`` or ``"product"``.
+        scope: ``"global"`` gives L of shape (), ``"class"`` (C,), ``"pairwise"`` (C, C).
+        every: make the pass in every n-th backward pass only.
+        warmup: power iterations at construction.
+        seed: of their start.
+
+    All state is in buffers, so ``.to()``, ``state_dict()`` and resuming carry it.
+
+    Example:
+        Three lines in a loop of one's own:
+
+        >>> import torch
+        >>> from lipcert.train import TrainingBound, crm_loss
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x, y = torch.rand(16, 3), torch.randint(2, (16,))
+        >>> bound = TrainingBound(net, (3,))                                              # once
+        >>> loss = crm_loss(net(x), y, bound(), temperature=5, radius_cap=0.5, weight=1)  # each step
+        >>> loss.backward()
+    """
+
+    value: Tensor
+    norms: Tensor
+    counter: Tensor
+
+    def __init__(
+        self,
+        module: nn.Module,
+        input_shape: Sequence[int],
+        *,
+        method: Method = "liplt",
+        scope: Scope = "pairwise",
+        every: int = 1,
+        warmup: int = 30,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if every < 1 or warmup < 1:
+            raise BoundError(f"every and warmup must be at least 1; got {every} and {warmup}.")
+        graph = trace(module, input_shape, allow_train_mode=True)
+        if scope != "global" and len(graph.output_shape) != 1:
+            raise ShapeError(f"scope={scope!r} needs an output of logits; this one's shape is {graph.output_shape}.")
+        self.graph, self.scope, self.every = graph, scope, every
+        with torch.no_grad():
+            self._loop = LoopMap(graph, graph.resolve(), centred=method == "liplt")
+        loop, last = self._loop, self._loop.depth + 1
+        pairs = loop.pairs() if scope == "global" else hidden_pairs(loop)
+        self.pairs: list[Pair] = sorted(pairs, key=lambda pair: (pair[1], -pair[0]))
+        self.heads = [] if scope == "global" else [j for j in range(last) if loop.connected(last, j)]
+        groups = [Group(1, frozenset({j}), frozenset({k})) for k, j in self.pairs]
+        if self.heads:
+            groups.append(Group(graph.output_shape[0], frozenset(self.heads), frozenset({last})))
+        self._plan = loop.plan(groups)
+        self._create_state(seed)
+        for _ in range(warmup):
+            self._power_step()
+
+    def _create_state(self, seed: int) -> None:
+        loop, resolved = self._loop, self._loop.resolved
+        starts = random_seeds(loop, self.pairs, seed=seed)
+        for j in sorted({j for _, j in self.pairs}):
+            rows = torch.cat([starts[p] for p in self.pairs if p[1] == j])
+            self.register_buffer(f"vectors_{j}", rows)
+        classes = self.graph.output_shape[0]
+        for j in self.heads:
+            empty = torch.zeros((classes, *loop.source_shape(j)), dtype=resolved.dtype, device=resolved.device)
+            self.register_buffer(f"rows_{j}", empty)
+        shape = {"global": (), "class": (classes,), "pairwise": (classes, classes)}[self.scope]
+        zeros = resolved.coefficients and torch.zeros((), dtype=resolved.dtype, device=resolved.device)
+        assert isinstance(zeros, Tensor)
+        self.register_buffer("norms", zeros.new_zeros(len(self.pairs)))
+        self.register_buffer("value", zeros.new_zeros(shape))
+        self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
+        if self.every > 1:
+            for i, tensor in enumerate(resolved.tensors()):
+                self.register_buffer(f"stale_{i}", torch.zeros_like(tensor))
+            self.register_buffer("stale_size", zeros.new_zeros(()))
+
+    # --- the formula ------------------------------------------------------------------------------------
+    def _formula(self, norms: Tensor, rows: dict[int, Tensor]) -> Tensor:
+        """The bound from the norms of the hidden blocks and the rows of the head."""
+        loop, last = self._loop, self._loop.depth + 1
+        known = dict(zip(self.pairs, norms.unbind(), strict=True))
+        hidden = hidden_bounds(loop, {p: n for p, n in known.items() if p[0] != last})
+        hidden = {k: m.to(norms) for k, m in hidden.items()}
+        if self.scope == "global":
+            final = {j: known[last, j] for j in range(last) if (last, j) in known}
+        elif self.scope == "class":
+            final = {j: r.flatten(1).norm(dim=1) for j, r in rows.items()}
+        else:
+            final = {j: _distances(r.flatten(1)) for j, r in rows.items()}
+        return combine(final, hidden, torch.zeros_like(next(iter(final.values()))))
+
+    def _vectors(self) -> dict[int, Tensor]:
+        return {j: self.get_buffer(f"vectors_{j}") for j in sorted({j for _, j in self.pairs})}
+
+    def _rows(self) -> dict[int, Tensor]:
+        return {j: self.get_buffer(f"rows_{j}") for j in self.heads}
+
+    # --- the pass ---------------------------------------------------------------------------------------
+    def _pass(
+        self, resolved: Resolved, leaves: Sequence[Tensor], weights: Tensor, injected: dict[int, Tensor]
+    ) -> list[Tensor | None]:
+        """One forward and backward pass; updates the state, returns the gradients in ``leaves``.
+
+        Args:
+            weights: ∂/∂s for each block; where it is 0 the block's vector is left as it is.
+            injected: for each source of the head ∂/∂p, which is what to inject there.
+        """
+        loop, last = self._loop.at(resolved), self._loop.depth + 1
+        with torch.enable_grad():
+            vectors = {j: v.detach().requires_grad_() for j, v in self._vectors().items()}
+            injected = {j: v.detach().requires_grad_() for j, v in injected.items()}
+            place = dict.fromkeys(vectors, 0)
+            seeds: dict[tuple[int, int], Tensor] = {}
+            for g, (_, j) in enumerate(self.pairs):
+                seeds[g, j] = vectors[j].narrow(0, place[j], 1)
+                place[j] += 1
+            head = len(self.pairs)
+            seeds.update({(head, j): v for j, v in injected.items()})
+            out = loop.run(self._plan, seeds)
+            total = weights.new_zeros(())
+            if self.pairs:
+                norms = torch.cat([out[g, k].flatten(1).norm(dim=1) for g, (k, _) in enumerate(self.pairs)])
+                total = total + (norms * weights).sum()
+            if self.heads:
+                total = total + out[head, last].diagonal().sum()
+            wanted = [*leaves, *vectors.values(), *injected.values()]
+            gradients = list(torch.autograd.grad(total, wanted, allow_unused=True))
+        found = iter(gradients[len(leaves) :])
+        with torch.no_grad():
+            at = 0
+            for v in vectors.values():
+                gradient = next(found)
+                count = len(v)
+                if gradient is not None:
+                    size = weights[at : at + count].sign().reshape(-1, *(1,) * (v.ndim - 1))
+                    direction, length = normalised(gradient * size)
+                    moved = (length > 0).reshape(size.shape)
+                    v.data.copy_(torch.where(moved, direction, v))
+                at += count
+            for j in injected:
+                gradient = next(found)
+                if gradient is not None:
+                    self.get_buffer(f"rows_{j}").copy_(gradient)
+            if self.pairs:
+                self.norms.copy_(norms.detach())
+            self.value.copy_(self._formula(self.norms, self._rows()))
+        return gradients[: len(leaves)]
+
+    def _power_step(self) -> None:
+        """Improve vectors and rows at the present weights without a gradient."""
+        with torch.no_grad():
+            resolved = self.graph.resolve(self.value.dtype, self.value.device)
+        resolved = resolved.with_tensors([t.detach() for t in resolved.tensors()])
+        self._pass(
+            resolved,
+            [],
+            torch.ones_like(self.norms),
+            {j: torch.zeros_like(r) for j, r in self._rows().items()},
+        )
+
+    def refresh(self, iterations: int = 1) -> Tensor:
+        """Bring the state up to the present weights by power iterations; returns the value, no gradient."""
+        for _ in range(iterations):
+            self._power_step()
+        return self.value.clone()
+
+    def deferred(self, resolved: Resolved, tensors: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:
+        """What happens in the backward pass: from G to the gradients of the weights' coefficients."""
+        turn = int(self.counter) % self.every
+        self.counter += 1
+        size = cotangent.abs().sum()
+        if turn:
+            scale = size / self.get_buffer("stale_size").clamp_min(torch.finfo(size.dtype).tiny)
+            scale = torch.where(self.get_buffer("stale_size") > 0, scale, torch.zeros_like(scale))
+            return [t if t is None else self.get_buffer(f"stale_{i}") * scale for i, t in enumerate(tensors)]
+        with torch.enable_grad():
+            norms = self.norms.detach().requires_grad_()
+            rows = {j: r.detach().requires_grad_() for j, r in self._rows().items()}
+            value = self._formula(norms, rows)
+            inputs = [norms, *rows.values()]
+            weighted = torch.autograd.grad(value, inputs, cotangent.to(value.dtype), allow_unused=True)
+        settled = [torch.zeros_like(t) if g is None else g for t, g in zip(inputs, weighted, strict=True)]
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        if not bool(size > 0):  # nothing vulnerable in this batch: keep the vectors warm, touch no weight
+            self._pass(
+                resolved.with_tensors(leaves),
+                [],
+                torch.ones_like(norms),
+                dict(zip(rows, settled[1:], strict=True)),
+            )
+            gradients: list[Tensor | None] = [torch.zeros_like(t) for t in leaves]
+        else:
+            gradients = self._pass(
+                resolved.with_tensors(leaves), leaves, settled[0], dict(zip(rows, settled[1:], strict=True))
+            )
+        if self.every > 1:
+            self.get_buffer("stale_size").copy_(size)
+            for i, g in enumerate(gradients):
+                stale = self.get_buffer(f"stale_{i}")
+                stale.zero_() if g is None else stale.copy_(g)
+        return gradients
+
+    def forward(self) -> Tensor:
+        """The bound, of shape (), (C,) or (C, C); differentiable in the weights, one step old."""
+        if not torch.is_grad_enabled():
+            return self.value.clone()
+        with torch.autocast(self.value.device.type, enabled=False):
+            resolved = self.graph.resolve(self.value.dtype, self.value.device)
+        result: Tensor = _Deferred.apply(self, resolved, *resolved.tensors())  # type: ignore[no-untyped-call]
+        return result
+
+
+class _Deferred(torch.autograd.Function):
+    """Hands out the present value, and calls back with its cotangent."""
+
+    @staticmethod
+    def forward(ctx: Any, owner: TrainingBound, resolved: Resolved, *tensors: Tensor) -> Tensor:
+        ctx.owner, ctx.resolved = owner, resolved
+        ctx.save_for_backward(*tensors)
+        return owner.value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(cotangent.device.type, enabled=False):
+            gradients = ctx.owner.deferred(ctx.resolved, ctx.saved_tensors, cotangent)
+        return (None, None, *gradients)
+
+
+def _distances(rows: Tensor) -> Tensor:
+    """Distances between all rows (C, n), zero on the diagonal, with a finite gradient everywhere."""
+    gram = rows @ rows.T
+    squares = gram.diagonal()[:, None] + gram.diagonal()[None, :] - 2 * gram
+    own = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    tiny = math.sqrt(torch.finfo(rows.dtype).tiny)
+    return squares.masked_fill(own, 1.0).clamp_min(tiny).sqrt().masked_fill(own, 0.0)
