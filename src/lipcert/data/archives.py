@@ -31,31 +31,31 @@ class _Limited:
         content = self.stream.read(self.left + 1 if size < 0 else min(size, self.left + 1))
         self.left -= len(content)
         if self.left < 0:
-            raise DataError(
-                f"{self.path}: unpacks to more than {_MOST_BYTES} bytes: not the archive it should be"
-            )
+            raise DataError(f"{self.path}: unpacks to more than {_MOST_BYTES} bytes: not the archive it should be")
         return content
 
 
 def read_tar_members(path: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
-    """Return the content of the members of a ``.tar.gz`` that ``limits`` names, each of at most that many bytes.
+    """Return the content of the members of a ``.tar.gz`` that ``limits`` names; it limits their bytes.
 
     Nothing is written to disk; a member counts only if it is a regular file of exactly that name.
 
     Raises:
-        DataError: a member is missing, occurs twice or is too large, or the archive is damaged or unpacks to too much.
+        DataError: a member is missing, occurs twice or is too large, or the archive is damaged or unpacks to
+            too much.
     """
     found: dict[str, bytes] = {}
     try:
         with (
             gzip.open(path, "rb") as stream,
-            tarfile.open(fileobj=_Limited(stream, path), mode="r|") as archive,
+            tarfile.open(
+                fileobj=_Limited(stream, path),  # type: ignore[call-overload]  # it wants no more than read()
+                mode="r|",
+            ) as archive,
         ):
             for count, member in enumerate(archive):
                 if count > _MOST_TAR_MEMBERS:
-                    raise DataError(
-                        f"{path}: has more than {_MOST_TAR_MEMBERS} members: not the archive it should be"
-                    )
+                    raise DataError(f"{path}: has more than {_MOST_TAR_MEMBERS} members: not the archive it should be")
                 name = member.name.removeprefix("./")
                 if name not in limits:
                     continue
@@ -78,8 +78,8 @@ def read_tar_members(path: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
 def extract_zip(path: Path, into: Path, top: str) -> Path:
     """Extract a zip file whose members all lie under the folder ``top``, and return ``into/top``.
 
-    Every name is checked before anything is written: no absolute paths, no ``..``, no links, nothing beside ``top``.
-    ``into`` should be a temporary folder, to be thrown away if this raises.
+    Every name is checked before anything is written: no absolute paths, no ``..``, no links, nothing beside
+    ``top``. ``into`` should be a temporary folder, to be thrown away if this raises.
 
     Raises:
         DataError: a name is refused, or the file is damaged, encrypted or unpacks to too much.

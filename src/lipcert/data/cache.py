@@ -1,8 +1,9 @@
 """Decoded images kept on disk, so that a folder of files is decoded once.
 
-A cache file belongs to one folder, split and size. It says in its metadata from which state of the files it was made
-and carries a checksum of its content; where either does not fit it is made again. It is written under a name of its own
-and renamed, so that a reader sees an old file or a new one, and two writers at once do no harm.
+A cache file belongs to one folder, split and size. It says in its metadata from which state of the files it
+was made and carries a checksum of its content; where either does not fit it is made again. It is written
+under a name of its own and renamed, so that a reader sees an old file or a new one, and two writers at once
+do no harm.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -30,7 +32,7 @@ _FORMAT = "1"
 
 
 def files_key(items: Sequence[Item], settings: object) -> str:
-    """Return a digest of the files' names, labels, sizes and mtimes, and of how they are decoded (JSON-like)."""
+    """Return a digest of the files' names, labels, sizes and mtimes, and of JSON-like decoder settings."""
     digest = hashlib.sha256(json.dumps([_FORMAT, settings]).encode())
     for item in items:
         digest.update(json.dumps(item).encode() + b"\n")
@@ -38,7 +40,7 @@ def files_key(items: Sequence[Item], settings: object) -> str:
 
 
 def slot_name(folder: Path, root: Path | None, split: str, settings: object) -> str:
-    """Return the cache file's name for a folder: the same wherever the root is moved, different for other settings."""
+    """Return a cache file's name, one for each folder, split and setting; it stays when the root is moved."""
     place = folder.resolve()
     if root is not None and place.is_relative_to(root.resolve()):
         place = place.relative_to(root.resolve())
@@ -49,9 +51,9 @@ def slot_name(folder: Path, root: Path | None, split: str, settings: object) -> 
 def cached(slot: str, key: str, root: Path | None, build: Callable[[], Dataset]) -> Dataset:
     """Return the data set in the cache file ``slot`` if it was made under ``key``, else build it and keep it.
 
-    The file lies in ``root/.lipcert-cache`` if ``root`` is a folder that can be written to, else in the user's cache
-    folder (``XDG_CACHE_HOME`` or ``~/.cache``, under ``lipcert``). If neither can be written to, nothing is kept.
-    Raises only what ``build`` raises.
+    The file lies in ``root/.lipcert-cache`` if ``root`` is a folder that can be written to, else in the
+    user's cache folder (``XDG_CACHE_HOME`` or ``~/.cache``, under ``lipcert``). If neither can be written to,
+    nothing is kept. Raises only what ``build`` raises.
     """
     for directory in _directories(root):
         found = _read(directory / slot, key)
@@ -98,17 +100,14 @@ def _write(path: Path, key: str, dataset: Dataset) -> bool:
     part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()  # with the mode that the umask allows; safetensors would let nobody else read the file
+        mode = part.stat().st_mode & 0o777
         save_file({"images": dataset.images, "labels": dataset.labels}, part, metadata=meta)
+        part.chmod(mode)
         os.replace(part, path)
     except (OSError, SafetensorError):
         return False
     finally:
-        _remove(part)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
     return True
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        pass

@@ -24,7 +24,7 @@ Found = TypeVar("Found")
 _DIGITS = DatasetInfo(
     name="digits",
     title="Optical digits 8x8 (UCI, from scikit-learn)",
-    layout="comes with scikit-learn (pip install 'lipcert[demo]'); every fifth image of each class is the test split",
+    layout="comes with scikit-learn (pip install 'lipcert[demo]'); every fifth image is a test image",
     citation="CC BY 4.0; Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, UCI 1998",
     shape=(1, 8, 8),
     num_classes=10,
@@ -40,6 +40,10 @@ _MNIST = DatasetInfo(
     num_classes=10,
     sizes={"train": 60_000, "test": 10_000},
     downloadable=True,
+    fingerprints={
+        "train": "71d3be42f93ad20da73bb4a9744d0bebdaa6832be56dc010e21940e72c4c8b1e",
+        "test": "4718853ea946af656684509414983beff2e65cf414265c27966161014c003b8b",
+    },
 )
 
 _FASHION = DatasetInfo(
@@ -51,12 +55,16 @@ _FASHION = DatasetInfo(
     num_classes=10,
     sizes={"train": 60_000, "test": 10_000},
     downloadable=True,
+    fingerprints={
+        "train": "a8007d7be041707b663947cf4c2d8a73d1704ccde85043273b866d5181bde6c2",
+        "test": "3581bf52f521803120533f28e81ae934decd1771980630083c739dc6da7d3bc6",
+    },
 )
 
 _CIFAR10 = DatasetInfo(
     name="cifar10",
     title="CIFAR-10",
-    layout="cifar-10-batches-bin/*.bin, cifar-10-binary.tar.gz, cifar-10-batches-py/* or cifar-10-python.tar.gz",
+    layout="cifar-10-batches-bin/, cifar-10-binary.tar.gz, cifar-10-batches-py/ or cifar-10-python.tar.gz",
     citation="no license stated; Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
     shape=(3, 32, 32),
     num_classes=10,
@@ -67,7 +75,7 @@ _CIFAR10 = DatasetInfo(
 _CIFAR100 = DatasetInfo(
     name="cifar100",
     title="CIFAR-100",
-    layout="cifar-100-binary/*.bin, cifar-100-binary.tar.gz, cifar-100-python/* or cifar-100-python.tar.gz",
+    layout="cifar-100-binary/, cifar-100-binary.tar.gz, cifar-100-python/ or cifar-100-python.tar.gz",
     citation="no license stated; Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
     shape=(3, 32, 32),
     num_classes=100,
@@ -78,7 +86,7 @@ _CIFAR100 = DatasetInfo(
 _TINY = DatasetInfo(
     name="tiny-imagenet-200",
     title="Tiny-ImageNet",
-    layout="tiny-imagenet-200/{train/WNID/images/*.JPEG, val/images, val/val_annotations.txt, wnids.txt, words.txt}",
+    layout="tiny-imagenet-200/ with train/WNID/images, val/images, val/val_annotations.txt and wnids.txt",
     citation="ImageNet's terms (non-commercial research); Le & Yang, Tiny ImageNet, Stanford CS 231N 2015",
     shape=(3, 64, 64),
     num_classes=200,
@@ -89,7 +97,7 @@ _TINY = DatasetInfo(
 _FOLDER = DatasetInfo(
     name="folder:PATH",
     title="a folder of images",
-    layout="PATH/{train,test or val}/CLASS/*.jpg, or PATH/CLASS/*.jpg, of which a fifth is then the test split",
+    layout="PATH/{train,test or val}/CLASS/*.jpg, or PATH/CLASS/*.jpg (a fifth is then the test split)",
     citation="yours",
 )
 
@@ -149,9 +157,7 @@ def _folder(request: Request) -> Dataset:
     return image_folder(folder, request.split, cache_root=request.root)
 
 
-def _read_idx(
-    request: Request, info: DatasetInfo, folders: tuple[str, ...], classes: tuple[str, ...]
-) -> Dataset:
+def _read_idx(request: Request, info: DatasetInfo, folders: tuple[str, ...], classes: tuple[str, ...]) -> Dataset:
     places = [request.root / folder for folder in folders]
     images, labels = _located(request, info, lambda: find_idx(places, request.split))
     return read_idx_pair(images, labels, name=info.name, split=request.split, classes=classes)
@@ -163,13 +169,19 @@ def _read_cifar(request: Request, info: DatasetInfo, layout: CifarLayout) -> Dat
 
 def _located(request: Request, info: DatasetInfo, look: Callable[[], Found | None]) -> Found:
     """Look for something; if it is not there, fetch the data set where that is allowed, and look again."""
-    found = look()
+    try:
+        found = look()
+    except DataError:
+        if not request.download:
+            raise
+        found = None  # perhaps only a file is missing
     if found is None and request.download:
         download(info.name, request.root)
         found = look()
     if found is None:
         raise DataError(
-            f"{info.title} is not in {request.root.resolve()}: looked for {info.layout}. Put it there, name the folder "
-            "that has it (root= or the environment variable LIPCERT_DATA), or allow to fetch it (download=True)"
+            f"{info.title} is not in {request.root.resolve()}: looked for {info.layout}. Put it there, "
+            "name the folder that has it (root= or the environment variable LIPCERT_DATA), or fetch it with "
+            "download=True"
         )
     return found

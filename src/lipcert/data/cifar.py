@@ -46,9 +46,13 @@ class CifarLayout:
     label_key: str
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 CIFAR10 = CifarLayout(
     name="cifar10",
-    classes=tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
+    classes=_words("airplane automobile bird cat deer dog frog horse ship truck"),
     binary=("cifar-10-batches-bin", "cifar-10-binary"),
     python=("cifar-10-batches-py", "cifar-10-python"),
     files={"train": {f"data_batch_{i}": 10_000 for i in range(1, 6)}, "test": {"test_batch": 10_000}},
@@ -58,16 +62,17 @@ CIFAR10 = CifarLayout(
 
 CIFAR100 = CifarLayout(
     name="cifar100",
-    classes=tuple(
+    classes=_words(
         """
-        apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
-        castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
-        elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
-        man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
-        pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
-        skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
-        tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
-        """.split()
+        apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel
+        can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur
+        dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion
+        lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter
+        palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road
+        rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower
+        sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+        willow_tree wolf woman worm
+        """
     ),
     binary=("cifar-100-binary", "cifar-100-binary"),
     python=("cifar-100-python", "cifar-100-python"),
@@ -82,11 +87,13 @@ Batch = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 def read_cifar(root: Path, split: str, layout: CifarLayout) -> Dataset | None:
     """Read one split, shape (3, 32, 32), from the first place under ``root`` that has it; None if none has.
 
-    In ``root``, then ``root/cifar10`` and the like: the unpacked folder and the ``.tar.gz`` of the binary version, then
-    those of the Python version, whose pickles are read as data and never run. An archive is read where it is.
+    In ``root``, then ``root/cifar10`` and the like: the unpacked folder and the ``.tar.gz`` of the binary
+    version, then those of the Python version, whose pickles are read as data and never run. An archive is
+    read where it is.
 
     Raises:
-        DataError: a file is missing, or does not have exactly the size, the number of images or the labels it must.
+        DataError: a file is missing, or does not have exactly the size, the number of images or the labels it
+            must.
     """
     for place in (root, root / layout.name, root / layout.name.upper()):
         for (folder, stem), suffix, parse in (
@@ -116,23 +123,17 @@ def _read_folder(source: Path, _: str, names: dict[str, int], layout: CifarLayou
         path = source / name
         try:
             if path.stat().st_size > _limit(count, layout):
-                raise DataError(
-                    f"{path}: too large for {count} images ({path.stat().st_size} bytes); fetch it again"
-                )
+                raise DataError(f"{path}: too large for {count} images ({path.stat().st_size} bytes); fetch it again")
             contents.append((str(path), path.read_bytes(), count))
         except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read ({error.strerror or error}); unpack the archive again"
-            ) from error
+            raise DataError(f"{path}: cannot be read ({error.strerror or error}); unpack the archive again") from error
     return contents
 
 
 def _read_archive(source: Path, folder: str, names: dict[str, int], layout: CifarLayout) -> Contents:
     limits = {f"{folder}/{name}": _limit(count, layout) for name, count in names.items()}
     members = read_tar_members(source, limits)
-    return [
-        (f"{source}:{folder}/{name}", members[f"{folder}/{name}"], count) for name, count in names.items()
-    ]
+    return [(f"{source}:{folder}/{name}", members[f"{folder}/{name}"], count) for name, count in names.items()]
 
 
 def _parse_binary(path: str, content: bytes, count: int, layout: CifarLayout) -> Batch:
@@ -145,9 +146,7 @@ def _parse_binary(path: str, content: bytes, count: int, layout: CifarLayout) ->
     rows = np.frombuffer(content, dtype=np.uint8).reshape(count, record)
     labels = rows[:, layout.label_bytes - 1].astype(np.int64)
     if labels.max(initial=0) >= len(layout.classes):
-        raise DataError(
-            f"{path}: a label is {labels.max()}, outside 0 to {len(layout.classes) - 1}: not a CIFAR file"
-        )
+        raise DataError(f"{path}: a label is {labels.max()}, outside 0 to {len(layout.classes) - 1}: not a CIFAR file")
     return rows[:, layout.label_bytes :], labels
 
 

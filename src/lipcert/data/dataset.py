@@ -33,14 +33,16 @@ def check_split(split: str) -> str:
 def as_float(images: torch.Tensor) -> torch.Tensor:
     """Turn bytes (any shape) into float32 in [0, 1]: each value divided by 255, correctly rounded.
 
-    The memory format is kept and the input is left alone. Raises :class:`DataError` unless ``images`` is uint8.
+    The memory format is kept and the input is left alone. Raises :class:`DataError` unless ``images`` is
+    uint8.
 
     >>> as_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist()
     [0.0, 0.20000000298023224, 1.0]
     """
     if images.dtype != torch.uint8:
         raise DataError(f"as_float needs uint8 images, found {images.dtype}")
-    # A Python scalar would become a multiplication by the reciprocal on CUDA, which is off by one ulp for some bytes.
+    # A Python scalar would become a multiplication by the reciprocal on CUDA, which is off by one ulp for
+    # some bytes.
     return images.to(torch.float32).div_(torch.full((), 255.0, device=images.device))
 
 
@@ -58,7 +60,8 @@ class Dataset:
     Raises:
         DataError: a shape, dtype, device, length or label does not fit.
 
-    >>> data = Dataset("dots", "train", torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 1]), ("a", "b"))
+    >>> dots = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+    >>> data = Dataset("dots", "train", dots, torch.tensor([0, 1, 1]), ("a", "b"))
     >>> data, len(data), data.input_shape, data.num_classes
     (Dataset(dots, train: 3 images of 1x2x2, 2 classes, cpu), 3, (1, 2, 2), 2)
     >>> len(data.subset(slice(1, None)))
@@ -127,15 +130,15 @@ class Dataset:
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the shape, the bytes of the images and the labels; the same on every device."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update(self.images.cpu().numpy().reshape(-1))
-        digest.update(self.labels.cpu().numpy().astype("<i8").view("u1"))
+        digest.update(self.images.cpu().numpy().data.cast("B"))
+        digest.update(self.labels.cpu().numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
     def subset(self, indices: slice | Sequence[int] | torch.Tensor) -> Dataset:
         """Return the images at ``indices``: a slice, integers in [-N, N), or a bool mask of shape (N,).
 
-        A contiguous slice shares memory with this data set. Raises :class:`DataError` if an index is out of range, is
-        not an integer, or if nothing is left.
+        A contiguous slice shares memory with this data set. Raises :class:`DataError` if an index is out of
+        range, is not an integer, or if nothing is left.
         """
         what = f"subset of data set '{self.name}' ({self.split})"
         if isinstance(indices, slice):
@@ -172,12 +175,7 @@ class Dataset:
             where = where.nonzero()[:, 0]
         if where.numel() == 0:
             raise DataError(f"{what}: no image is left")
-        if (
-            where.dim() != 1
-            or where.dtype.is_floating_point
-            or where.dtype.is_complex
-            or where.dtype == torch.bool
-        ):
+        if where.dim() != 1 or where.dtype.is_floating_point or where.dtype.is_complex or where.dtype == torch.bool:
             raise DataError(
                 f"{what}: indices must be a list of integers, or a bool mask of shape ({len(self)},); "
                 f"found {where.dtype} of shape {tuple(where.shape)}"
@@ -185,7 +183,5 @@ class Dataset:
         where = where.to(torch.int64)  # torch reads uint8 indices as a mask
         low, high = int(where.min()), int(where.max())
         if low < -len(self) or high >= len(self):
-            raise DataError(
-                f"{what}: index {high if high >= len(self) else low} is outside its {len(self)} images"
-            )
+            raise DataError(f"{what}: index {high if high >= len(self) else low} is outside its {len(self)} images")
         return where

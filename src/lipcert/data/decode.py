@@ -26,9 +26,7 @@ _CHUNK = 256
 
 def decoder_version() -> str:
     """Name the libraries that decide which bytes a JPEG file becomes."""
-    return (
-        f"pillow {PIL.__version__}, jpeg {features.version('jpg')}, turbo {features.version('libjpeg_turbo')}"
-    )
+    return f"pillow {PIL.__version__}, jpeg {features.version('jpg')}, turbo {features.version('libjpeg_turbo')}"
 
 
 def is_grey(path: Path) -> bool:
@@ -40,12 +38,12 @@ def is_grey(path: Path) -> bool:
 def decode_images(paths: Sequence[Path], *, grey: bool, size: tuple[int, int] | None = None) -> torch.Tensor:
     """Decode image files into uint8 of shape (N, 1, H, W) if ``grey``, else (N, 3, H, W), in RGB.
 
-    Transparency is dropped, an orientation in the file's EXIF data is not applied, and of several frames the first
-    counts. With ``size`` = (H, W) every image is resized to it (bilinear, antialiased).
+    Transparency is dropped, an orientation in the file's EXIF data is not applied, and of several frames the
+    first counts. With ``size`` = (H, W) every image is resized to it (bilinear, antialiased).
 
     Raises:
-        DataError: a file is broken, too large, or has more than 8 bits a channel; or the images are of several sizes
-            and no ``size`` is given; or they do not fit in memory.
+        DataError: a file is broken, too large, or has more than 8 bits a channel; or the images are of
+            several sizes and no ``size`` is given; or they do not fit in memory.
     """
     first = _decode(paths[0], grey, size)
     shape = (len(paths), *first.shape)
@@ -64,8 +62,8 @@ def decode_images(paths: Sequence[Path], *, grey: bool, size: tuple[int, int] | 
             if image.shape != first.shape:
                 raise DataError(
                     f"{paths[0]} is {first.shape[2]}x{first.shape[1]} (width x height) but {paths[index]} is "
-                    f"{image.shape[2]}x{image.shape[1]}: all images must have one size; resize the files, or use "
-                    "lipcert.data.image_folder(..., size=...)"
+                    f"{image.shape[2]}x{image.shape[1]}: all images must have one size; resize the files, "
+                    "or use lipcert.data.image_folder(..., size=...)"
                 )
             out[index] = image
 
@@ -111,11 +109,7 @@ def _opened(path: Path) -> Image.Image:
 
 
 def _broken(path: Path, error: Exception) -> str:
-    reason = (
-        error.strerror
-        if isinstance(error, OSError) and error.strerror
-        else "truncated, altered or not an image"
-    )
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else "truncated, altered or not an image"
     return f"{path}: cannot be decoded ({reason}); replace or remove it"
 
 

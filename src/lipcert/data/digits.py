@@ -15,9 +15,9 @@ __all__ = ["read_digits"]
 def read_digits(split: str) -> Dataset:
     """Return 1437 training or 360 test images of shape (1, 8, 8).
 
-    The rule of the split: with the 1797 images sorted by class (ties in their own order), every fifth one, from the
-    first on, is a test image; so each class is split 4 : 1 to within one image. Both parts keep the original order.
-    Values 0..16 become bytes by ``round(v * 255 / 16)``.
+    The rule of the split: with the 1797 images sorted by class (ties in their own order), every fifth one,
+    from the first on, is a test image; so each class is split 4 : 1 to within one image. Both parts keep the
+    original order. Values 0..16 become bytes by ``round(v * 255 / 16)``.
 
     Raises:
         DataError: scikit-learn is not installed, or carries other images than it used to.

@@ -76,23 +76,21 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def download(
-    name: str, root: str | os.PathLike[str] | None = None, *, mirror: str | None = None
-) -> list[Path]:
+def download(name: str, root: str | os.PathLike[str] | None = None, *, mirror: str | None = None) -> list[Path]:
     """Fetch the files of a data set that are not there yet; return where all of them are.
 
-    Files are checked against the published checksums under a temporary name and appear under their own names only when
-    all are there. A file that is there already is left alone.
+    Files are checked against the published checksums under a temporary name and appear under their own names
+    only when all are there. A file that is there already is left alone.
 
     Args:
         name: a downloadable data set, see :func:`lipcert.data.available`.
         root: the folder to put it under, made if need be; by default :func:`lipcert.data.default_root`.
-        mirror: an address to fetch ``mirror/NAME/FILE`` from instead of the publisher's; by default the environment
-            variable ``LIPCERT_MIRROR``, if set.
+        mirror: an address to fetch ``mirror/NAME/FILE`` from instead of the publisher's; by default the
+            environment variable ``LIPCERT_MIRROR``, if set.
 
     Raises:
-        DataError: the data set has no known source, the server does not answer, a checksum is wrong, or the disk
-            refuses; nothing is left behind then.
+        DataError: the data set has no known source, the server does not answer, a checksum is wrong, or the
+            disk refuses; nothing is left behind then.
     """
     if name not in SOURCES:
         raise DataError(f"'{name}' cannot be downloaded; these can: {', '.join(SOURCES)}")
@@ -115,9 +113,7 @@ def download(
             for path in fetched:
                 _move(path, folder / path.name)
     except OSError as error:
-        raise DataError(
-            f"cannot write under {place} ({error.strerror or error}); choose another root="
-        ) from error
+        raise DataError(f"cannot write under {place} ({error.strerror or error}); choose another root=") from error
     return targets
 
 
@@ -136,11 +132,9 @@ def _fetch(url: str, checksum: str, temporary: Path, folder: Path) -> Path:
         probe.touch()  # pooch makes files that only their owner can read; give this one what the umask allows
         path.chmod(probe.stat().st_mode & 0o777)
         return path
-    except (
-        ValueError
-    ) as error:  # the address is known to be one, so this is pooch's word for a wrong checksum
+    except ValueError as error:  # the address is known to be one, so this is pooch's word for a wrong checksum
         raise DataError(
-            f"{url}: the file served has not the published checksum ({checksum}), so it was not kept. {advice}"
+            f"{url}: the file served does not have the checksum {checksum}, so it was not kept. {advice}"
         ) from error
     except OSError as error:  # all of requests' errors are
         raise DataError(f"{url}: cannot be fetched ({str(error)[:200]}). {advice}") from error

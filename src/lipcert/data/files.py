@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".webp", ".ti
 
 
 class Item(NamedTuple):
-    """One image file: its path relative to the data set's folder (with ``/``), its label, its size and its mtime."""
+    """One image file: its path relative to the data set's folder (with ``/``), label, size and mtime."""
 
     name: str
     label: int
@@ -39,15 +39,17 @@ def folders_in(folder: Path) -> list[str]:
 def images_in(base: Path, folder: str, label: int) -> list[Item]:
     """Return the image files directly in ``base/folder``, sorted by name, each with ``label``.
 
-    Other files are passed over (:data:`IMAGE_SUFFIXES` says what an image is called). Raises :class:`DataError` if the
-    folder cannot be listed or has folders in it, whose images would otherwise be left out unnoticed.
+    Other files are passed over (:data:`IMAGE_SUFFIXES` says what an image is called). Raises
+    :class:`DataError` if the folder cannot be listed or has folders in it, whose images would otherwise be
+    left out unnoticed.
     """
     found = []
     prefix = f"{folder}/" if folder else ""
     for entry in _entries(base / folder):
         if entry.is_dir():
             raise DataError(
-                f"{base / folder}: has the folder '{entry.name}' in it: images must lie directly in their class's folder"
+                f"{base / folder}: has the folder '{entry.name}' in it: "
+                "images must lie directly in their class's folder"
             )
         if entry.name.lower().endswith(IMAGE_SUFFIXES):
             try:

@@ -30,8 +30,8 @@ def read_idx(path: Path, dims: int) -> npt.NDArray[np.uint8]:
     """Read an IDX file of unsigned bytes with ``dims`` dimensions, gzipped if its name ends in ``.gz``.
 
     Raises:
-        DataError: the file cannot be read, is not such a file, or its size is not exactly what its header says.
-            Nothing is allocated on the word of a header that the size of the file does not allow.
+        DataError: the file cannot be read, is not such a file, or its size is not exactly what its header
+            says. Nothing is allocated on the word of a header that the size of the file does not allow.
     """
     try:
         stored = path.stat().st_size
@@ -55,15 +55,13 @@ def _parse(path: Path, stream: BinaryIO | gzip.GzipFile, dims: int, most: int) -
             f"expected magic 00 00 08 {dims:02x}, found {header[:4].hex(' ') or 'an empty file'}"
         )
     if len(header) < 4 + 4 * dims:
-        raise DataError(
-            f"{path}: truncated: expected a header of {4 + 4 * dims} bytes, found {len(header)} bytes"
-        )
+        raise DataError(f"{path}: truncated: expected a header of {4 + 4 * dims} bytes, found {len(header)} bytes")
     shape = struct.unpack(f">{dims}I", header[4:])
     expected = math.prod(shape)
     if expected > most:
         raise DataError(
-            f"{path}: the header announces {expected} bytes (shape {shape}), but a file of this size holds at most "
-            f"{most}: truncated or altered; fetch it again"
+            f"{path}: the header announces {expected} bytes (shape {shape}), but a file of this "
+            f"size holds at most {most}: truncated or altered; fetch it again"
         )
     content = bytearray()
     while len(content) <= expected and (piece := read(min(1 << 20, expected + 1 - len(content)))):
@@ -99,10 +97,10 @@ def read_idx_pair(images: Path, labels: Path, *, name: str, split: str, classes:
 
 
 def find_idx(folders: Sequence[Path], split: str) -> tuple[Path, Path] | None:
-    """Return the images' and the labels' file of a split in the first folder that has either; None if none has.
+    """Return the images' and the labels' file of a split in the first folder that has either, or None.
 
-    Both spellings ``train-images-idx3-ubyte`` and ``train-images.idx3-ubyte`` are taken, with or without ``.gz``.
-    Raises :class:`DataError` if one of the two files is missing from that folder.
+    Both spellings ``train-images-idx3-ubyte`` and ``train-images.idx3-ubyte`` are taken, with or without
+    ``.gz``. Raises :class:`DataError` if one of the two files is missing from that folder.
     """
     for folder in folders:
         kinds = ("images?idx3-ubyte", "labels?idx1-ubyte")
@@ -110,13 +108,9 @@ def find_idx(folders: Sequence[Path], split: str) -> tuple[Path, Path] | None:
         if images is not None and labels is not None:
             return images, labels
         if images is not None:
-            raise DataError(
-                f"{folder}: {_STEMS[split]}-labels-idx1-ubyte(.gz) is missing beside {images.name}"
-            )
+            raise DataError(f"{folder}: {_STEMS[split]}-labels-idx1-ubyte(.gz) is missing beside {images.name}")
         if labels is not None:
-            raise DataError(
-                f"{folder}: {_STEMS[split]}-images-idx3-ubyte(.gz) is missing beside {labels.name}"
-            )
+            raise DataError(f"{folder}: {_STEMS[split]}-images-idx3-ubyte(.gz) is missing beside {labels.name}")
     return None
 
 

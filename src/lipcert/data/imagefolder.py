@@ -29,21 +29,22 @@ def image_folder(
 ) -> Dataset:
     """Load one split of a folder of images, ``path/{train,test}/CLASS/*.jpg`` or ``path/CLASS/*.jpg``.
 
-    With a folder ``train``, the splits are ``train`` and ``test`` (or ``val``, where there is no ``test``). Without
-    one, a fifth of each class is the test split: its images are ranked by the SHA-256 of ``CLASS/FILE`` and the first
-    fifth (rounded down, at least one) taken, so the split depends on nothing but the names. Classes are the folders'
-    names in sorted order; images come by class, then by file name. The result is (N, 1, H, W) if every image of both
-    splits is grey, else (N, 3, H, W) in RGB.
+    With a folder ``train``, the splits are ``train`` and ``test`` (or ``val``, where there is no ``test``).
+    Without one, a fifth of each class is the test split: its images are ranked by the SHA-256 of
+    ``CLASS/FILE`` and the first fifth (rounded down, at least one) taken, so the split depends on nothing but
+    the names. Classes are the folders' names in sorted order; images come by class, then by file name. The
+    result is (N, 1, H, W) if every image of both splits is grey, else (N, 3, H, W) in RGB.
 
     Args:
         path: the folder.
         split: ``"train"`` or ``"test"``.
-        size: a side, or (H, W), in pixels, to which all images are resized; without it all must have one size already.
+        size: a side, or (H, W), in pixels, to which all images are resized; without it all must have one size
+            already.
         cache_root: where the decoded images are kept, see :func:`lipcert.data.cache.cached`.
 
     Raises:
-        DataError: the layout is another, a class is empty or missing from a split, a file is broken, or the images have
-            several sizes.
+        DataError: the layout is another, a class is empty or missing from a split, a file is broken, or the
+            images have several sizes.
     """
     check_split(split)
     folder, root = Path(path).expanduser(), None if cache_root is None else Path(cache_root)
@@ -60,21 +61,18 @@ def image_folder(
         everything = [item for part in splits.values() for item in part]
         grey = all(is_grey(folder / item.name) for item in everything)
         images = decode_images([folder / item.name for item in items], grey=grey, size=shape)
-        return Dataset(
-            folder.resolve().name, split, images, torch.tensor([item.label for item in items]), classes
-        )
+        return Dataset(folder.resolve().name, split, images, torch.tensor([item.label for item in items]), classes)
 
     # Both splits count, for one coloured image among the test images makes the training images coloured too.
-    key = files_key(
-        [*items, *splits["train"], *splits.get("test", [])], [decoder_version(), split, shape, classes]
-    )
+    key = files_key([*items, *splits["train"], *splits.get("test", [])], [decoder_version(), split, shape, classes])
     return cached(slot_name(folder, root, split, shape), key, root, build)
 
 
 def list_folder(folder: Path) -> tuple[tuple[str, ...], Splits]:
     """Return the classes of an image folder and the files of each split it has.
 
-    Raises :class:`DataError` as :func:`image_folder` does, as far as that can be told without opening an image.
+    Raises :class:`DataError` as :func:`image_folder` does, as far as that can be told without opening an
+    image.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -87,17 +85,15 @@ def list_folder(folder: Path) -> tuple[tuple[str, ...], Splits]:
     if len(set(found.values())) > 1:
         odd = sorted(set(found["train"]) ^ set(found["test"]))
         raise DataError(
-            f"{folder}: '{where['train']}' and '{where['test']}' have different classes, so labels would not agree; "
-            f"only in one of them: {', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}"
+            f"{folder}: '{where['train']}' and '{where['test']}' have different classes, so labels would not "
+            f"agree; only in one of them: {', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}"
         )
     return next(iter(found.values())), {split: items for split, (_, items) in listed.items()}
 
 
 def _split_folders(folder: Path) -> dict[str, str]:
-    """Say which folder holds which split: those with folders in them, for a class may be called 'train' too."""
-    inner = {
-        name for name in folders_in(folder) if name in ("train", "test", "val") and folders_in(folder / name)
-    }
+    """Say which folder holds which split: one with folders in it, for a class may be called 'train' too."""
+    inner = {name for name in folders_in(folder) if name in ("train", "test", "val") and folders_in(folder / name)}
     where = {"train": "train"} if "train" in inner else {}
     if "test" in inner or "val" in inner:
         where["test"] = "test" if "test" in inner else "val"
@@ -119,9 +115,7 @@ def _list_classes(folder: Path, part: str) -> tuple[tuple[str, ...], list[Item]]
     for label, name in enumerate(names):
         images = images_in(folder, f"{part}/{name}" if part else name, label)
         if not images:
-            raise DataError(
-                f"{place / name}: no image in this class folder; add images, or remove the folder"
-            )
+            raise DataError(f"{place / name}: no image in this class folder; add images, or remove the folder")
         items += images
     return tuple(names), items
 

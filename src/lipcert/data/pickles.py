@@ -1,8 +1,9 @@
 """Reading CIFAR's pickled batches as plain data, without unpickling.
 
-A pickle is a program, and running the one in a downloaded file would let that file do anything. Here the program is
-only looked at: of all opcodes, the few that write down dicts, lists, tuples, numbers, strings and byte arrays are
-followed, on values of this module; a global is a name to compare, and nothing is ever imported or called.
+A pickle is a program, and running the one in a downloaded file would let that file do anything. Here the
+program is only looked at: of all opcodes, the few that write down dicts, lists, tuples, numbers, strings and
+byte arrays are followed, on values of this module; a global is a name to compare, and nothing is ever
+imported or called.
 """
 
 from __future__ import annotations
@@ -51,15 +52,15 @@ class _Mark:
     """Where a run of items starts on the stack."""
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """What is wrong with the file; the caller adds which file."""
 
 
 def read_pickle(data: bytes, source: str) -> dict[str, object]:
     """Return the dict that a pickle of protocol 2 or 3 holds, with text for keys.
 
-    An array among its values is a read-only uint8 array; everything else is what the file says (Python 2's strings
-    come back as bytes), not looked into any further. ``source`` names the file in errors.
+    An array among its values is a read-only uint8 array; everything else is what the file says (Python 2's
+    strings come back as bytes), not looked into any further. ``source`` names the file in errors.
 
     Raises:
         DataError: the pickle is damaged, too large, or uses anything else; nothing in it was run.
@@ -68,13 +69,11 @@ def read_pickle(data: bytes, source: str) -> dict[str, object]:
         raise DataError(f"{source}: a pickle of {len(data)} bytes is refused (at most {_MOST_BYTES})")
     try:
         return _contents(_Reader(data).read())
-    except _Refused as refused:
+    except _RefusedError as refused:
         raise DataError(f"{source}: not a CIFAR batch: {refused}. Nothing in the file was run.") from None
     except (ValueError, IndexError, KeyError, TypeError) as error:
         # From pickletools: an unknown or cut-off opcode. From here: an opcode without its operands.
-        raise DataError(
-            f"{source}: damaged pickle ({str(error)[:200]}). Nothing in the file was run."
-        ) from error
+        raise DataError(f"{source}: damaged pickle ({str(error)[:200]}). Nothing in the file was run.") from error
 
 
 class _Reader:
@@ -87,20 +86,20 @@ class _Reader:
     def read(self) -> object:
         for count, (opcode, argument, position) in enumerate(pickletools.genops(self.data)):
             if count >= _MOST_OPCODES:
-                raise _Refused(f"more than {_MOST_OPCODES} opcodes")
+                raise _RefusedError(f"more than {_MOST_OPCODES} opcodes")
             if opcode.name == "STOP":
                 return self._end(position)
             handler = _HANDLERS.get(opcode.name)
             if handler is None:
-                raise _Refused(f"it uses the opcode {opcode.name}")
+                raise _RefusedError(f"it uses the opcode {opcode.name}")
             handler(self, argument)
-        raise _Refused("it does not end")
+        raise _RefusedError("it does not end")
 
     def _end(self, position: int | None) -> object:
         if position != len(self.data) - 1:
-            raise _Refused("there are trailing bytes after its end")
+            raise _RefusedError("there are trailing bytes after its end")
         if len(self.stack) != 1:
-            raise _Refused("it does not hold exactly one value")
+            raise _RefusedError("it does not hold exactly one value")
         return self.stack[0]
 
     def push(self, value: object) -> None:
@@ -109,7 +108,7 @@ class _Reader:
     def pop(self) -> object:
         value = self.stack.pop()
         if isinstance(value, _Mark):
-            raise _Refused("an operand is missing")
+            raise _RefusedError("an operand is missing")
         return value
 
     def items(self) -> list[object]:
@@ -121,18 +120,18 @@ class _Reader:
 
     def protocol(self, argument: object) -> None:
         if argument not in (2, 3):
-            raise _Refused(f"it has protocol {argument}, not 2 or 3")
+            raise _RefusedError(f"it has protocol {argument}, not 2 or 3")
 
     def put(self, argument: object) -> None:
         top = self.stack[-1]
         if isinstance(top, _Mark) or not isinstance(argument, int):
-            raise _Refused("it stores a mark")
+            raise _RefusedError("it stores a mark")
         self.memo[argument] = top
 
     def get(self, argument: object) -> None:
         if argument not in self.memo:
-            raise _Refused(f"it refers to the value {argument}, which it has not stored")
-        self.push(self.memo[argument])  # type: ignore[index]
+            raise _RefusedError(f"it refers to the value {argument}, which it has not stored")
+        self.push(self.memo[argument])
 
     def tuple_of(self, length: int) -> None:
         values = [self.pop() for _ in range(length)]
@@ -141,49 +140,47 @@ class _Reader:
     def append(self, values: list[object]) -> None:
         target = self.stack[-1]
         if not isinstance(target, list):
-            raise _Refused("it appends to something that is not a list")
+            raise _RefusedError("it appends to something that is not a list")
         target.extend(values)
 
     def set_items(self, values: list[object]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict) or len(values) % 2:
-            raise _Refused("it sets items of something that is not a dict")
+            raise _RefusedError("it sets items of something that is not a dict")
         for key, value in zip(values[::2], values[1::2], strict=True):
             if not isinstance(key, (bytes, str)):
-                raise _Refused("a key of a dict is not a string")
+                raise _RefusedError("a key of a dict is not a string")
             target[key] = value
 
     def global_name(self, argument: object) -> None:
         if argument not in _ENCODE + _RECONSTRUCT + _NDARRAY + _DTYPE:
-            raise _Refused(f"it names the global {str(argument)[:80]!r}")
+            raise _RefusedError(f"it names the global {str(argument)[:80]!r}")
         self.push(_Name(str(argument)))
 
     def reduce(self, _: object) -> None:
         arguments, function = self.pop(), self.pop()
         if not isinstance(function, _Name) or not isinstance(arguments, tuple):
-            raise _Refused("it calls something that is not a known global")
+            raise _RefusedError("it calls something that is not a known global")
         if function.text in _ENCODE:
             self.push(self._encode(arguments))
         elif function.text in _RECONSTRUCT:
             if arguments[:1] != (_Name(_NDARRAY[0]),) or len(arguments) != 3:
-                raise _Refused("it makes an array in an unknown way")
+                raise _RefusedError("it makes an array in an unknown way")
             self.push(_Array())
         elif function.text in _DTYPE:
             if arguments[:1] not in (("u1",), (b"u1",), ("|u1",), (b"|u1",)):
-                raise _Refused("it holds an array that is not of unsigned bytes")
+                raise _RefusedError("it holds an array that is not of unsigned bytes")
             self.push(_Bytes())
         else:
-            raise _Refused(f"it calls {function.text!r}")
+            raise _RefusedError(f"it calls {function.text!r}")
 
     def _encode(self, arguments: tuple[object, ...]) -> bytes:
         text, codec = arguments
         if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
-            raise _Refused("it encodes something that is not Latin-1 text")
+            raise _RefusedError("it encodes something that is not Latin-1 text")
         self.encoded += len(text)
-        if self.encoded > len(
-            self.data
-        ):  # the same text again and again: more than the file can honestly hold
-            raise _Refused("it holds more data than its size")
+        if self.encoded > len(self.data):  # the same text again and again: more than the file can honestly hold
+            raise _RefusedError("it holds more data than its size")
         return text.encode("latin-1")
 
     def build(self, _: object) -> None:
@@ -191,30 +188,28 @@ class _Reader:
         if isinstance(target, _Bytes):
             return  # byte order and fields, of which uint8 has none
         if not isinstance(target, _Array) or not isinstance(state, tuple) or len(state) != 5:
-            raise _Refused("it sets the state of something that is not an array")
+            raise _RefusedError("it sets the state of something that is not an array")
         _, shape, dtype, fortran, content = state
-        sizes = (
-            tuple(side for side in shape if isinstance(side, int) and side >= 0)
-            if isinstance(shape, tuple)
-            else ()
-        )
+        sizes = tuple(side for side in shape if isinstance(side, int) and side >= 0) if isinstance(shape, tuple) else ()
         if shape != sizes or not isinstance(dtype, _Bytes) or not isinstance(content, bytes):
-            raise _Refused("an array is not of unsigned bytes")
+            raise _RefusedError("an array is not of unsigned bytes")
         if math.prod(sizes) != len(content):
-            raise _Refused(f"an array of shape {sizes} comes with {len(content)} bytes")
-        order = "F" if fortran in (True, 1) else "C"
-        target.content = np.frombuffer(content, dtype=np.uint8).reshape(sizes, order=order)  # type: ignore[call-overload]
+            raise _RefusedError(f"an array of shape {sizes} comes with {len(content)} bytes")
+        target.content = np.frombuffer(content, dtype=np.uint8).reshape(
+            sizes, order="F" if fortran in (True, 1) else "C"
+        )
 
 
 def _contents(value: object) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise _Refused("it does not hold a dict")
+        raise _RefusedError("it does not hold a dict")
     found: dict[str, object] = {}
     for key, item in value.items():
-        # Only the first level: values may refer to each other, so that walking all of them need not come to an end.
+        # Only the first level: values may refer to each other, so that walking all of them need not come to
+        # an end.
         name = key.decode("latin-1") if isinstance(key, bytes) else key
         if isinstance(item, _Array) and item.content is None:
-            raise _Refused("an array has no content")
+            raise _RefusedError("an array has no content")
         found[name] = item.content if isinstance(item, _Array) else item
     return found
 

@@ -44,7 +44,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class Request:
-    """What a reader is asked for: one split, under a root folder, fetched first if it is missing and may be."""
+    """What a reader is asked for: one split under a root folder, and whether it may be fetched."""
 
     root: Path
     split: str
@@ -91,8 +91,8 @@ def load(
     """Load one split of a data set into memory.
 
     Args:
-        name: a name from :func:`available`; ``folder:PATH`` for an image folder (PATH absolute or relative to the
-            root); or the name of an image folder that lies directly under the root.
+        name: a name from :func:`available`; ``folder:PATH`` for an image folder (PATH absolute or relative to
+            the root); or the name of an image folder that lies directly under the root.
         split: ``"train"`` or ``"test"``.
         root: where the data is; by default :func:`default_root`.
         download: fetch what is missing into the root first. Without it nothing ever touches the network.
@@ -130,12 +130,10 @@ def _unknown(name: str, root: Path) -> str:
     names = [info.name for info in available()]
     folders = []
     if root.is_dir():
-        folders = [
-            entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-        ]
+        folders = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
     close = difflib.get_close_matches(name.lower(), names + folders, n=1, cutoff=0.5)
     hint = f" Did you mean '{close[0]}'?" if close else ""
-    return f"unknown data set '{name}'.{hint} Known: {', '.join(names)}, or the name of an image folder in {root}."
+    return f"unknown data set '{name}'.{hint} Known: {', '.join(names)}; or an image folder's name in {root}."
 
 
 def _check(info: DatasetInfo, dataset: Dataset, root: Path) -> None:
@@ -151,6 +149,7 @@ def _check(info: DatasetInfo, dataset: Dataset, root: Path) -> None:
     known = info.fingerprints.get(dataset.split)
     if known is not None and dataset.fingerprint != known:
         raise DataError(
-            f"{what} as published: the sizes fit, but the content differs (altered, or another data set in the same "
-            f"layout). Layout: {info.layout}. For your own images use 'folder:PATH' or lipcert.data.Dataset"
+            f"{what} as published: the sizes fit, but the content differs (altered, or another data set in "
+            f"the same layout). Layout: {info.layout}. For images of your own use 'folder:PATH' "
+            "or lipcert.data.Dataset"
         )

@@ -15,13 +15,14 @@ __all__ = ["split"]
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Divide a data set into ``(rest, held_out)``, at random but with the same share of every class.
 
-    ``held_out`` has ``round(fraction * N)`` images, of each class its share rounded down or up; both parts keep the
-    original order. The same data set, fraction and seed give the same parts.
+    ``held_out`` has ``round(fraction * N)`` images, of each class its share rounded down or up; both parts
+    keep the original order. The same data set, fraction and seed give the same parts.
 
     Raises:
         DataError: ``fraction`` is not between 0 and 1, or so small or large that a part would be empty.
 
-    >>> data = Dataset("dots", "train", torch.zeros(10, 1, 1, 1, dtype=torch.uint8), torch.arange(10) % 2, ("a", "b"))
+    >>> dots = torch.zeros(10, 1, 1, 1, dtype=torch.uint8)
+    >>> data = Dataset("dots", "train", dots, torch.arange(10) % 2, ("a", "b"))
     >>> rest, held_out = split(data, 0.2, seed=0)
     >>> len(rest), held_out.labels.sort().values.tolist()
     (8, [0, 1])
@@ -40,7 +41,7 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
 
 
 def _shares(counts: list[int], total: int) -> list[int]:
-    """Divide ``total`` in proportion to ``counts``, each share rounded down or up (largest remainders first)."""
+    """Divide ``total`` in proportion to ``counts``, shares rounded down or up (largest remainders first)."""
     whole = sum(counts)
     shares = [count * total // whole for count in counts]
     by_remainder = sorted(range(len(counts)), key=lambda label: (-(counts[label] * total % whole), label))

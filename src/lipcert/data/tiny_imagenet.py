@@ -1,4 +1,4 @@
-"""Tiny-ImageNet in the layout it is published in. Its test images have no labels; the split ``test`` is its ``val``."""
+"""Tiny-ImageNet as it is published. Its test images have no labels; the split ``test`` is its ``val``."""
 
 from __future__ import annotations
 
@@ -19,17 +19,15 @@ __all__ = ["read_tiny_imagenet"]
 def read_tiny_imagenet(folder: Path, split: str, *, cache_root: Path | None = None) -> Dataset:
     """Load ``train`` or, as ``test``, ``val``, in RGB; shape (3, 64, 64) for the published files.
 
-    Labels are the WordNet ids in sorted order; a class is called by its first word and its id. Training images come by
-    class, then by file name, validation images in the order of ``val_annotations.txt``.
+    Labels are the WordNet ids in sorted order; a class is called by its first word and its id. Training
+    images come by class, then by file name, validation images in the order of ``val_annotations.txt``.
 
     Raises:
         DataError: a file is missing or broken, or the lists do not agree with the images.
     """
     wnids = sorted(line.strip() for line in _lines(folder / "wnids.txt"))
     if not wnids or len(set(wnids)) != len(wnids):
-        raise DataError(
-            f"{folder / 'wnids.txt'}: expected one WordNet id a line, each once; found {len(wnids)} lines"
-        )
+        raise DataError(f"{folder / 'wnids.txt'}: expected one WordNet id a line, each once; found {len(wnids)} lines")
     items = _train_items(folder, wnids) if split == "train" else _val_items(folder, wnids)
     classes = _class_names(folder, wnids)
 
@@ -47,8 +45,8 @@ def _train_items(folder: Path, wnids: list[str]) -> list[Item]:
     if present != wnids:
         odd = sorted(set(present) ^ set(wnids))
         raise DataError(
-            f"{folder / 'train'}: its folders are not the {len(wnids)} ids of wnids.txt; only in one of the two: "
-            f"{', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}"
+            f"{folder / 'train'}: its folders are not the {len(wnids)} ids of wnids.txt; only in one "
+            f"of the two: {', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}"
         )
     items = []
     for label, wnid in enumerate(wnids):
@@ -68,13 +66,9 @@ def _val_items(folder: Path, wnids: list[str]) -> list[Item]:
         name, _, rest = line.partition("\t")
         wnid = rest.partition("\t")[0].strip()
         if wnid not in labels:
-            raise DataError(
-                f"{annotations}, line {number}: expected FILE<tab>ID, with an ID from wnids.txt: {line!r}"
-            )
+            raise DataError(f"{annotations}, line {number}: expected FILE<tab>ID, with an ID from wnids.txt: {line!r}")
         if name not in present:
-            raise DataError(
-                f"{annotations}, line {number}: there is no image {name!r} in {folder / 'val' / 'images'}"
-            )
+            raise DataError(f"{annotations}, line {number}: there is no image {name!r} in {folder / 'val' / 'images'}")
         if name in items:
             raise DataError(f"{annotations}, line {number}: {name!r} is listed twice")
         items[name] = present[name]._replace(label=labels[wnid])

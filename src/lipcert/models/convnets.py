@@ -74,9 +74,7 @@ def convnet(
 
 
 @register("4c3f")
-def four_c_three_f(
-    *, input_shape: tuple[int, ...], num_classes: int, activation: str = "relu"
-) -> nn.Sequential:
+def four_c_three_f(*, input_shape: tuple[int, ...], num_classes: int, activation: str = "relu") -> nn.Sequential:
     """4C3F (published for MNIST): 32 3/1/1 · 32 4/2/1 · 64 3/1/1 · 64 4/2/1 · 512 · 512 · classes.
 
     >>> sum(p.numel() for p in four_c_three_f(input_shape=(1, 28, 28), num_classes=10).parameters())
@@ -101,9 +99,7 @@ def six_c_two_f(*, input_shape: tuple[int, ...], num_classes: int, activation: s
     733866
     """
     convolutions = [(32, 3, 1, 1), (32, 4, 2, 1), (64, 3, 1, 1), (64, 4, 2, 1), (64, 3, 1, 1), (64, 4, 2, 1)]
-    return convnet(
-        "6c2f", convolutions, [512], input_shape=input_shape, num_classes=num_classes, activation=activation
-    )
+    return convnet("6c2f", convolutions, [512], input_shape=input_shape, num_classes=num_classes, activation=activation)
 
 
 @register("8c2f")
@@ -141,6 +137,4 @@ def eight_c_two_f(
         (256, 3, 1, 1),
         (256, 4, 2, 0),
     ]
-    return convnet(
-        "8c2f", convolutions, [256], input_shape=input_shape, num_classes=num_classes, activation=activation
-    )
+    return convnet("8c2f", convolutions, [256], input_shape=input_shape, num_classes=num_classes, activation=activation)

@@ -46,9 +46,7 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, mean: float | Sequence[float], std: float | Sequence[float], *, trailing: int = 2
-    ) -> None:
+    def __init__(self, mean: float | Sequence[float], std: float | Sequence[float], *, trailing: int = 2) -> None:
         super().__init__()
         means, stds = _vector("mean", mean), _vector("std", std)
         if 1 not in (len(means), len(stds)) and len(means) != len(stds):

@@ -55,15 +55,12 @@ def check_logits(logits: Tensor, labels: Tensor, *, empty: bool = False) -> Tens
         raise ShapeError(f"labels are on {labels.device}, logits on {logits.device}: move one to the other")
     if labels.device.type == "cpu" and n and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ShapeError(
-            f"labels must lie in 0 … {classes - 1} for {classes} logits; "
-            f"got {int(labels.min())} … {int(labels.max())}"
+            f"labels must lie in 0 … {classes - 1} for {classes} logits; got {int(labels.min())} … {int(labels.max())}"
         )
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def check_inputs(
-    logits: Tensor, labels: Tensor, bound: Tensor, *, empty: bool = False
-) -> tuple[Tensor, Tensor]:
+def check_inputs(logits: Tensor, labels: Tensor, bound: Tensor, *, empty: bool = False) -> tuple[Tensor, Tensor]:
     """The logits and the bound in one dtype (float32 or float64), after all checks.
 
     Raises:

@@ -93,10 +93,7 @@ class CRMLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The parameters as they are now."""
-        return (
-            f"temperature={self.temperature}, radius_cap={self.radius_cap}, weight={self.weight}, "
-            f"form={self.form!r}"
-        )
+        return f"temperature={self.temperature}, radius_cap={self.radius_cap}, weight={self.weight}, form={self.form!r}"
 
 
 class LMTLoss(nn.Module):

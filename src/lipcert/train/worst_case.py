@@ -94,9 +94,7 @@ def gloro_loss(logits: Tensor, labels: Tensor, bound: Tensor, *, epsilon: float)
     return F.cross_entropy(gloro_logits(logits, bound, epsilon), labels)
 
 
-def gloro_trades_loss(
-    logits: Tensor, labels: Tensor, bound: Tensor, *, epsilon: float, weight: float
-) -> Tensor:
+def gloro_trades_loss(logits: Tensor, labels: Tensor, bound: Tensor, *, epsilon: float, weight: float) -> Tensor:
     """``cross_entropy(z, y) + weight·mean KL(softmax(z), 0 ‖ softmax(z, z_⊥))``.
 
     The first term asks for accuracy, the second for certification. The two distributions share z, so that the

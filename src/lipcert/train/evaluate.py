@@ -1,0 +1,55 @@
+"""Accuracy and radii of a model on a data set, a batch at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lipcert.bounds.result import Bound
+from lipcert.certify.radius import Radii, radii
+from lipcert.data import Batches, Dataset
+
+__all__ = ["Evaluation", "evaluate", "predict"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is reported of an epoch: shares of the samples, and the range of the bound over pairs of classes."""
+
+    clean: float
+    robust: dict[float, float]
+    bound_low: float
+    bound_high: float
+    collapsed: bool
+
+
+def predict(module: nn.Module, data: Dataset, *, device: torch.device, batch_size: int = 1000) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) in float32 of a model in eval mode, and labels (N,), on the CPU."""
+    batches = Batches(data, batch_size, shuffle=False, seed=0, device=device)
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            parts = [(module(x).float().cpu(), y.cpu()) for x, y in batches.epoch(0)]
+    finally:
+        module.train(was_training)
+    return torch.cat([z for z, _ in parts]), torch.cat([y for _, y in parts])
+
+
+def evaluate(
+    module: nn.Module, data: Dataset, bound: Bound, epsilons: tuple[float, ...], *, device: torch.device
+) -> tuple[Evaluation, Radii]:
+    """Clean accuracy and accuracy at radii, with a bound given."""
+    logits, labels = predict(module, data, device=device)
+    result = radii(logits, bound, labels)
+    values = bound.value[bound.value > 0]
+    summary = Evaluation(
+        clean=result.clean_accuracy,
+        robust={e: result.robust_accuracy(e) for e in epsilons},
+        bound_low=float(values.min()) if values.numel() else 0.0,
+        bound_high=float(values.max()) if values.numel() else 0.0,
+        collapsed=bool((result.prediction == result.prediction[0]).all()),
+    )
+    return summary, result

@@ -1,0 +1,176 @@
+"""A run's folder: everything that was asked for, everything that came out, and all that `certify` needs.
+
+    config.toml              the configuration, every default filled in
+    metrics.jsonl            one line an evaluated epoch
+    checkpoint.safetensors   the whole training state, for resuming
+    model.safetensors        the weights to use, with what it takes to build the model
+    summary.json             the outcome: accuracies, bound, seconds, versions, data
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lipcert.errors import CheckpointError, ConfigError
+from lipcert.models import build
+from lipcert.train.checkpoint import load_weights, save_weights
+from lipcert.train.config import load_config
+from lipcert.train.safefile import read_file
+from lipcert.train.schema import ModelConfig, RunConfig
+
+__all__ = ["RunFolder", "build_model", "write_text"]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def build_model(config: ModelConfig, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """The model of a configuration, with fresh weights.
+
+    Raises:
+        ConfigError: an unknown model or option.
+    """
+    normal = config.normalize
+    extra = {} if normal == "none" else {"mean": normal.mean, "std": normal.std}
+    return build(config.name, input_shape=input_shape, num_classes=num_classes, **extra, **config.options)
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder; need not exist yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.toml"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.checkpoint_file = self.path / "checkpoint.safetensors"
+        self.model_file = self.path / "model.safetensors"
+        self.summary_file = self.path / "summary.json"
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a run in the folder."""
+        return self.config_file.exists()
+
+    def create(self, config: RunConfig) -> None:
+        """Start a run: make the folder and write its configuration.
+
+        Raises:
+            ConfigError: the folder holds a run already, or is a file.
+        """
+        if self.exists:
+            raise ConfigError(
+                f"{self.path} holds a run already. Go on with it (--resume), choose another folder, or delete it."
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot make the run folder {self.path}: {error}") from error
+        write_text(self.config_file, config.to_toml())
+
+    def config(self) -> RunConfig:
+        """The run's configuration.
+
+        Raises:
+            CheckpointError: there is no run in the folder.
+        """
+        if not self.exists:
+            raise CheckpointError(f"there is no run in {self.path}: it has no config.toml. Train one: lipcert train")
+        return load_config(self.config_file)
+
+    # --- metrics and summary ------------------------------------------------------------------------------
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line of metrics."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics."""
+        if not self.metrics_file.exists():
+            return []
+        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines() if line]
+
+    def drop_metrics_from(self, epoch: int) -> None:
+        """Forget lines from an epoch on: those of a run that was interrupted after its last checkpoint."""
+        if not self.metrics_file.exists():
+            return
+        kept = []
+        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:  # a line cut short when the run was killed
+                continue
+            if record.get("epoch", 0) <= epoch:
+                kept.append(line + "\n")
+        write_text(self.metrics_file, "".join(kept))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write the outcome."""
+        write_text(self.summary_file, json.dumps(summary, indent=2) + "\n")
+
+    def summary(self) -> dict[str, Any] | None:
+        """The outcome, or None while the run is not finished."""
+        if not self.summary_file.exists():
+            return None
+        try:
+            found = json.loads(self.summary_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{self.summary_file} is damaged: it is not JSON") from error
+        return dict(found)
+
+    # --- the model ----------------------------------------------------------------------------------------
+    def save_model(self, module: nn.Module, config: RunConfig, shape: tuple[int, ...], classes: tuple[str, ...]) -> None:
+        """Save the weights with what it takes to build the model."""
+        header = {
+            "model": config.model.model_dump(mode="json"),
+            "input_shape": list(shape),
+            "classes": list(classes),
+            "config": config.fingerprint(),
+        }
+        save_weights(self.model_file, module, header)
+
+    def load_model(self) -> tuple[nn.Module, dict[str, Any]]:
+        """The trained model in eval mode, and its header (``input_shape``, ``classes``, ``model``).
+
+        Raises:
+            CheckpointError: there is none yet, it is damaged, or it belongs to another configuration.
+        """
+        if not self.model_file.exists():
+            hint = "it is not finished: go on with lipcert train --resume" if self.exists else "train one: lipcert train"
+            raise CheckpointError(f"there is no trained model in {self.path}; {hint}")
+        config = self.config()
+        _, metadata = read_file(self.model_file)
+        try:
+            header = json.loads(metadata["header"])
+            shape, classes = tuple(int(n) for n in header["input_shape"]), list(header["classes"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.model_file} does not say which model it belongs to") from error
+        if header.get("config") != config.fingerprint():
+            raise CheckpointError(
+                f"{self.model_file} belongs to another configuration than {self.config_file}: one of them was replaced"
+            )
+        module = build_model(config.model, shape, len(classes))
+        load_weights(self.model_file, module)
+        return module.eval(), header

@@ -1,0 +1,46 @@
+"""The outcome of a run as plain JSON."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from lipcert.train.trainer import Trainer
+
+__all__ = ["summarise", "versions"]
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    from lipcert import __version__
+
+    return {"lipcert": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def summarise(trainer: Trainer) -> dict[str, Any]:
+    """Final accuracies (estimates: certifying is another command), cost, versions and data of a finished run."""
+    found = trainer.evaluate()
+    return {
+        "name": trainer.config.name,
+        "config": trainer.config.fingerprint(),
+        "seed": trainer.config.seed,
+        "epochs": trainer.epoch,
+        "split": trainer.eval_split,
+        "clean_accuracy": found.clean,
+        "estimated_certified_accuracy": {f"{e:.6g}": v for e, v in found.robust.items()},
+        "bound_estimate": {
+            "method": trainer.config.bound.method,
+            "scope": trainer.config.bound.scope,
+            "low": found.bound_low,
+            "high": found.bound_high,
+        },
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "training_seconds": trainer.seconds,
+        "device": str(trainer.device),
+        "threads": torch.get_num_threads(),
+        "data": {"name": trainer.config.data.name, "train_sha256": trainer.train_data.fingerprint},
+        "versions": versions(),
+    }
