@@ -18,13 +18,13 @@ k is ``A_kj``. Source: Fazlyab et al., NeurIPS 2023, §3; the scaling of w_j by 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from lipcert.graph.types import Affine, Coefficient, Elementwise, Graph, Nonlinear, Resolved
+from lipcert.graph.types import Affine, Coefficient, Elementwise, Graph, Nonlinear, Resolved, VectorMap
 
 __all__ = ["Group", "LoopMap", "Pair", "Plan"]
 
@@ -43,46 +43,25 @@ class Group:
 
 @dataclass(frozen=True)
 class _Gather:
-    """How to bring rows from one node's group order into another's: runs of (start, rows), start None for zeros."""
+    """Which pieces of a value to join, in order; a piece that is not there is that many rows of zeros."""
 
-    runs: tuple[tuple[int | None, int], ...]
-    whole: bool
-
-    def __call__(self, value: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        if self.whole and value is not None:
-            return value
-        parts = []
-        for start, rows in self.runs:
-            if start is None or value is None:
-                parts.append(like.new_zeros((rows, *shape)))
-            else:
-                parts.append(value.narrow(0, start, rows))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _gather(wanted: Sequence[int], present: Sequence[int], groups: Sequence[Group]) -> _Gather:
-    starts, at = {}, 0
-    for g in present:
-        starts[g] = at
-        at += groups[g].rows
-    runs: list[tuple[int | None, int]] = []
-    for g in wanted:
-        start, rows = starts.get(g), groups[g].rows
-        if runs:
-            last, count = runs[-1]
-            if (start is None and last is None) or (start is not None and last is not None and last + count == start):
-                runs[-1] = (last, count + rows)
-                continue
-        runs.append((start, rows))
-    return _Gather(tuple(runs), whole=tuple(wanted) == tuple(present))
+    pieces: tuple[tuple[int | None, int], ...]
+    whole: bool = False
 
 
 @dataclass(frozen=True)
 class _Step:
-    active: tuple[int, ...]
-    gathers: tuple[_Gather, ...]
-    injected: tuple[int, ...] = ()
-    carried: tuple[int, ...] = ()
+    """What happens at one node.
+
+    ``sizes`` cuts the node's value into the pieces that its users ask for. At a nonlinear node ``operands`` brings
+    the rows that go on through it and ``merge`` orders the two piles, what goes on (0) and what is injected (1).
+    """
+
+    operands: tuple[_Gather, ...]
+    sizes: tuple[int, ...]
+    results: tuple[tuple[int, _Gather], ...]
+    inject: bool = False
+    merge: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +70,13 @@ class Plan:
 
     groups: tuple[Group, ...]
     steps: dict[int, _Step]
+    last_use: dict[int, int]
+
+    def rows(self, target: int) -> list[int]:
+        """The groups whose rows :meth:`LoopMap.run` returns at a target, in order."""
+        return list(self.delivered.get(target, ()))
+
+    delivered: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 class LoopMap:
@@ -186,150 +172,216 @@ class LoopMap:
         if isinstance(node, Elementwise):
             slopes = self.resolved.slopes[node.index]
             return slopes.radius if self.centred else slopes.lipschitz
-        return node.constant  # type: ignore[attr-defined, no-any-return]
+        assert isinstance(node, VectorMap)
+        return node.constant
 
     # --- plans --------------------------------------------------------------------------------------------
     def plan(self, groups: Sequence[Group]) -> Plan:
         """Work out where each group's rows have to travel."""
-        reach = [set().union(*(self._reach[s] for s in g.sources)) for g in groups]
-        need = [set().union(*(self._need[t] for t in g.targets)) for g in groups]
-        steps: dict[int, _Step] = {}
-        for node in self.graph.nodes:
-            active = tuple(g for g in range(len(groups)) if node.index in reach[g] and node.index in need[g])
-            if not active:
-                continue
-            if isinstance(node, Nonlinear):
-                number, before = self._number[node.index], steps.get(node.inputs[0])
-                injected = tuple(g for g in active if number in groups[g].sources)
-                present = before.active if before is not None and self._passes(node) else ()
-                carried = tuple(g for g in active if g in present)
-                own = (_gather(carried, present, groups),) if carried else ()
-                steps[node.index] = _Step(active, own, injected, carried)
-            else:
-                gathers = tuple(_gather(active, steps[i].active if i in steps else (), groups) for i in node.inputs)
-                steps[node.index] = _Step(active, gathers)
-        return Plan(tuple(groups), steps)
+        return _Planner(self, groups).plan()
 
     # --- the map ------------------------------------------------------------------------------------------
-    def run(self, plan: Plan, seeds: Mapping[tuple[int, int], Tensor]) -> dict[tuple[int, int], Tensor]:
+    def run(self, plan: Plan, seeds: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """Send rows through T.
 
         Args:
             plan: from :meth:`plan`.
-            seeds: for each (group, source) of the plan a tensor (rows, *source_shape).
+            seeds: for each source j a tensor (rows, *source_shape(j)): the rows of all groups that enter there,
+                one group after the other.
 
         Returns:
-            for each (group, target) that has a path a tensor (rows, *target_shape).
+            for each target k the rows of all groups that are wanted there and have a path, one group after the
+            other (``plan.rows(k)`` says which), (rows, *target_shape(k)).
         """
         like = next(iter(seeds.values()))
         values: dict[int, Tensor] = {}
-        results: dict[tuple[int, int], Tensor] = {}
-        wanted = {self._target_node(k): [] for k in range(1, self.depth + 2)}  # type: dict[int, list[int]]
-        for k in range(1, self.depth + 2):
-            wanted[self._target_node(k)].append(k)
-        last_use = {i: node.index for node in self.graph.nodes for i in node.inputs if node.index in plan.steps}
+        pieces: dict[int, tuple[Tensor, ...]] = {}
+        results: dict[int, Tensor] = {}
+
+        def bring(index: int, gather: _Gather) -> Tensor:
+            if gather.whole:
+                return values[index]
+            shape = self.graph.nodes[index].shape
+            parts = [
+                like.new_zeros((rows, *shape)) if at is None else pieces[index][at] for at, rows in gather.pieces
+            ]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
         for node in self.graph.nodes:
             step = plan.steps.get(node.index)
             if step is not None:
-                values[node.index] = self._evaluate(node.index, step, plan, values, seeds, like)
-                self._collect(node.index, step, plan, values[node.index], wanted, results)
+                if isinstance(node, Affine):
+                    operands = [bring(i, g) for i, g in zip(node.inputs, step.operands, strict=True)]
+                    value = node.apply(operands, self.resolved.coefficients[node.index])
+                elif isinstance(node, Nonlinear):
+                    value = self._activate(node, step, seeds, bring)
+                else:
+                    value = seeds[0]
+                values[node.index] = value
+                if len(step.sizes) > 1:
+                    pieces[node.index] = value.split(step.sizes)
+                for k, gather in step.results:
+                    results[k] = bring(node.index, gather)
             for i in node.inputs:
-                if last_use.get(i) == node.index:
+                if plan.last_use.get(i) == node.index:
                     values.pop(i, None)
+                    pieces.pop(i, None)
         return results
 
-    def _evaluate(
-        self,
-        index: int,
-        step: _Step,
-        plan: Plan,
-        values: Mapping[int, Tensor],
-        seeds: Mapping[tuple[int, int], Tensor],
-        like: Tensor,
+    def _activate(
+        self, node: Nonlinear, step: _Step, seeds: Mapping[int, Tensor], bring: Callable[[int, _Gather], Tensor]
     ) -> Tensor:
-        node = self.graph.nodes[index]
-        if isinstance(node, Affine):
-            operands = [
-                gather(values.get(i), self.graph.nodes[i].shape, like)
-                for i, gather in zip(node.inputs, step.gathers, strict=True)
-            ]
-            return node.apply(operands, self.resolved.coefficients[index])
-        if not isinstance(node, Nonlinear):
-            return _joined([seeds[g, 0] for g in step.active])
-        radius, number = self._radius(node), self._number[index]
-        fresh = [_times(seeds[g, number], radius) for g in step.injected]
-        if not step.carried:
-            return _joined(fresh)
-        source = node.inputs[0]
-        carried = _times(step.gathers[0](values[source], self.graph.nodes[source].shape, like), self._centre(node))
-        if not fresh:
+        """``c·z + r·w`` on the rows that carry z, w, or both."""
+        new = _times(seeds[self._number[node.index]], self._radius(node)) if step.inject else None
+        if not step.operands:
+            assert new is not None
+            return new
+        carried = _times(bring(node.inputs[0], step.operands[0]), self._centre(node))
+        if new is None:
             return carried
-        pieces: list[Tensor] = []
-        new, at = dict(zip(step.injected, fresh, strict=True)), 0
-        for g in step.active:
-            rows = plan.groups[g].rows
-            if g in step.carried:
-                part = carried.narrow(0, at, rows)
-                at += rows
-                pieces.append(part + new[g] if g in new else part)
-            else:
-                pieces.append(new[g])
-        return _joined(pieces)
-
-    @staticmethod
-    def _collect(
-        index: int,
-        step: _Step,
-        plan: Plan,
-        value: Tensor,
-        wanted: Mapping[int, Sequence[int]],
-        results: dict[tuple[int, int], Tensor],
-    ) -> None:
-        for k in wanted.get(index, ()):
-            at = 0
-            for g in step.active:
-                rows = plan.groups[g].rows
-                if k in plan.groups[g].targets:
-                    results[g, k] = value.narrow(0, at, rows)
-                at += rows
+        if not step.merge:
+            return carried + new
+        piles = [
+            iter(carried.split([rows for pile, rows in step.merge if pile != 1])),
+            iter(new.split([rows for pile, rows in step.merge if pile != 0])),
+        ]
+        return torch.cat(
+            [next(piles[0]) + next(piles[1]) if pile == 2 else next(piles[pile]) for pile, _ in step.merge]
+        )
 
     def forward(self, inputs: Sequence[Tensor | None]) -> list[Tensor]:
         """T itself: from ``[x, w_1, …, w_K]`` (None for zero) to ``[z_1, …, z_K, y]``, all with N rows."""
         given = {j: v for j, v in enumerate(inputs) if v is not None}
         like = next(iter(given.values()))
         plan = self.plan([Group(len(like), frozenset(given), frozenset(range(1, self.depth + 2)))])
-        out = self.run(plan, {(0, j): v for j, v in given.items()})
+        out = self.run(plan, given)
         return [
-            out[0, k] if (0, k) in out else like.new_zeros((len(like), *self.target_shape(k)))
+            out[k] if k in out else like.new_zeros((len(like), *self.target_shape(k)))
             for k in range(1, self.depth + 2)
         ]
 
-    def adjoint(self, cotangents: Sequence[Tensor | None], *, create_graph: bool = False) -> list[Tensor]:
+    def adjoint(self, cotangents: Sequence[Tensor | None]) -> list[Tensor]:
         """Tᵀ: from cotangents of ``[z_1, …, z_K, y]`` (None for zero) to those of ``[x, w_1, …, w_K]``."""
         given = {k: v for k, v in enumerate(cotangents, start=1) if v is not None}
         like = next(iter(given.values()))
         with torch.enable_grad():
             seeds = {
-                (0, j): like.new_zeros((len(like), *self.source_shape(j))).requires_grad_()
-                for j in range(self.depth + 1)
+                j: like.new_zeros((len(like), *self.source_shape(j))).requires_grad_() for j in range(self.depth + 1)
             }
-            plan = self.plan([Group(len(like), frozenset(j for _, j in seeds), frozenset(given))])
-            out = self.run(plan, seeds)
-            reached = [(out[0, k], v) for k, v in given.items() if (0, k) in out]
-            if not reached:
+            out = self.run(self.plan([Group(len(like), frozenset(seeds), frozenset(given))]), seeds)
+            if not out:
                 return [s.detach() for s in seeds.values()]
             gradients = torch.autograd.grad(
-                [o for o, _ in reached],
-                list(seeds.values()),
-                [v for _, v in reached],
-                allow_unused=True,
-                create_graph=create_graph,
+                list(out.values()), list(seeds.values()), [given[k] for k in out], allow_unused=True
             )
         return [torch.zeros_like(s) if g is None else g for s, g in zip(seeds.values(), gradients, strict=True)]
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+class _Planner:
+    """Works out a :class:`Plan`: which groups are alive at which node, and how their rows get from node to node."""
+
+    def __init__(self, loop: LoopMap, groups: Sequence[Group]) -> None:
+        self.loop, self.groups = loop, tuple(groups)
+        for g in self.groups if len(self.groups) > 1 else ():
+            lost = [j for j in g.sources if not any(loop.connected(k, j) for k in g.targets)]
+            if lost:  # its rows would be missing from the middle of a seed
+                raise ValueError(f"no path from sources {lost} to any of the targets {sorted(g.targets)}")
+        empty: set[int] = set()
+        self.reach = [empty.union(*(loop._reach[s] for s in g.sources)) for g in groups]
+        self.need = [empty.union(*(loop._need[t] for t in g.targets)) for g in groups]
+        self.active: dict[int, tuple[int, ...]] = {}
+        for node in loop.graph.nodes:
+            alive = tuple(
+                g for g in range(len(self.groups)) if node.index in self.reach[g] and node.index in self.need[g]
+            )
+            if alive:
+                self.active[node.index] = alive
+
+    def plan(self) -> Plan:
+        loop = self.loop
+        targets: dict[int, list[int]] = {}
+        for k in range(1, loop.depth + 2):
+            targets.setdefault(loop._target_node(k), []).append(k)
+        wanted: dict[int, list[tuple[int, ...]]] = {i: [] for i in self.active}  # what users ask of each node, in order
+        for index in self.active:
+            node = loop.graph.nodes[index]
+            for i in node.inputs:
+                if i in self.active:
+                    wanted[i].append(self._carried(index, i) if isinstance(node, Nonlinear) else self.active[index])
+        delivered: dict[int, tuple[int, ...]] = {}
+        for index, here in self.active.items():
+            for k in targets.get(index, ()):
+                delivered[k] = tuple(g for g in here if k in self.groups[g].targets)
+                wanted[index].append(delivered[k])
+        cuts = {index: self._cut(index, asked) for index, asked in wanted.items()}
+        steps = {index: self._step(index, cuts, targets.get(index, ()), delivered) for index in self.active}
+        last_use = {i: index for index in self.active for i in loop.graph.nodes[index].inputs}
+        delivered = {k: v for k, v in delivered.items() if v}
+        return Plan(self.groups, steps, last_use, delivered)
+
+    def _carried(self, index: int, source: int) -> tuple[int, ...]:
+        """The groups whose z goes on through a nonlinear node."""
+        node = self.loop.graph.nodes[index]
+        assert isinstance(node, Nonlinear)
+        if not self.loop._passes(node):
+            return ()
+        return tuple(g for g in self.active[index] if g in self.active.get(source, ()))
+
+    def _cut(self, index: int, asked: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """The coarsest cut of a node's groups from which every user can be served by whole pieces."""
+        here, order = self.active[index], {g: i for i, g in enumerate(self.active[index])}
+        cut = set[int]()
+        for groups in asked:
+            places = [order[g] for g in groups if g in order]
+            present = set(places)
+            for place in places:  # a piece ends where the next group is not asked for as well
+                if place + 1 not in present:
+                    cut.add(place + 1)
+                if place - 1 not in present:
+                    cut.add(place)
+        edges = sorted(cut | {0, len(here)})
+        return [here[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+
+    def _gather(self, groups: tuple[int, ...], index: int, cuts: Mapping[int, Sequence[tuple[int, ...]]]) -> _Gather:
+        pieces = cuts.get(index, ())
+        if groups and groups == self.active.get(index):
+            return _Gather((), whole=True)
+        where = {g: at for at, piece in enumerate(pieces) for g in piece}
+        found: list[tuple[int | None, int]] = []
+        for g in groups:
+            at, rows = where.get(g), self.groups[g].rows
+            if found and found[-1][0] == at:  # the rest of the same piece, or more zeros
+                found[-1] = (at, found[-1][1] + rows)
+            else:
+                found.append((at, rows))
+        return _Gather(tuple(found))
+
+    def _step(
+        self,
+        index: int,
+        cuts: Mapping[int, Sequence[tuple[int, ...]]],
+        targets: Sequence[int],
+        delivered: Mapping[int, tuple[int, ...]],
+    ) -> _Step:
+        node, here = self.loop.graph.nodes[index], self.active[index]
+        sizes = tuple(sum(self.groups[g].rows for g in piece) for piece in cuts[index])
+        results = tuple((k, self._gather(delivered[k], index, cuts)) for k in targets if delivered[k])
+        if not isinstance(node, Nonlinear):
+            operands = tuple(self._gather(here, i, cuts) for i in node.inputs)
+            return _Step(operands, sizes, results)
+        source, number = node.inputs[0], self.loop._number[index]
+        carried = self._carried(index, source)
+        injected = [g for g in here if number in self.groups[g].sources]
+        own = (self._gather(carried, source, cuts),) if carried else ()
+        merge: list[tuple[int, int]] = []
+        if carried and injected and (list(carried) != injected or list(here) != injected):
+            for g in here:
+                pile = 2 if g in carried and g in injected else (0 if g in carried else 1)
+                if merge and merge[-1][0] == pile:
+                    merge[-1] = (pile, merge[-1][1] + self.groups[g].rows)
+                else:
+                    merge.append((pile, self.groups[g].rows))
+        return _Step(own, sizes, results, bool(injected), tuple(merge))
 
 
 def _times(value: Tensor, factor: Coefficient) -> Tensor:

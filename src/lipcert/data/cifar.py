@@ -19,8 +19,8 @@ from .pickles import read_pickle
 __all__ = ["CIFAR10", "CIFAR100", "CifarLayout", "read_cifar"]
 
 _PIXELS = 3 * 32 * 32
-# A batch of Python's kind also holds file names, some 30 bytes for each image.
-_MOST_EXTRA = 64
+# A batch of Python's kind also holds file names, and Python 3 writes each byte from 80 on in two (UTF-8).
+_MOST_PER_IMAGE = 2 * (_PIXELS + 64)
 
 
 @dataclass(frozen=True)
@@ -103,26 +103,26 @@ def read_cifar(root: Path, split: str, layout: CifarLayout) -> Dataset | None:
             names = {f"{file}{suffix}": count for file, count in layout.files[split].items()}
             for source, read in ((place / folder, _read_folder), (place / f"{stem}.tar.gz", _read_archive)):
                 if source.exists():
-                    contents = read(source, folder, names, layout)
+                    contents = read(source, folder, names)
                     return _join(layout, split, [parse(*item, layout) for item in contents])
     return None
 
 
-def _limit(count: int, layout: CifarLayout) -> int:
+def _limit(count: int) -> int:
     """How many bytes a file of ``count`` images can have at most, in either version."""
-    return count * (_PIXELS + layout.label_bytes + _MOST_EXTRA) + 4096
+    return count * _MOST_PER_IMAGE + 4096
 
 
 Contents = list[tuple[str, bytes, int]]
 Parser = Callable[[str, bytes, int, CifarLayout], Batch]
 
 
-def _read_folder(source: Path, _: str, names: dict[str, int], layout: CifarLayout) -> Contents:
+def _read_folder(source: Path, _: str, names: dict[str, int]) -> Contents:
     contents: Contents = []
     for name, count in names.items():
         path = source / name
         try:
-            if path.stat().st_size > _limit(count, layout):
+            if path.stat().st_size > _limit(count):
                 raise DataError(f"{path}: too large for {count} images ({path.stat().st_size} bytes); fetch it again")
             contents.append((str(path), path.read_bytes(), count))
         except OSError as error:
@@ -130,8 +130,8 @@ def _read_folder(source: Path, _: str, names: dict[str, int], layout: CifarLayou
     return contents
 
 
-def _read_archive(source: Path, folder: str, names: dict[str, int], layout: CifarLayout) -> Contents:
-    limits = {f"{folder}/{name}": _limit(count, layout) for name, count in names.items()}
+def _read_archive(source: Path, folder: str, names: dict[str, int]) -> Contents:
+    limits = {f"{folder}/{name}": _limit(count) for name, count in names.items()}
     members = read_tar_members(source, limits)
     return [(f"{source}:{folder}/{name}", members[f"{folder}/{name}"], count) for name, count in names.items()]
 

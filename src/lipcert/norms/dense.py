@@ -88,8 +88,8 @@ def block(loop: LoopMap, pair: Pair) -> Tensor:
             stop = min(start + step, n_in)
             plan = loop.plan([Group(stop - start, frozenset({j}), frozenset({k}))])
             with torch.no_grad():
-                out = loop.run(plan, {(0, j): _basis(start, stop, loop.source_shape(j), loop)})
-            parts.append(out[0, k].flatten(1))
+                out = loop.run(plan, {j: _basis(start, stop, loop.source_shape(j), loop)})
+            parts.append(out[k].flatten(1))
     return torch.cat(parts)
 
 
@@ -100,7 +100,7 @@ def forming_error(loop: LoopMap, pair: Pair) -> float:
     ones = torch.ones((1, *loop.source_shape(j)), dtype=loop.resolved.dtype, device=loop.resolved.device)
     plan = sizes.plan([Group(1, frozenset({j}), frozenset({k}))])
     with torch.no_grad():
-        row_sums = sizes.run(plan, {(0, j): ones})[0, k]
+        row_sums = sizes.run(plan, {j: ones})[k]
     cotangents: list[Tensor | None] = [None] * (loop.depth + 1)
     cotangents[k - 1] = torch.ones_like(row_sums)
     column_sums = sizes.adjoint(cotangents)[j]

@@ -13,12 +13,17 @@ from torch import Tensor
 
 from lipcert.loop import Group, LoopMap, Pair
 
-__all__ = ["estimate_norms", "normalised", "random_seeds"]
+__all__ = ["estimate_norms", "normalised", "random_seeds", "row_norms"]
+
+
+def row_norms(value: Tensor) -> Tensor:
+    """The 2-norm of each row of (N, *shape), whatever its memory layout."""
+    return torch.linalg.vector_norm(value, dim=tuple(range(1, value.ndim)))
 
 
 def normalised(value: Tensor) -> tuple[Tensor, Tensor]:
     """Each row divided by its norm (a zero row stays zero), and the norms."""
-    norms = value.flatten(1).norm(dim=1)
+    norms = row_norms(value)
     shape = (-1, *(1,) * (value.ndim - 1))
     return value / norms.clamp_min(torch.finfo(value.dtype).tiny).reshape(shape), norms
 
@@ -54,14 +59,16 @@ def estimate_norms(
         plan = loop.plan([Group(1, frozenset({j}), frozenset({k})) for k, j in names])
         settled = dict.fromkeys(names, False)
         for _ in range(check_every):
-            leaves = {(i, j): vectors[k, j].requires_grad_() for i, (k, j) in enumerate(names)}
+            leaves = [vectors[name].requires_grad_() for name in names]
             with torch.enable_grad():
-                out = loop.run(plan, leaves)
-                images = [out[i, k] for i, (k, _) in enumerate(names)]
-                directions = [normalised(v.detach())[0] for v in images]
-                back = torch.autograd.grad(images, list(leaves.values()), directions)
+                seeds = {
+                    j: torch.cat([v for v, (_, i) in zip(leaves, names, strict=True) if i == j]) for _, j in names
+                }
+                images = loop.run(plan, seeds)
+                directions = [normalised(v.detach())[0] for v in images.values()]
+                back = torch.autograd.grad(list(images.values()), leaves, directions)
             for name, gradient in zip(names, back, strict=True):
-                vector, norm = normalised(gradient.detach())
+                vector, norm = normalised(gradient)
                 value = norm[0].double()
                 before = known.get(name)
                 settled[name] = before is not None and bool(value - before <= tolerance * value)

@@ -31,7 +31,7 @@ from lipcert.errors import BoundError, ShapeError
 from lipcert.graph import trace
 from lipcert.graph.types import Resolved
 from lipcert.loop import Group, LoopMap, Pair
-from lipcert.norms.power import normalised, random_seeds
+from lipcert.norms.power import normalised, random_seeds, row_norms
 
 __all__ = ["TrainingBound"]
 
@@ -94,20 +94,23 @@ class TrainingBound(nn.Module):
         if self.heads:
             groups.append(Group(graph.output_shape[0], frozenset(self.heads), frozenset({last})))
         self._plan = loop.plan(groups)
+        arrived = [g for k in self._plan.delivered for g in self._plan.rows(k) if g < len(self.pairs)]
+        self._order = torch.tensor([arrived.index(g) for g in range(len(self.pairs))], dtype=torch.int64)
         self._create_state(seed)
         for _ in range(warmup):
             self._power_step()
 
     def _create_state(self, seed: int) -> None:
         loop, resolved = self._loop, self._loop.resolved
+        layout = _layout(self.graph.capture.module)
         starts = random_seeds(loop, self.pairs, seed=seed)
         for j in sorted({j for _, j in self.pairs}):
             rows = torch.cat([starts[p] for p in self.pairs if p[1] == j])
-            self.register_buffer(f"vectors_{j}", rows)
+            self.register_buffer(f"vectors_{j}", _in_layout(rows, layout))
         classes = self.graph.output_shape[0]
         for j in self.heads:
             empty = torch.zeros((classes, *loop.source_shape(j)), dtype=resolved.dtype, device=resolved.device)
-            self.register_buffer(f"rows_{j}", empty)
+            self.register_buffer(f"rows_{j}", _in_layout(empty, layout))
         shape = {"global": (), "class": (classes,), "pairwise": (classes, classes)}[self.scope]
         zeros = resolved.coefficients and torch.zeros((), dtype=resolved.dtype, device=resolved.device)
         assert isinstance(zeros, Tensor)
@@ -129,9 +132,9 @@ class TrainingBound(nn.Module):
         if self.scope == "global":
             final = {j: known[last, j] for j in range(last) if (last, j) in known}
         elif self.scope == "class":
-            final = {j: r.flatten(1).norm(dim=1) for j, r in rows.items()}
+            final = {j: row_norms(r) for j, r in rows.items()}
         else:
-            final = {j: _distances(r.flatten(1)) for j, r in rows.items()}
+            final = {j: _distances(_flat(r)) for j, r in rows.items()}
         return combine(final, hidden, torch.zeros_like(next(iter(final.values()))))
 
     def _vectors(self) -> dict[int, Tensor]:
@@ -154,20 +157,15 @@ class TrainingBound(nn.Module):
         with torch.enable_grad():
             vectors = {j: v.detach().requires_grad_() for j, v in self._vectors().items()}
             injected = {j: v.detach().requires_grad_() for j, v in injected.items()}
-            place = dict.fromkeys(vectors, 0)
-            seeds: dict[tuple[int, int], Tensor] = {}
-            for g, (_, j) in enumerate(self.pairs):
-                seeds[g, j] = vectors[j].narrow(0, place[j], 1)
-                place[j] += 1
-            head = len(self.pairs)
-            seeds.update({(head, j): v for j, v in injected.items()})
+            seeds = {j: torch.cat([a[j] for a in (vectors, injected) if j in a]) for j in range(last)}
             out = loop.run(self._plan, seeds)
             total = weights.new_zeros(())
             if self.pairs:
-                norms = torch.cat([out[g, k].flatten(1).norm(dim=1) for g, (k, _) in enumerate(self.pairs)])
+                lengths = [row_norms(v) for k, v in out.items() if k != last or not self.heads]
+                norms = torch.cat(lengths)[self._order]
                 total = total + (norms * weights).sum()
             if self.heads:
-                total = total + out[head, last].diagonal().sum()
+                total = total + out[last].diagonal().sum()
             wanted = [*leaves, *vectors.values(), *injected.values()]
             gradients = list(torch.autograd.grad(total, wanted, allow_unused=True))
         found = iter(gradients[len(leaves) :])
@@ -270,6 +268,24 @@ class _Deferred(torch.autograd.Function):
         with torch.autocast(cotangent.device.type, enabled=False):
             gradients = ctx.owner.deferred(ctx.resolved, ctx.saved_tensors, cotangent)
         return (None, None, *gradients)
+
+
+def _flat(rows: Tensor) -> Tensor:
+    """(C, n) in the order of memory: distances do not mind, and nothing is copied."""
+    if rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last):
+        rows = rows.permute(0, 2, 3, 1)
+    return rows.flatten(1)
+
+
+def _layout(module: nn.Module) -> torch.memory_format:
+    """The memory layout that the module's convolutions are in; its bound then runs without conversions."""
+    weights = [p for p in module.parameters() if p.ndim == 4 and not p.is_contiguous()]
+    last = weights and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _in_layout(value: Tensor, layout: torch.memory_format) -> Tensor:
+    return value.contiguous(memory_format=layout) if value.ndim == 4 else value
 
 
 def _distances(rows: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def _locate(location: tuple[int | str, ...], root: type[BaseModel]) -> _Place:
             place.keys = [key for model in place.inside for key in model.model_fields]
             info = next((m.model_fields[item] for m in place.inside if item in m.model_fields), None)
             place.inside = _models(info.annotation) if info else []
-            place.kind = ""
+            place.kind = "" if info else place.kind
             tag_follows = info is not None and info.discriminator == "kind"
     return place
 

@@ -60,8 +60,8 @@ def value_at(value: float | Ramp, epoch: float) -> float:
     if not isinstance(value, Ramp):
         return float(value)
     begin, end = value.epochs
-    if epoch >= end:  # also where both are the same: a jump
-        return value.end
+    if begin == end:
+        return value.start if epoch < begin else value.end
     return interpolate(value.start, value.end, (epoch - begin) / (end - begin), value.shape)
 
 

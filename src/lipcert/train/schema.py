@@ -82,13 +82,13 @@ class DataConfig(Section):
 class Normalization(Section):
     """The first layer of the model, ``(x − mean)/std`` for each channel."""
 
-    mean: Numbers = Field(min_length=1)
-    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False)] = Field(min_length=1)
+    mean: Numbers
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False)]
 
     @model_validator(mode="after")
     def _consistent(self) -> Normalization:
-        if len(self.mean) != len(self.std):
-            raise ValueError("mean and std must have the same length")
+        if not len(self.mean) == len(self.std) >= 1:
+            raise ValueError("mean and std must have the same length, at least 1")
         return self
 
 
