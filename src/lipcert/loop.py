@@ -18,6 +18,7 @@ k is ``A_kj``. Source: Fazlyab et al., NeurIPS 2023, §3; the scaling of w_j by 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -202,9 +203,7 @@ class LoopMap:
             if gather.whole:
                 return values[index]
             shape = self.graph.nodes[index].shape
-            parts = [
-                like.new_zeros((rows, *shape)) if at is None else pieces[index][at] for at, rows in gather.pieces
-            ]
+            parts = [like.new_zeros((rows, *shape)) if at is None else pieces[index][at] for at, rows in gather.pieces]
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
         for node in self.graph.nodes:
@@ -219,7 +218,7 @@ class LoopMap:
                     value = seeds[0]
                 values[node.index] = value
                 if len(step.sizes) > 1:
-                    pieces[node.index] = value.split(step.sizes)
+                    pieces[node.index] = torch.split_with_sizes(value, step.sizes)
                 for k, gather in step.results:
                     results[k] = bring(node.index, gather)
             for i in node.inputs:
@@ -242,8 +241,8 @@ class LoopMap:
         if not step.merge:
             return carried + new
         piles = [
-            iter(carried.split([rows for pile, rows in step.merge if pile != 1])),
-            iter(new.split([rows for pile, rows in step.merge if pile != 0])),
+            iter(torch.split_with_sizes(carried, [rows for pile, rows in step.merge if pile != 1])),
+            iter(torch.split_with_sizes(new, [rows for pile, rows in step.merge if pile != 0])),
         ]
         return torch.cat(
             [next(piles[0]) + next(piles[1]) if pile == 2 else next(piles[pile]) for pile, _ in step.merge]
@@ -256,8 +255,7 @@ class LoopMap:
         plan = self.plan([Group(len(like), frozenset(given), frozenset(range(1, self.depth + 2)))])
         out = self.run(plan, given)
         return [
-            out[k] if k in out else like.new_zeros((len(like), *self.target_shape(k)))
-            for k in range(1, self.depth + 2)
+            out[k] if k in out else like.new_zeros((len(like), *self.target_shape(k))) for k in range(1, self.depth + 2)
         ]
 
     def adjoint(self, cotangents: Sequence[Tensor | None]) -> list[Tensor]:
@@ -340,7 +338,7 @@ class _Planner:
                 if place - 1 not in present:
                     cut.add(place)
         edges = sorted(cut | {0, len(here)})
-        return [here[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        return [here[a:b] for a, b in itertools.pairwise(edges)]
 
     def _gather(self, groups: tuple[int, ...], index: int, cuts: Mapping[int, Sequence[tuple[int, ...]]]) -> _Gather:
         pieces = cuts.get(index, ())

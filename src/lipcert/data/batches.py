@@ -69,8 +69,8 @@ class Batches:
             DataError: ``batch_size`` is not positive, no batch would be full, or the memory format is
                 another.
         """
-        if batch_size < 1:
-            raise DataError(f"batch_size must be at least 1, found {batch_size}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise DataError(f"batch_size must be a whole number of at least 1, found {batch_size}")
         if drop_last and batch_size > len(dataset):
             raise DataError(f"batch_size {batch_size} with drop_last leaves nothing of {len(dataset)} images")
         if memory_format not in (torch.contiguous_format, torch.channels_last):

@@ -40,7 +40,8 @@ def image_folder(
         split: ``"train"`` or ``"test"``.
         size: a side, or (H, W), in pixels, to which all images are resized; without it all must have one size
             already.
-        cache_root: where the decoded images are kept, see :func:`lipcert.data.cache.cached`.
+        cache_root: keep the decoded images in ``cache_root/.lipcert-cache``; without it in the user's cache
+            folder. They are decoded again when a file changes.
 
     Raises:
         DataError: the layout is another, a class is empty or missing from a split, a file is broken, or the

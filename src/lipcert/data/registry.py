@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,9 +122,13 @@ def load(
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name is one folder, and not a known data set written with other capitals."""
-    known = {known.lower() for known in _READERS}
-    return name == Path(name).name and not name.startswith(".") and name.lower() not in known
+    """Whether a name is one folder, and not a known data set in other capitals or with other hyphens."""
+    known = {_bare(known) for known in _READERS}
+    return name != "" and name == Path(name).name and not name.startswith(".") and _bare(name) not in known
+
+
+def _bare(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())
 
 
 def _unknown(name: str, root: Path) -> str:

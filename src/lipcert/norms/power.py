@@ -18,7 +18,8 @@ __all__ = ["estimate_norms", "normalised", "random_seeds", "row_norms"]
 
 def row_norms(value: Tensor) -> Tensor:
     """The 2-norm of each row of (N, *shape), whatever its memory layout."""
-    return torch.linalg.vector_norm(value, dim=tuple(range(1, value.ndim)))
+    norms: Tensor = torch.linalg.vector_norm(value, dim=tuple(range(1, value.ndim)))
+    return norms
 
 
 def normalised(value: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,9 +62,7 @@ def estimate_norms(
         for _ in range(check_every):
             leaves = [vectors[name].requires_grad_() for name in names]
             with torch.enable_grad():
-                seeds = {
-                    j: torch.cat([v for v, (_, i) in zip(leaves, names, strict=True) if i == j]) for _, j in names
-                }
+                seeds = {j: torch.cat([v for v, (_, i) in zip(leaves, names, strict=True) if i == j]) for _, j in names}
                 images = loop.run(plan, seeds)
                 directions = [normalised(v.detach())[0] for v in images.values()]
                 back = torch.autograd.grad(list(images.values()), leaves, directions)

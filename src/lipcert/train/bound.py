@@ -45,6 +45,7 @@ class TrainingBound(nn.Module):
         method: ``"liplt"`` or ``"product"``.
         scope: ``"global"`` gives L of shape (), ``"class"`` (C,), ``"pairwise"`` (C, C).
         every: make the pass in every n-th backward pass only.
+        iterations: power iterations in each pass; the first is part of the pass, each further one costs as much.
         warmup: power iterations at construction.
         seed: of their start.
 
@@ -74,16 +75,17 @@ class TrainingBound(nn.Module):
         method: Method = "liplt",
         scope: Scope = "pairwise",
         every: int = 1,
+        iterations: int = 1,
         warmup: int = 30,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if every < 1 or warmup < 1:
-            raise BoundError(f"every and warmup must be at least 1; got {every} and {warmup}.")
+        if min(every, warmup, iterations) < 1:
+            raise BoundError(f"every, iterations and warmup must be at least 1; got {every}, {iterations}, {warmup}.")
         graph = trace(module, input_shape, allow_train_mode=True)
         if scope != "global" and len(graph.output_shape) != 1:
             raise ShapeError(f"scope={scope!r} needs an output of logits; this one's shape is {graph.output_shape}.")
-        self.graph, self.scope, self.every = graph, scope, every
+        self.graph, self.scope, self.every, self.iterations = graph, scope, every, iterations
         with torch.no_grad():
             self._loop = LoopMap(graph, graph.resolve(), centred=method == "liplt")
         loop, last = self._loop, self._loop.depth + 1
@@ -167,7 +169,7 @@ class TrainingBound(nn.Module):
             if self.heads:
                 total = total + out[last].diagonal().sum()
             wanted = [*leaves, *vectors.values(), *injected.values()]
-            gradients = list(torch.autograd.grad(total, wanted, allow_unused=True))
+            gradients: list[Tensor | None] = [*torch.autograd.grad(total, wanted, allow_unused=True)]
         found = iter(gradients[len(leaves) :])
         with torch.no_grad():
             at = 0
@@ -236,6 +238,8 @@ class TrainingBound(nn.Module):
             gradients = self._pass(
                 resolved.with_tensors(leaves), leaves, settled[0], dict(zip(rows, settled[1:], strict=True))
             )
+        if self.iterations > 1:
+            self.refresh(self.iterations - 1)
         if self.every > 1:
             self.get_buffer("stale_size").copy_(size)
             for i, g in enumerate(gradients):

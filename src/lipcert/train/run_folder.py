@@ -1,10 +1,10 @@
 """A run's folder: everything that was asked for, everything that came out, and all that `certify` needs.
 
-    config.toml              the configuration, every default filled in
-    metrics.jsonl            one line an evaluated epoch
-    checkpoint.safetensors   the whole training state, for resuming
-    model.safetensors        the weights to use, with what it takes to build the model
-    summary.json             the outcome: accuracies, bound, seconds, versions, data
+config.toml              the configuration, every default filled in
+metrics.jsonl            one line an evaluated epoch
+checkpoint.safetensors   the whole training state, for resuming
+model.safetensors        the weights to use, with what it takes to build the model
+summary.json             the outcome: accuracies, bound, seconds, versions, data
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ def build_model(config: ModelConfig, input_shape: tuple[int, ...], num_classes: 
         ConfigError: an unknown model or option.
     """
     normal = config.normalize
-    extra = {} if normal == "none" else {"mean": normal.mean, "std": normal.std}
-    return build(config.name, input_shape=input_shape, num_classes=num_classes, **extra, **config.options)
+    mean, std = (None, None) if normal == "none" else (normal.mean, normal.std)
+    options: dict[str, Any] = dict(config.options)
+    return build(config.name, input_shape=input_shape, num_classes=num_classes, mean=mean, std=std, **options)
 
 
 class RunFolder:
@@ -141,7 +142,9 @@ class RunFolder:
         return dict(found)
 
     # --- the model ----------------------------------------------------------------------------------------
-    def save_model(self, module: nn.Module, config: RunConfig, shape: tuple[int, ...], classes: tuple[str, ...]) -> None:
+    def save_model(
+        self, module: nn.Module, config: RunConfig, shape: tuple[int, ...], classes: tuple[str, ...]
+    ) -> None:
         """Save the weights with what it takes to build the model."""
         header = {
             "model": config.model.model_dump(mode="json"),
@@ -158,7 +161,9 @@ class RunFolder:
             CheckpointError: there is none yet, it is damaged, or it belongs to another configuration.
         """
         if not self.model_file.exists():
-            hint = "it is not finished: go on with lipcert train --resume" if self.exists else "train one: lipcert train"
+            hint = (
+                "it is not finished: go on with lipcert train --resume" if self.exists else "train one: lipcert train"
+            )
             raise CheckpointError(f"there is no trained model in {self.path}; {hint}")
         config = self.config()
         _, metadata = read_file(self.model_file)

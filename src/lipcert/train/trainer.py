@@ -106,7 +106,8 @@ class Trainer:
         c = self.config
         torch.manual_seed(c.seed)
         layout = torch.channels_last if c.train.channels_last else torch.contiguous_format
-        self.model = build_model(c.model, data.input_shape, data.num_classes).to(self.device, memory_format=layout)
+        self.model: nn.Module = build_model(c.model, data.input_shape, data.num_classes).to(self.device)
+        self.model = self.model.to(memory_format=layout)  # type: ignore[call-overload]
         a = c.data.augment
         augment = Augment(flip=a.flip, shift=a.shift, rotate=a.rotate) if a.flip or a.shift or a.rotate else None
         self.batches = Batches(
@@ -127,6 +128,7 @@ class Trainer:
             method=c.bound.method,
             scope=c.bound.scope,
             every=c.bound.every,
+            iterations=c.bound.power_iterations,
             seed=c.seed,
         )
         self.averaged = copy.deepcopy(self.model) if c.train.ema else None
@@ -218,9 +220,7 @@ class Trainer:
                 while self.epoch < c.epochs:
                     steps = self._run_epoch(stopped, steps)
             summary = summarise(self)
-            self.folder.save_model(
-                self.deployed, self.config, self.train_data.input_shape, self.train_data.classes
-            )
+            self.folder.save_model(self.deployed, self.config, self.train_data.input_shape, self.train_data.classes)
             self.folder.write_summary(summary)
             return summary
         finally:
@@ -324,8 +324,8 @@ class Trainer:
     def _check_finite(self, loss: float) -> None:
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise TrainingError(
-                f"the loss is not finite in epoch {self.epoch + 1}. Lower optimizer.lr, set optimizer.clip_norm (1 is a "
-                f"good start), or start the robust term from the first epoch. The last checkpoint in "
+                f"the loss is not finite in epoch {self.epoch + 1}. Lower optimizer.lr, set optimizer.clip_norm (1 is "
+                f"a good start), or start the robust term from the first epoch. The last checkpoint in "
                 f"{self.folder.path} is from before."
             )
 

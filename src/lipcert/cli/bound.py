@@ -1,0 +1,110 @@
+"""``lipcert bound``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import nn
+
+from lipcert.bounds import graph_bound
+from lipcert.bounds.lipschitz import DENSE_LIMIT
+from lipcert.cli.common import DeviceOption, JsonOption, console, emit, guarded, table
+from lipcert.cli.options import GuaranteeName, MethodName, ScopeName
+from lipcert.errors import ConfigError
+from lipcert.graph import trace
+from lipcert.models import build
+from lipcert.train import RunFolder
+from lipcert.train.checkpoint import load_weights
+
+__all__ = ["bound"]
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(n) for n in text.replace("x", ",").split(","))
+    except ValueError as error:
+        raise ConfigError(f"--input is a shape without the batch, such as 3,32,32; got {text!r}") from error
+
+
+def _model(
+    run: Path | None, name: str | None, shape: str | None, classes: int, weights: Path | None
+) -> tuple[nn.Module, tuple[int, ...]]:
+    if (run is None) == (name is None):
+        raise ConfigError("give either a run's folder, or --model NAME with --input SHAPE.")
+    if run is not None:
+        module, header = RunFolder(run).load_model()
+        return module, tuple(header["input_shape"])
+    if shape is None:
+        raise ConfigError("--model needs --input, such as --input 3,32,32.")
+    assert name is not None
+    torch.manual_seed(0)
+    module = build(name, input_shape=_shape(shape), num_classes=classes).eval()
+    if weights is not None:
+        load_weights(weights, module)
+    return module, _shape(shape)
+
+
+def bound(
+    run: Annotated[Path | None, typer.Argument(help="A run's folder, as `lipcert train` leaves it.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="A model by name (see `lipcert models`).")] = None,
+    shape: Annotated[str | None, typer.Option("--input", help="Its input shape, such as 3,32,32.")] = None,
+    classes: Annotated[int, typer.Option("--classes", min=2)] = 10,
+    weights: Annotated[Path | None, typer.Option("--weights", help="A safetensors file of its weights.")] = None,
+    method: Annotated[
+        list[MethodName] | None, typer.Option("--method", help="May be repeated.", show_default="all")
+    ] = None,
+    scope: Annotated[ScopeName, typer.Option("--scope")] = ScopeName.whole,
+    guarantee: Annotated[GuaranteeName, typer.Option("--guarantee")] = GuaranteeName.estimate,
+    dense_limit: Annotated[int, typer.Option("--dense-limit", min=1)] = DENSE_LIMIT,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bound the ℓ2 Lipschitz constant of a network.
+
+    Examples:
+        lipcert bound runs/digits --scope pairwise --guarantee upper
+
+        lipcert bound --model 6c2f --input 3,32,32
+    """
+    with guarded():
+        module, input_shape = _model(run, model, shape, classes, weights)
+        graph = trace(module.to(device) if device else module, input_shape)
+        results = []
+        for choice in method or list(MethodName):
+            began = time.monotonic()
+            found = graph_bound(
+                graph,
+                method=choice.value,
+                scope=scope.value,
+                guarantee=guarantee.value,
+                dense_limit=dense_limit,
+            )
+            results.append((found, time.monotonic() - began))
+    if as_json:
+        emit(
+            [
+                {
+                    "method": b.method,
+                    "scope": b.scope,
+                    "guarantee": b.guarantee,
+                    "value": b.value.tolist(),
+                    "seconds": seconds,
+                }
+                for b, seconds in results
+            ]
+        )
+        return
+    shown = table("method", "lowest", "highest", "seconds", title=f"ℓ2 Lipschitz constant, {scope.value}")
+    for b, seconds in results:
+        values = b.value[b.value > 0] if b.value.ndim == 2 else b.value.reshape(-1)
+        sign = "≤" if b.guarantee == "upper" else "≈"
+        shown.add_row(
+            b.method, f"{sign} {float(values.min()):.6g}", f"{sign} {float(values.max()):.6g}", f"{seconds:.2f}"
+        )
+    console.print(shown)
+    if guarantee is GuaranteeName.estimate:
+        console.print("[yellow]Estimates from below, not guarantees.[/yellow] For a proof: --guarantee upper")

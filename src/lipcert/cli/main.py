@@ -1,0 +1,53 @@
+"""The command line: one thin file a subcommand."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lipcert import __version__
+from lipcert.cli.bound import bound
+from lipcert.cli.certify import certify
+from lipcert.cli.demo import demo
+from lipcert.cli.lists import configs, datasets, list_models
+from lipcert.cli.train import train
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="lipcert",
+    help="Provably robust neural networks: Lipschitz bounds, certified radii, certified training.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lipcert {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(train)
+app.command()(certify)
+app.command()(bound)
+app.command("models")(list_models)
+app.command()(datasets)
+app.command()(configs)
+app.command()(demo)
+
+
+def run() -> None:
+    """The entry point of the ``lipcert`` command."""
+    app()

@@ -1,0 +1,75 @@
+"""``lipcert train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lipcert.cli.common import (
+    DataOption,
+    DeviceOption,
+    DownloadOption,
+    JsonOption,
+    console,
+    emit,
+    guarded,
+    percent,
+    table,
+)
+from lipcert.errors import ConfigError
+from lipcert.train import RunFolder, Trainer, load_config
+from lipcert.train.progress import Reporter, SilentReporter
+
+__all__ = ["train"]
+
+
+def train(
+    config: Annotated[
+        str | None, typer.Argument(help="A ready configuration (see `lipcert configs`) or the path of a TOML file.")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it: section.key=value …")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The run's folder.")] = ...,  # type: ignore[assignment]
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    data: DataOption = None,
+    download: DownloadOption = False,
+    device: DeviceOption = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing until the end.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a provably robust classifier.
+
+    Ctrl-C saves the state; --resume goes on exactly where it stopped.
+
+    Examples:
+        lipcert train digits-mlp-crm --out runs/digits
+
+        lipcert train mnist-4c3f-quick train.epochs=5 seed=1 --data ~/data --out runs/mnist
+
+        lipcert train --resume --out runs/mnist --data ~/data
+    """
+    with guarded():
+        folder = RunFolder(out)
+        if resume:
+            if config is not None or overrides:
+                raise ConfigError(f"--resume takes the configuration from {folder.config_file}; give no other.")
+            settings = folder.config()
+        elif config is None:
+            raise ConfigError("which configuration? Give the name of a ready one (lipcert configs) or a TOML file.")
+        else:
+            settings = load_config(config, overrides or [])
+        reporter = SilentReporter() if quiet else Reporter()
+        if not resume and folder.exists:
+            raise ConfigError(f"{out} holds a run already: go on with it (--resume), or choose another folder.")
+        trainer = Trainer(settings, out, root=data, download=download, device=device, reporter=reporter)
+        summary = trainer.fit(resume=resume)
+    if as_json:
+        emit(summary)
+        return
+    shown = table("", summary["split"], title=f"{summary['name']}: {summary['epochs']} epochs")
+    shown.add_row("clean accuracy", percent(summary["clean_accuracy"]))
+    for epsilon, share in summary["estimated_certified_accuracy"].items():
+        shown.add_row(f"estimated certified at {epsilon}", percent(share))
+    console.print(shown)
+    console.print(f"Run folder: {out}. The bound is an estimate while training; now: lipcert certify {out}")
