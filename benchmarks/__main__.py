@@ -1,4 +1,4 @@
-"""`python -m benchmarks [step|heads|epoch]`: run one benchmark, or all of the quick ones."""
+"""`python -m benchmarks [check|step|heads|epoch]`: run one benchmark, or all of the quick ones."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import platform
 
 import torch
 
-from benchmarks import epoch, heads, step
+from benchmarks import check, epoch, heads, step
 
-KNOWN = {"step": step.main, "heads": heads.main, "epoch": epoch.main}
+KNOWN = {"check": check.main, "step": step.main, "heads": heads.main, "epoch": epoch.main}
 
 
 def main() -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from functools import cache
 
+import torch
+
 import cases_activations
 import cases_blocks
 import cases_layers
 import cases_shapes
-from catalogue import CASES, Case
-
 import lipcert
+from catalogue import CASES, Case
+from lipcert.loop import LoopMap
+from references import Blocks, blocks
 
-__all__ = ["CASES", "Case", "named", "traced"]
+__all__ = ["CASES", "Case", "loop_map", "named", "reference_blocks", "traced"]
 
 assert cases_activations
 assert cases_blocks
@@ -30,3 +33,17 @@ def traced(name: str) -> lipcert.Graph:
     """The float64 module of a case, traced once for all tests; read its weights, do not change them."""
     case = CASES[name]
     return lipcert.trace(case.module(), case.shape)
+
+
+@cache
+def loop_map(name: str, *, centred: bool = True) -> LoopMap:
+    """T of a case in float64."""
+    graph = traced(name)
+    return LoopMap(graph, graph.resolve(torch.float64), centred=centred)
+
+
+@cache
+def reference_blocks(name: str, *, centred: bool = True) -> Blocks:
+    """The matrices of T of a case, made without lipcert."""
+    case = CASES[name]
+    return blocks(case.module(), case.shape, centred=centred)

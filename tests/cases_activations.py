@@ -39,8 +39,12 @@ ACTIVATIONS = {
     "threshold": lambda: nn.Threshold(0.25, 0.25),
 }
 for _name, _make in ACTIVATIONS.items():
-    layers(f"act-{_name}", (4,), lambda make=_make: [nn.Linear(4, 6), make(), nn.Linear(6, 5), nn.ReLU()],
-           *(["chain"] if _name != "tanhshrink" else []))  # fmt: skip
+    layers(
+        f"act-{_name}",
+        (4,),
+        lambda make=_make: [nn.Linear(4, 6), make(), nn.Linear(6, 5), nn.ReLU()],
+        *(["chain"] if _name != "tanhshrink" else []),
+    )
 
 
 def _channels() -> list[nn.Module]:
@@ -64,13 +68,19 @@ FUNCTIONS = {
     "clamp-max": lambda z: z.clamp(max=0.2),
     "relu-method": lambda z: z.relu(),
     "tanh-method": lambda z: z.tanh(),
-    "relu-inplace": lambda z: F.relu_(z),
+    "relu-inplace": F.relu_,
     "leaky-functional": lambda z: F.leaky_relu(z, negative_slope=0.3, inplace=True),
     "elu-functional": lambda z: F.elu(z, 0.5, inplace=True),
 }
 for _name, _apply in FUNCTIONS.items():
-    function(f"fn-{_name}", (4,), lambda s, x, f=_apply: s.b(f(s.a(x))), "chain",
-             a=lambda: nn.Linear(4, 6), b=lambda: nn.Linear(6, 3))  # fmt: skip
+    function(
+        f"fn-{_name}",
+        (4,),
+        lambda s, x, f=_apply: s.b(f(s.a(x))),
+        "chain",
+        a=lambda: nn.Linear(4, 6),
+        b=lambda: nn.Linear(6, 3),
+    )
 
 
 # --- activations that are not elementwise -------------------------------------------------------------------------

@@ -75,26 +75,40 @@ case("residual-inplace", (2, 4, 4), lambda: _residuals(nn.Conv2d(2, 3, 1), Resid
 case("residual-projection", (2, 4, 4), lambda: _residuals(Residual(2, 3, stride=2)))
 case("residual-two-open", (2, 4, 4), lambda: _residuals(Residual(2, 2, last=False), Residual(2, 2, last=False)))
 case("residual-preactivation", (2, 4, 4), lambda: _residuals(PreActivation(2), PreActivation(2), nn.ReLU()))
-case("residual-chain", (2, 4, 4), lambda: _residuals(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), Residual(3, 3),
-                                                     nn.AvgPool2d(2)))  # fmt: skip
+case(
+    "residual-chain",
+    (2, 4, 4),
+    lambda: _residuals(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), Residual(3, 3), nn.AvgPool2d(2)),
+)
 case("dense-concat", (4,), Dense)
 case("unet", (1, 4, 4), lambda: UNet(3))
 case("unet-image", (1, 4, 4), lambda: UNet(None), "image")
-case("image-to-image", (2, 4, 4), lambda: nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 1, 3)),
-     "image", "chain")  # fmt: skip
+case(
+    "image-to-image",
+    (2, 4, 4),
+    lambda: nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 1, 3)),
+    "image",
+    "chain",
+)
 
 _a, _b, _d = (lambda: nn.Linear(4, 4)), (lambda: nn.Linear(4, 4)), (lambda: nn.Linear(4, 3))
 function("two-branches", (4,), lambda s, x: s.d(s.a(x).relu() + torch.tanh(s.b(x))), a=_a, b=_b, d=_d)
-function("two-branches-unequal", (4,), lambda s, x: s.d(s.a(s.b(s.a(x).relu()).relu()) - s.b(x).tanh() / 2), a=_a, b=_b,
-         d=_d)  # fmt: skip
+function(
+    "two-branches-unequal", (4,), lambda s, x: s.d(s.a(s.b(s.a(x).relu()).relu()) - s.b(x).tanh() / 2), a=_a, b=_b, d=_d
+)
 function("shared-layer", (4,), lambda s, x: s.d(s.a(s.a(x).relu()).relu()), "chain", a=_a, d=_d)
 function("skip-to-output", (4,), lambda s, x: x + s.a(s.b(x).relu()), a=_a, b=_b)
 function("skip-over-activation", (4,), lambda s, x: s.d(s.a(x) + F.relu(s.a(x))), a=_a, d=_d)
 function("cancelling-branches", (4,), lambda s, x: s.d(F.relu(s.a(x)) - F.relu(-s.a(x)) - s.a(x)), a=_a, d=_d)
 function("unused-branch", (4,), lambda s, x: (s.b(x).softmax(1), s.d(s.a(x).relu()))[1], a=_a, b=_b, d=_d)
 function("residual-mlp", (4,), lambda s, x: s.d(x + s.b(F.silu(s.a(x)))), a=_a, b=_b, d=_d)
-function("maxpool-residual", (1, 4, 4), lambda s, x: s.d(F.max_pool2d(x + F.relu(s.c(x)), 2).flatten(1)),
-         c=lambda: nn.Conv2d(1, 1, 3, padding=1), d=_d)  # fmt: skip
+function(
+    "maxpool-residual",
+    (1, 4, 4),
+    lambda s, x: s.d(F.max_pool2d(x + F.relu(s.c(x)), 2).flatten(1)),
+    c=lambda: nn.Conv2d(1, 1, 3, padding=1),
+    d=_d,
+)
 
 
 class Scaled(nn.Linear):

@@ -70,17 +70,19 @@ for _name, _f in {
     "tensor-split": lambda s, x: s.d(torch.cat([p.relu() for p in s.c(x).flatten(1).tensor_split(3, 1)], 1)),
     "expand": lambda s, x: s.d(s.c(x).mean((2, 3), keepdim=True).relu().expand(-1, -1, 2, 2).flatten(1)),
     "reductions": lambda s, x: s.d(
-        torch.cat([s.c(x).relu().mean(1).flatten(1), s.c(x).sum((2, 3)), s.c(x).tanh().mean(dim=-1).flatten(1)], 1)),
+        torch.cat([s.c(x).relu().mean(1).flatten(1), s.c(x).sum((2, 3)), s.c(x).tanh().mean(dim=-1).flatten(1)], 1)
+    ),
     "pixel-shuffle": lambda s, x: s.d(F.pixel_unshuffle(F.pixel_shuffle(s.c(x), 2).relu(), 2).flatten(1)),
     "channel-shuffle": lambda s, x: s.d(F.channel_shuffle(s.c(x).relu(), 2).flatten(1)),
     "nearest": lambda s, x: s.d(F.interpolate(s.c(x), scale_factor=3).relu()[..., ::3, ::3].flatten(1)),
     "nearest-size": lambda s, x: s.d(F.interpolate(s.c(x), size=(3, 5)).relu()[..., 1:, 1:5:2].flatten(1)),
     "bilinear": lambda s, x: s.d(F.interpolate(s.c(x), size=(3, 5), mode="bilinear").relu()[..., 1:, 2:4].flatten(1)),
     "bilinear-corners": lambda s, x: s.d(
-        F.interpolate(s.c(x), scale_factor=2, mode="bilinear", align_corners=True).relu()[..., 1:3, 1:3].flatten(1)),
+        F.interpolate(s.c(x), scale_factor=2, mode="bilinear", align_corners=True).relu()[..., 1:3, 1:3].flatten(1)
+    ),
     "unfold": lambda s, x: s.d(F.linear(F.unfold(s.c(x), 2, padding=1).relu().mean(2), s.w)),
     "tensor-unfold": lambda s, x: s.d(s.c(x).unfold(2, 1, 1).relu().flatten(1)),
-}.items():  # fmt: skip
+}.items():
     _more = {"i": lambda: torch.tensor([2, 2, 0, 1])} if "index" in _name else {}
     _more |= {"w": lambda: torch.randn(16, 16)} if _name == "unfold" else {}
     function(f"move-{_name}", (2, 3, 3), _f, "twin", **_parts, **_more)
@@ -104,16 +106,24 @@ for _name, _f in {
     "mm-addmm": lambda s, x: s.d(torch.addmm(s.v, torch.mm(s.a(x), s.w).relu(), s.w, beta=0.5, alpha=2)),
     "einsum": lambda s, x: s.d(torch.einsum("bi, oi -> bo", s.a(x), s.w).relu()),
     "einsum-two-weights": lambda s, x: s.d(
-        torch.einsum("bi,io->bo", s.a(x), s.w).relu() + torch.einsum("bi,io->bo", s.a(x), s.w + 1.0)),
+        torch.einsum("bi,io->bo", s.a(x), s.w).relu() + torch.einsum("bi,io->bo", s.a(x), s.w + 1.0)
+    ),
     "einsum-three": lambda s, x: s.d(torch.einsum("ij,bj,j->bi", s.w, s.a(x), s.v).relu()),
     "cat-constant": lambda s, x: s.d(torch.cat([s.a(x).relu()[:, :3], s.v.expand(x.shape[0], 5)[:, :2]], 1)),
-    "cat-either-side": lambda s, x: s.d(torch.cat([x, s.v[None, :1].expand(x.shape[0], 1)], 1).relu()
-                                        + torch.cat([s.v[None, :1].expand(x.shape[0], 1), x], 1)),
+    "cat-either-side": lambda s, x: s.d(
+        torch.cat([x, s.v[None, :1].expand(x.shape[0], 1)], 1).relu()
+        + torch.cat([s.v[None, :1].expand(x.shape[0], 1), x], 1)
+    ),
     "stack-constant": lambda s, x: s.d(torch.stack([s.a(x), s.v.expand(x.shape[0], 5)], 2).relu().mean(2)),
     "scalar-feature": lambda s, x: s.d(x.sum(1).relu().unsqueeze(1).expand(-1, 5)),
     "weight-expression": lambda s, x: s.d(F.linear(s.a(x), s.w.tanh() @ s.w.T / s.w.norm()).relu()),
     "same-twice": lambda s, x: s.d(s.a(x).relu() + s.a(x).relu()),
-}.items():  # fmt: skip
+}.items():
     function(f"math-{_name}", (4,), _f, "twin", **_two, **_const)
-function("math-divide-by-integers", (3,), lambda s, x: F.relu(x / s.n) @ s.w, n=lambda: torch.tensor([11, 13, 49]),
-         w=lambda: torch.randn(3, 3))  # fmt: skip
+function(
+    "math-divide-by-integers",
+    (3,),
+    lambda s, x: F.relu(x / s.n) @ s.w,
+    n=lambda: torch.tensor([11, 13, 49]),
+    w=lambda: torch.randn(3, 3),
+)

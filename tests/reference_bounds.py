@@ -39,7 +39,9 @@ def class_bounds(blocks: Blocks, classes: int) -> np.ndarray:
     """L of each logit: the same with one row."""
     last = _last(blocks)
     m = hidden(blocks, last)
-    rows = [[np.linalg.norm(blocks[last, j][a]) * m[j] for j in range(last) if (last, j) in blocks] for a in range(classes)]
+    rows = [
+        [np.linalg.norm(blocks[last, j][a]) * m[j] for j in range(last) if (last, j) in blocks] for a in range(classes)
+    ]
     return np.array([sum(r) for r in rows])
 
 

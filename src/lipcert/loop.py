@@ -217,8 +217,7 @@ class LoopMap:
                 else:
                     value = seeds[0]
                 values[node.index] = value
-                if len(step.sizes) > 1:
-                    pieces[node.index] = torch.split_with_sizes(value, step.sizes)
+                pieces[node.index] = torch.split_with_sizes(value, step.sizes) if len(step.sizes) > 1 else (value,)
                 for k, gather in step.results:
                     results[k] = bring(node.index, gather)
             for i in node.inputs:
@@ -231,22 +230,20 @@ class LoopMap:
         self, node: Nonlinear, step: _Step, seeds: Mapping[int, Tensor], bring: Callable[[int, _Gather], Tensor]
     ) -> Tensor:
         """``c·z + r·w`` on the rows that carry z, w, or both."""
-        new = _times(seeds[self._number[node.index]], self._radius(node)) if step.inject else None
+        radius = self._radius(node)
+        new = seeds[self._number[node.index]] if step.inject else None
         if not step.operands:
             assert new is not None
-            return new
-        carried = _times(bring(node.inputs[0], step.operands[0]), self._centre(node))
+            return _times(new, radius)
+        carried, centre = bring(node.inputs[0], step.operands[0]), self._centre(node)
         if new is None:
-            return carried
-        if not step.merge:
-            return carried + new
-        piles = [
-            iter(torch.split_with_sizes(carried, [rows for pile, rows in step.merge if pile != 1])),
-            iter(torch.split_with_sizes(new, [rows for pile, rows in step.merge if pile != 0])),
-        ]
-        return torch.cat(
-            [next(piles[0]) + next(piles[1]) if pile == 2 else next(piles[pile]) for pile, _ in step.merge]
-        )
+            return _times(carried, centre)
+        # ReLU and others with slopes in [0, β] have c = r: one product on the joined rows instead of two.
+        common = isinstance(centre, float) and centre == radius
+        if not common:
+            carried, new = _times(carried, centre), _times(new, radius)
+        joined = carried + new if not step.merge else _merged(carried, new, step.merge)
+        return _times(joined, centre) if common else joined
 
     def forward(self, inputs: Sequence[Tensor | None]) -> list[Tensor]:
         """T itself: from ``[x, w_1, …, w_K]`` (None for zero) to ``[z_1, …, z_K, y]``, all with N rows."""
@@ -273,6 +270,31 @@ class LoopMap:
                 list(out.values()), list(seeds.values()), [given[k] for k in out], allow_unused=True
             )
         return [torch.zeros_like(s) if g is None else g for s, g in zip(seeds.values(), gradients, strict=True)]
+
+    def amplification(self) -> tuple[list[Tensor], list[Tensor]]:
+        """How much an error of size 1 in every entry of every node can grow to: ``Σ_i |A_ki|·1`` over all nodes i.
+
+        Returns:
+            for each target k = 1…K+1 that sum, (1, *target_shape), and for each source j = 0…K the sum
+            ``Σ_i |A_ij|ᵀ·1`` of the way back, (1, *source_shape). They bound what underflow can do to T.
+        """
+        sizes = self.at(self.resolved.absolute())
+        like = torch.zeros((), dtype=self.resolved.dtype, device=self.resolved.device)
+        with torch.enable_grad():
+            sources = [like.new_zeros((1, *self.source_shape(j))).requires_grad_() for j in range(self.depth + 1)]
+            values: list[Tensor] = []
+            for node in self.graph.nodes:
+                if isinstance(node, Affine):
+                    out = node.apply([values[i] for i in node.inputs], sizes.resolved.coefficients[node.index])
+                elif isinstance(node, Nonlinear):
+                    out = _times(sources[self._number[node.index]], sizes._radius(node))
+                    if self._passes(node):
+                        out = out + _times(values[node.inputs[0]], sizes._centre(node))
+                else:
+                    out = sources[0]
+                values.append(out + 1)
+            back = torch.autograd.grad([v.sum() for v in values], sources)
+        return [values[self._target_node(k)].detach() for k in range(1, self.depth + 2)], list(back)
 
 
 class _Planner:
@@ -330,12 +352,12 @@ class _Planner:
         here, order = self.active[index], {g: i for i, g in enumerate(self.active[index])}
         cut = set[int]()
         for groups in asked:
-            places = [order[g] for g in groups if g in order]
-            present = set(places)
-            for place in places:  # a piece ends where the next group is not asked for as well
-                if place + 1 not in present:
-                    cut.add(place + 1)
-                if place - 1 not in present:
+            # A piece ends where its next group is not what the user wants next (rows of zeros may come in between).
+            places: list[int | None] = [None, *(order.get(g) for g in groups), None]
+            for last, place in itertools.pairwise(places):
+                if last is not None and place != last + 1:
+                    cut.add(last + 1)
+                if place is not None and last != place - 1:
                     cut.add(place)
         edges = sorted(cut | {0, len(here)})
         return [here[a:b] for a, b in itertools.pairwise(edges)]
@@ -380,6 +402,15 @@ class _Planner:
                 else:
                     merge.append((pile, self.groups[g].rows))
         return _Step(own, sizes, results, bool(injected), tuple(merge))
+
+
+def _merged(carried: Tensor, new: Tensor, merge: Sequence[tuple[int, int]]) -> Tensor:
+    """Two piles of rows in one order; where both have the same row (pile 2) their sum."""
+    piles = [
+        iter(torch.split_with_sizes(carried, [rows for pile, rows in merge if pile != 1])),
+        iter(torch.split_with_sizes(new, [rows for pile, rows in merge if pile != 0])),
+    ]
+    return torch.cat([next(piles[0]) + next(piles[1]) if pile == 2 else next(piles[pile]) for pile, _ in merge])
 
 
 def _times(value: Tensor, factor: Coefficient) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lipcert.loop import LoopMap
-from lipcert.norms.dense import adjoint_rows, gamma, rows_error
+from lipcert.norms.dense import adjoint_rows, gamma, rows_error, underflow
+from lipcert.norms.scaling import row_differences, row_norms
 
 __all__ = ["class_norms", "pairwise_norms", "row_distances"]
 
@@ -43,10 +44,6 @@ def row_distances(left: Tensor, right: Tensor) -> Tensor:
     return squares.clamp_min(0).sqrt()
 
 
-def _direct_distances(left: Tensor, right: Tensor) -> Tensor:
-    return torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist")
-
-
 def _blocks(loop: LoopMap) -> Iterator[tuple[int, int]]:
     classes = loop.target_shape(loop.depth + 1)[0]
     entries = sum(math.prod(loop.source_shape(j)) for j in range(loop.depth + 1))
@@ -67,11 +64,12 @@ def _rows(loop: LoopMap, start: int, stop: int) -> dict[int, Tensor]:
 def class_norms(loop: LoopMap, *, upper: bool) -> dict[int, Tensor]:
     """``‖e_aᵀA_yj‖`` for each source j and class a: {j: (C,)}; with ``upper`` not below the true value."""
     parts: list[dict[int, Tensor]] = []
+    lost = underflow(loop) if upper else None
     for start, stop in _blocks(loop):
         rows = _rows(loop, start, stop)
-        norms = {j: v.norm(dim=1) for j, v in rows.items()}
-        if upper:
-            error = rows_error(loop, loop.depth + 1, list(rows), start, stop)
+        norms = {j: row_norms(v) for j, v in rows.items()}
+        if lost is not None:
+            error = rows_error(loop, loop.depth + 1, list(rows), start, stop, lost)
             norms = {j: v * (1 + gamma(rows[j].shape[1] + 4)) + error[j] for j, v in norms.items()}
         parts.append(norms)
     return {j: torch.cat([p[j] for p in parts]).double() for j in parts[0]}
@@ -80,14 +78,15 @@ def class_norms(loop: LoopMap, *, upper: bool) -> dict[int, Tensor]:
 def pairwise_norms(loop: LoopMap, *, upper: bool) -> dict[int, Tensor]:
     """``‖(e_a − e_b)ᵀA_yj‖`` for each source j: {j: (C, C)}; with ``upper`` not below the true value."""
     classes = loop.target_shape(loop.depth + 1)[0]
-    distance: Callable[[Tensor, Tensor], Tensor] = _direct_distances if upper else row_distances
+    distance: Callable[[Tensor, Tensor], Tensor] = row_differences if upper else row_distances
     blocks = list(_blocks(loop))
     result: dict[int, Tensor] = {}
     slack: dict[int, list[Tensor]] = {}
+    lost = underflow(loop) if upper else None
     for i, (start, stop) in enumerate(blocks):
         rows = _rows(loop, start, stop)
-        if upper:
-            for j, e in rows_error(loop, loop.depth + 1, list(rows), start, stop).items():
+        if lost is not None:
+            for j, e in rows_error(loop, loop.depth + 1, list(rows), start, stop, lost).items():
                 slack.setdefault(j, []).append(e)
         for low, high in blocks[: i + 1]:
             others = rows if low == start else _rows(loop, low, high)

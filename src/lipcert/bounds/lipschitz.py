@@ -13,7 +13,7 @@ from lipcert.bounds.recursion import combine, hidden_bounds, hidden_pairs
 from lipcert.bounds.result import Bound, Estimate, Guarantee, Method, Scope, UpperBound
 from lipcert.errors import BoundError, ShapeError
 from lipcert.graph import Graph, trace
-from lipcert.graph.capture import check_state
+from lipcert.graph.capture import check_state, ordinary_mode
 from lipcert.loop import LoopMap, Pair
 from lipcert.norms import estimate_norms, upper_norms
 
@@ -99,7 +99,7 @@ def graph_bound(
             f"{graph.output_shape}. Use scope='global'."
         )
     check_state(graph.capture.module)
-    with torch.no_grad():
+    with ordinary_mode(), torch.no_grad():
         loop = LoopMap(graph, graph.resolve(torch.float64), centred=method == "liplt")
         upper = guarantee == "upper"
 
@@ -114,11 +114,13 @@ def graph_bound(
             known = norms(hidden_pairs(loop))
             final = (class_norms if scope == "class" else pairwise_norms)(loop, upper=upper)
         device = loop.resolved.device
-        hidden = {k: m.to(device) for k, m in hidden_bounds(loop, {p: v.to(device) for p, v in known.items()}).items()}
+        floor = torch.finfo(torch.float64).tiny if upper else 0.0
+        known = {p: v.to(device) for p, v in known.items()}
+        hidden = {k: m.to(device) for k, m in hidden_bounds(loop, known, floor=floor).items()}
         final = {j: v.to(device) for j, v in final.items()}
-        value = combine(final, hidden, torch.zeros_like(next(iter(final.values()))))
-        if upper:
-            value = value * (1 + 16 * last * 2.0**-53)
+        value = combine(final, hidden, torch.zeros_like(next(iter(final.values()))), floor=floor)
+        if upper:  # m_k sums up to k products, each of an m_j that has its own roundings in it
+            value = value * (1 + 4 * (last + 2) ** 2 * 2.0**-53)
     if not bool(torch.isfinite(value).all()):
         raise BoundError("the bound is not finite: the weights are so large that it overflows float64.")
     return (UpperBound if upper else Estimate)(value, method, scope)

@@ -24,18 +24,26 @@ def hidden_pairs(loop: LoopMap) -> list[Pair]:
     return loop.pairs(targets=range(1, loop.depth + 1))
 
 
-def hidden_bounds(loop: LoopMap, norms: Mapping[Pair, Tensor]) -> dict[int, Tensor]:
-    """``m_0 = 1`` for x and m_k for each hidden z_k. Differentiable in the norms."""
+def hidden_bounds(loop: LoopMap, norms: Mapping[Pair, Tensor], *, floor: float = 0.0) -> dict[int, Tensor]:
+    """``m_0 = 1`` for x and m_k for each hidden z_k. Differentiable in the norms; ``floor`` as in :func:`combine`."""
     like = next(iter(norms.values())) if norms else torch.ones((), dtype=torch.float64)
     bounds = {0: torch.ones_like(like)}
     for k in range(1, loop.depth + 1):
-        bounds[k] = combine({j: norms[k, j] for j in range(k) if (k, j) in norms}, bounds, torch.zeros_like(like))
+        own = {j: norms[k, j] for j in range(k) if (k, j) in norms}
+        bounds[k] = combine(own, bounds, torch.zeros_like(like), floor=floor)
     return bounds
 
 
-def combine(norms: Mapping[int, Tensor], bounds: Mapping[int, Tensor], zero: Tensor) -> Tensor:
-    """``Σ_j norms[j]·m_j`` over the sources, for norms of any one shape."""
+def combine(norms: Mapping[int, Tensor], bounds: Mapping[int, Tensor], zero: Tensor, *, floor: float = 0.0) -> Tensor:
+    """``Σ_j norms[j]·m_j`` over the sources, for norms of any one shape.
+
+    Args:
+        floor: what a product of a positive norm is raised to at least, so that none is lost to underflow.
+    """
     total = zero
     for j, norm in norms.items():
-        total = total + norm * bounds[j]
+        product = norm * bounds[j]
+        if floor:
+            product = torch.where(norm > 0, product.clamp_min(floor), product)
+        total = total + product
     return total

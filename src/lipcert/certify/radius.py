@@ -25,6 +25,8 @@ from lipcert.graph.capture import first_line
 
 __all__ = ["CertifiedRadii", "EstimatedRadii", "Radii", "certify", "logits_of", "radii"]
 
+_UNDERFLOWN = 2.0**-900  # no bound of use is smaller; what underflows is raised to something below this
+
 
 @dataclass(frozen=True, eq=False)
 class Radii:
@@ -141,7 +143,7 @@ def radii(logits: Tensor, bound: Bound, labels: Tensor | None = None) -> Radii:
         raise ShapeError(f"y must lie in 0…{classes - 1}; got {int(labels.min())}…{int(labels.max())}")
     pairs = pair_bounds(bound.value, classes, upward=True).to(device=logits.device, dtype=torch.float64)
     off = pairs[~torch.eye(classes, dtype=torch.bool, device=pairs.device)]
-    if not bool((torch.isfinite(off) & (off > 0)).all()):
+    if not bool((torch.isfinite(off) & (off > _UNDERFLOWN)).all()):
         raise BoundError(
             "the bound between two classes is zero, or not finite: two logits never differ by the input, or the "
             "bound underflowed. A radius would be meaningless."
@@ -168,20 +170,24 @@ def logits_of(module: nn.Module, x: Tensor, *, batch_size: int = 512) -> Tensor:
     """The module's outputs in float32 or wider, a batch at a time, without gradient and without autocast.
 
     Raises:
-        ShapeError: the module does not accept the batch.
+        ShapeError: the module does not accept the batch, or ``batch_size`` is not positive.
     """
+    if batch_size < 1:
+        raise ShapeError(f"batch_size must be at least 1; got {batch_size}")
+    if not len(x):
+        return logits_of(module, x.new_zeros((1, *x.shape[1:])))[:0]
     parts = []
     device = next((p.device for p in module.parameters()), x.device)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         for some in (x[i : i + batch_size] for i in range(0, len(x), batch_size)):
             try:
-                parts.append(module(some.to(device)))
+                parts.append(module(some.to(device, copy=True)))  # a copy: the module may work in place
             except Exception as error:
                 raise ShapeError(
                     f"the module does not accept a batch of shape {tuple(some.shape)} of {some.dtype}: "
                     f"{first_line(error)}"
                 ) from error
-    return torch.cat(parts) if parts else torch.zeros((0, 2), device=device)
+    return torch.cat(parts)
 
 
 def certify(
@@ -233,4 +239,7 @@ def certify(
         shape = tuple(x.shape[1:])
         bound = lipschitz(module, shape, method=method, scope=scope, guarantee=guarantee, dense_limit=dense_limit)
     logits = logits_of(module, x, batch_size=batch_size)
+    if logits.ndim == 2:  # a finite logit of an infinite input (a ReLU can hide it) certifies nothing
+        finite = torch.isfinite(x).flatten(1).all(1).to(logits.device)
+        logits = logits.masked_fill(~finite[:, None], float("nan"))
     return radii(logits, bound, None if labels is None else labels.to(logits.device))

@@ -12,7 +12,7 @@ from torch import nn
 
 from lipcert.bounds import graph_bound
 from lipcert.bounds.lipschitz import DENSE_LIMIT
-from lipcert.cli.common import DeviceOption, JsonOption, console, emit, guarded, table
+from lipcert.cli.common import DeviceOption, JsonOption, console, emit, find_device, guarded, table
 from lipcert.cli.options import GuaranteeName, MethodName, ScopeName
 from lipcert.errors import ConfigError
 from lipcert.graph import trace
@@ -36,6 +36,8 @@ def _model(
     if (run is None) == (name is None):
         raise ConfigError("give either a run's folder, or --model NAME with --input SHAPE.")
     if run is not None:
+        if shape is not None or weights is not None:
+            raise ConfigError("--input and --weights go with --model; a run knows its own.")
         module, header = RunFolder(run).load_model()
         return module, tuple(header["input_shape"])
     if shape is None:
@@ -65,14 +67,16 @@ def bound(
 ) -> None:
     """Bound the ℓ2 Lipschitz constant of a network.
 
-    Examples:
-        lipcert bound runs/digits --scope pairwise --guarantee upper
+    For example:
 
-        lipcert bound --model 6c2f --input 3,32,32
+    - `lipcert bound runs/digits --scope pairwise --guarantee upper`
+
+    - `lipcert bound --model 6c2f --input 3,32,32`
     """
     with guarded():
+        where = find_device(device)
         module, input_shape = _model(run, model, shape, classes, weights)
-        graph = trace(module.to(device) if device else module, input_shape)
+        graph = trace(module.to(where), input_shape)
         results = []
         for choice in method or list(MethodName):
             began = time.monotonic()
@@ -98,13 +102,16 @@ def bound(
             ]
         )
         return
-    shown = table("method", "lowest", "highest", "seconds", title=f"ℓ2 Lipschitz constant, {scope.value}")
+    columns = ["L"] if scope is ScopeName.whole else ["lowest L", "highest L"]
+    shown = table("method", *columns, "seconds", title=f"ℓ2 Lipschitz constant, {scope.value}")
     for b, seconds in results:
-        values = b.value[b.value > 0] if b.value.ndim == 2 else b.value.reshape(-1)
+        own = torch.eye(len(b.value), dtype=torch.bool) if b.value.ndim == 2 else torch.zeros(b.value.shape).bool()
+        values = b.value.cpu()[~own]
         sign = "≤" if b.guarantee == "upper" else "≈"
-        shown.add_row(
-            b.method, f"{sign} {float(values.min()):.6g}", f"{sign} {float(values.max()):.6g}", f"{seconds:.2f}"
-        )
+        ends = [values.min(), values.max()][: len(columns)]
+        shown.add_row(b.method, *(f"{sign} {float(v):.6g}" for v in ends), f"{seconds:.2f}")
     console.print(shown)
     if guarantee is GuaranteeName.estimate:
-        console.print("[yellow]Estimates from below, not guarantees.[/yellow] For a proof: --guarantee upper")
+        console.print(
+            "[yellow]Estimates from below, not guarantees.[/yellow] For a proof: --guarantee upper", soft_wrap=True
+        )

@@ -20,14 +20,16 @@ from lipcert.cli.common import (
     JsonOption,
     console,
     emit,
+    find_device,
     guarded,
     parse_epsilon,
     percent,
+    say,
     table,
 )
 from lipcert.cli.options import GuaranteeName, MethodName, ScopeName
 from lipcert.data import Dataset, load
-from lipcert.errors import DataError
+from lipcert.errors import ConfigError, DataError
 from lipcert.train import RunFolder
 from lipcert.train.evaluate import predict
 from lipcert.train.run_folder import write_text
@@ -112,16 +114,19 @@ def certify(
 
     Radii are ℓ2, in units of the raw input in [0, 1].
 
-    Examples:
-        lipcert certify runs/digits
+    For example:
 
-        lipcert certify runs/cifar -e 36/255 -e 72/255 --guarantee estimate --data ~/data
+    - `lipcert certify runs/digits`
+
+    - `lipcert certify runs/cifar -e 36/255 -e 72/255 --guarantee estimate --data ~/data`
     """
     with guarded():
         folder = RunFolder(run)
         config = folder.config()
         epsilons = [parse_epsilon(e) for e in epsilon] if epsilon else list(config.train.eval_epsilons)
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        where = find_device(device)
+        if save is not None and not save.absolute().parent.is_dir():
+            raise ConfigError(f"--save {save}: there is no folder {save.absolute().parent}")
         samples = load(config.data.name, split, root=data, download=download)
         document, result = certify_run(
             folder,
@@ -151,10 +156,8 @@ def certify(
     console.print(shown)
     low, high = document["bound"]["low"], document["bound"]["high"]
     sign = "≤" if certain else "≈"
-    console.print(
-        f"{method.value}, {scope.value}: L {sign} {low:.4g} … {high:.4g}, {document['bound']['seconds']:.1f} s"
-    )
+    say(f"{method.value}, {scope.value}: L {sign} {low:.4g} … {high:.4g}, {document['bound']['seconds']:.1f} s")
     if certain:
-        console.print("Proved upper bounds, for the network in real arithmetic; ℓ2, raw input in \\[0, 1].")
+        say("Proved upper bounds, for the network in real arithmetic; ℓ2, raw input in [0, 1].")
     else:
-        console.print("[yellow]Not a certificate:[/yellow] the bound is an estimate from below.")
+        console.print("[yellow]Not a certificate:[/yellow] the bound is an estimate from below.", soft_wrap=True)

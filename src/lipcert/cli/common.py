@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lipcert.errors import ConfigError, LipcertError
 from lipcert.train import Interrupted
 
-__all__ = ["DataOption", "DeviceOption", "DownloadOption", "JsonOption", "console", "emit", "fail", "guarded",
-           "parse_epsilon", "percent", "table"]  # fmt: skip
+__all__ = ["DataOption", "DeviceOption", "DownloadOption", "JsonOption", "command", "console", "emit", "fail",
+           "find_device", "guarded", "parse_epsilon", "percent", "say", "table"]  # fmt: skip
 
 console = Console(highlight=False)
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -34,24 +36,61 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """End with one message on stderr."""
-    _errors.print(f"[bold red]error:[/bold red] {_escaped(message)}")
+    _errors.print(f"[bold red]error:[/bold red] {escape(message)}")
     raise typer.Exit(code)
 
 
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
+def say(text: str) -> None:
+    """Print one paragraph as it is: not wrapped, so that a command or a path in it can be copied."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def command(*words: object) -> str:
+    """A command line to copy, quoted where a shell needs it.
+
+    >>> command("lipcert", "certify", Path("my runs/a"))
+    "lipcert certify 'my runs/a'"
+    """
+    return shlex.join(map(str, words))
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
-    """Turn what lipcert refuses into one message and exit status 1, an interruption into 130."""
+def guarded(after_stop: str = "") -> Iterator[None]:
+    """Turn what lipcert refuses into one message and exit status 1, an interruption into 130.
+
+    Args:
+        after_stop: what to say to someone who stopped a run: how it goes on.
+    """
     try:
         yield
     except Interrupted as stop:
-        _errors.print(f"{stop}. Go on with: lipcert train --resume --out …")
+        _errors.print(f"{stop}. {after_stop}".rstrip(), markup=False)
         raise typer.Exit(130) from stop
     except LipcertError as error:
         fail(str(error))
+    except BrokenPipeError:  # whoever read the output has seen enough; click knows what to do
+        raise
+    except OSError as error:  # a full disk, a name that is too long, a folder that may not be read
+        where = f"{error.filename}: " if error.filename else ""
+        fail(f"{where}{error.strerror or error}")
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of an option, by default CUDA where there is one.
+
+    Raises:
+        ConfigError: there is no such device, or it is neither a CPU nor a CUDA device.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type in ("cpu", "cuda"):
+            torch.empty(0, device=device)
+            return device
+    except (RuntimeError, AssertionError):
+        pass
+    count = torch.cuda.device_count()
+    here = f"cpu and {count} CUDA device{'s' * (count > 1)}" if count else "cpu only, no CUDA device"
+    raise ConfigError(f"--device is cpu, cuda or cuda:N; got {name!r}. Here torch finds {here}.")
 
 
 def emit(document: Any) -> None:
@@ -74,12 +113,13 @@ def parse_epsilon(text: str) -> float:
     >>> parse_epsilon("51/255")
     0.2
     """
+    above, slash, below = text.partition("/")
     try:
-        value = float(Fraction(text))
+        value = float(above) / (float(below) if slash else 1.0)
     except (ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"a radius is a number or a fraction such as 36/255; got {text!r}") from error
-    if value < 0:
-        raise ConfigError(f"a radius must not be negative; got {text!r}")
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"a radius must be finite and not negative; got {text!r}")
     return value
 
 
@@ -90,7 +130,9 @@ def percent(share: float) -> str:
 
 def table(*columns: str, title: str | None = None) -> Table:
     """A plain table: the first column to the left, numbers to the right."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    made = Table(
+        title=escape(title) if title else None, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0)
+    )
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i == 0 else "right")
+        made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     return made

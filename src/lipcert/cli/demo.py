@@ -11,7 +11,7 @@ import typer
 from lipcert.bounds.lipschitz import DENSE_LIMIT
 from lipcert.certify.radius import Radii
 from lipcert.cli.certify import certify_run
-from lipcert.cli.common import console, guarded, percent, table
+from lipcert.cli.common import console, guarded, percent, say, table
 from lipcert.data import load
 from lipcert.errors import ConfigError, LipcertError
 from lipcert.train import RunFolder, Trainer, load_config
@@ -27,24 +27,27 @@ _RUNS = {
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Where the runs and the picture go.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, help="Train for less, or more.", show_default="60")
+    ] = None,
 ) -> None:
     """Train on scikit-learn's digits with plain cross-entropy and with CRM, certify both, and draw the curves.
 
-    Takes well under a minute, and no network.
+    Takes well under a minute, and no network. Run again it goes on where it was, and repeats nothing that is done.
     """
     device = torch.device("cpu")
     torch.set_num_threads(1)  # a net this small only loses time to handing work between threads
-    with guarded():
+    with guarded("Go on with the same command."):
         data = load("digits", "test")
         results: dict[str, tuple[dict[str, float], Radii]] = {}
         for name, changes in _RUNS.items():
             folder = RunFolder(out / name.lower())
-            if folder.summary() is None:
-                if folder.exists:
-                    raise ConfigError(f"{folder.path} holds an unfinished run: delete it, or choose another --out.")
-                config = load_config("digits-mlp-crm", [*changes, f"seed={seed}"])
-                Trainer(config, folder.path, device=device, reporter=Reporter()).fit()
+            length = [] if epochs is None else [f"train.epochs={epochs}"]
+            config = load_config("digits-mlp-crm", [*changes, *length, f"seed={seed}"])
+            if folder.exists and folder.config() != config:
+                raise ConfigError(f"{folder.path} holds another run: choose another --out, or delete it.")
+            Trainer(config, folder.path, device=device, reporter=Reporter()).fit(resume=folder.exists)
             epsilons = list(folder.config().train.eval_epsilons)
             document, radii = certify_run(
                 folder,
@@ -57,14 +60,14 @@ def demo(
                 device=device,
             )
             results[name] = {"clean": document["clean_accuracy"], **document["accuracy_at"]}, radii
-        picture = _draw({name: r for name, (_, r) in results.items()}, out / "certified.png")
     columns = list(next(iter(results.values()))[0])
     shown = table("trained with", *(c if c == "clean" else f"certified at {c}" for c in columns))
     for name, (numbers, _) in results.items():
         shown.add_row(name, *(percent(numbers[c]) for c in columns))
-    console.print(f"\nDigits, {len(data)} test images. Proved ℓ2 radii (LipLT, pairwise), pixels in \\[0, 1]:")
+    say(f"\nDigits, {len(data)} test images. Proved ℓ2 radii (LipLT, pairwise), pixels in [0, 1]:")
     console.print(shown)
-    console.print(f"\nThe whole curve: {picture}", soft_wrap=True)
+    with guarded():
+        say(f"\nThe whole curve: {_draw({name: r for name, (_, r) in results.items()}, out / 'certified.png')}")
 
 
 def _draw(results: dict[str, Radii], path: Path) -> Path:

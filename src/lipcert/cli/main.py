@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -50,4 +52,7 @@ app.command()(demo)
 
 def run() -> None:
     """The entry point of the ``lipcert`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console or file that cannot hold ℓ or ≤ gets a question mark
+            stream.reconfigure(errors="replace")
     app()

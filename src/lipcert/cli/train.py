@@ -12,10 +12,13 @@ from lipcert.cli.common import (
     DeviceOption,
     DownloadOption,
     JsonOption,
+    command,
     console,
     emit,
+    find_device,
     guarded,
     percent,
+    say,
     table,
 )
 from lipcert.errors import ConfigError
@@ -42,14 +45,16 @@ def train(
 
     Ctrl-C saves the state; --resume goes on exactly where it stopped.
 
-    Examples:
-        lipcert train digits-mlp-crm --out runs/digits
+    For example:
 
-        lipcert train mnist-4c3f-quick train.epochs=5 seed=1 --data ~/data --out runs/mnist
+    - `lipcert train digits-mlp-crm --out runs/digits`
 
-        lipcert train --resume --out runs/mnist --data ~/data
+    - `lipcert train mnist-4c3f-quick train.epochs=5 seed=1 --data ~/data --out runs/mnist`
+
+    - `lipcert train --resume --out runs/mnist --data ~/data`
     """
-    with guarded():
+    where = ["--data", data] if data is not None else []
+    with guarded(f"Go on with: {command('lipcert', 'train', '--resume', '--out', out, *where)}"):
         folder = RunFolder(out)
         if resume:
             if config is not None or overrides:
@@ -61,8 +66,10 @@ def train(
             settings = load_config(config, overrides or [])
         reporter = SilentReporter() if quiet else Reporter()
         if not resume and folder.exists:
-            raise ConfigError(f"{out} holds a run already: go on with it (--resume), or choose another folder.")
-        trainer = Trainer(settings, out, root=data, download=download, device=device, reporter=reporter)
+            raise ConfigError(
+                f"{out} holds a run already. Go on with it (--resume), choose another folder, or delete it."
+            )
+        trainer = Trainer(settings, out, root=data, download=download, device=find_device(device), reporter=reporter)
         summary = trainer.fit(resume=resume)
     if as_json:
         emit(summary)
@@ -72,4 +79,4 @@ def train(
     for epsilon, share in summary["estimated_certified_accuracy"].items():
         shown.add_row(f"estimated certified at {epsilon}", percent(share))
     console.print(shown)
-    console.print(f"Run folder: {out}. The bound is an estimate while training; now: lipcert certify {out}")
+    say(f"The bound is an estimate while training. To certify the run: {command('lipcert', 'certify', out, *where)}")

@@ -6,7 +6,7 @@ A graph is functional: ``relu_(x)`` becomes ``relu(x)``. That is the same functi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import fx
@@ -15,12 +15,14 @@ from lipcert.errors import UnsupportedError
 
 __all__ = ["check_in_place", "is_in_place"]
 
-# Return their argument itself in eval mode, though their schema does not say so.
+# May return their argument itself, or a view of it, though their schema does not say so.
 _PASS_THROUGH = (
     "aten::dropout",
     "aten::feature_dropout",
     "aten::alpha_dropout",
     "aten::feature_alpha_dropout",
+    "aten::type_as",
+    "aten::channel_shuffle",
 )
 
 
@@ -34,22 +36,33 @@ def is_in_place(node: fx.Node) -> bool:
     return schema is not None and any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
 
 
+def _marked(node: fx.Node, schema: torch._C.FunctionSchema, *, written: bool) -> list[fx.Node]:
+    """Arguments whose memory the result may share or, with ``written``, that are written to."""
+    found: list[fx.Node] = []
+    for i, argument in enumerate(schema.arguments):
+        value = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
+        if argument.alias_info is not None and (argument.alias_info.is_write or not written):
+            fx.node.map_arg(value, found.append)
+    return found
+
+
 def _aliased(node: fx.Node) -> list[fx.Node]:
     """Arguments whose memory the result may share."""
     schema = _schema(node)
-    if schema is None:  # getitem of a tuple: shares memory with what made the tuple
+    if schema is None or schema.name == "aten::einsum":  # getitem of a tuple shares with what made the tuple
         return list(node.all_input_nodes) if node.op == "call_function" else []
     if schema.name in _PASS_THROUGH or schema.name.startswith("aten::rrelu"):
         return list(node.all_input_nodes[:1])
-    shared = []
-    for argument, value in zip(schema.arguments, node.args, strict=False):
-        if argument.alias_info is not None:
-            shared += [value] if isinstance(value, fx.Node) else []
-    return shared
+    return _marked(node, schema, written=False)
 
 
-def check_in_place(nodes: Sequence[fx.Node]) -> None:
-    """Refuse programs in which a changed value is read again under its old name.
+def check_in_place(nodes: Sequence[fx.Node], needed: Collection[fx.Node], network_input: fx.Node) -> None:
+    """Refuse programs in which a changed value is read again under its old name, or the module's state is changed.
+
+    Args:
+        nodes: the whole program, in order.
+        needed: what the output depends on; changes of anything else (a counter, say) do no harm.
+        network_input: may be written to, as it is not part of the module's state.
 
     Raises:
         UnsupportedError: naming the in-place operation.
@@ -67,14 +80,18 @@ def check_in_place(nodes: Sequence[fx.Node]) -> None:
             continue
         schema = _schema(node)
         assert schema is not None
-        written = {
-            value
-            for argument, value in zip(schema.arguments, node.args, strict=False)
-            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node)
-        }
-        before = {m for w in written for m in group[w] if position[m] < position[node]}
-        stale = [user for m in before for user in m.users if position[user] > position[node] and user is not node]
-        if stale or not node.users:
+        touched = {m for w in _marked(node, schema, written=True) for m in group[w]}
+        if not any(m in needed for m in touched):
+            continue
+        if any(m.op == "placeholder" and m is not network_input for m in touched):
+            raise UnsupportedError(
+                str(node.target),
+                module_path(node),
+                "it changes a parameter or a buffer that the output depends on, so every call is another network.",
+                "Compute without changing the module's state.",
+            )
+        before = {m for m in touched if position[m] < position[node]}
+        if any(user in needed and position[user] > position[node] for m in before for user in m.users):
             raise UnsupportedError(
                 str(node.target),
                 module_path(node),

@@ -107,6 +107,16 @@ class Builder:
             raise call.refuse("it takes several tensors as one.")
         return index
 
+    def carried(self, call: Call, name: str) -> Value:
+        """What an argument became that must be a signal, whatever the other arguments are."""
+        value = call[name]
+        if not self.is_signal(value):
+            raise call.refuse(
+                "it makes a constant from the shape or dtype of a signal.",
+                "Give the shape or dtype itself: expand(x.shape), to(x.dtype).",
+            )
+        return self.values[value]
+
     def _has_signal(self, value: Any) -> bool:
         found: list[bool] = []
         fx.node.map_arg(value, lambda n: found.append(self.is_signal(n)))
@@ -125,10 +135,9 @@ class Builder:
             )
         if not value.is_floating_point():
             raise call.refuse(f"its result is of {value.dtype}: a piecewise constant map has no Lipschitz constant.")
-        try:
-            return tuple(int(n) for n in value.shape[1:])
-        except Exception as error:
-            raise call.refuse("a dimension other than the batch depends on the batch size.") from error
+        if any(not isinstance(n, int) for n in value.shape[1:]):
+            raise call.refuse("a dimension other than the batch depends on the batch size.")
+        return tuple(value.shape[1:])
 
     def check_constant(self, call: Call, value: Any, ndim: int) -> None:
         """Refuse a constant operand that differs from sample to sample of a batch (``ndim`` of the result)."""
@@ -154,8 +163,11 @@ class Builder:
         return index
 
     def _key(self, call: Call, inputs: Sequence[int], extra: Any) -> Any:
-        constants = {k: v for k, v in call.arguments.items() if not self._has_signal(v)}
-        return (call.operation, tuple(inputs), str(sorted(constants.items())), extra)
+        def name(node: fx.Node) -> Any:  # lists may hold signals and constants: both tell calls apart
+            return ("signal", self.values[node]) if self.is_signal(node) else node.name
+
+        arguments = sorted((k, fx.node.map_arg(v, name)) for k, v in call.arguments.items())
+        return (call.operation, tuple(inputs), str(arguments), extra)
 
     def affine(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.export.graph_signature import InputKind
 from lipcert.errors import ModuleStateError, ShapeError, TraceError
 from lipcert.graph.types import Live
 
-__all__ = ["Capture", "LiveValues", "capture", "check_state", "first_line", "in_eval_mode"]
+__all__ = ["Capture", "LiveValues", "capture", "check_state", "first_line", "in_eval_mode", "ordinary_mode"]
 
 
 def first_line(error: BaseException) -> str:
@@ -40,6 +40,16 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for m, training in modes:
             m.training = training
+
+
+@contextmanager
+def ordinary_mode() -> Iterator[None]:
+    """Compute in the tensors' own dtypes and with gradients at hand, whatever autocast or inference mode is around."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        for device in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def check_state(module: nn.Module) -> None:
@@ -154,9 +164,12 @@ class LiveValues(Live):
         return node.target(*args, **kwargs)
 
     def _recast(self, argument: Any) -> Any:
-        """Dtypes and devices written into the program are those of the moment it was traced."""
+        """The dtype and device of the sample that are written into the program stand for those asked for.
+
+        Any other dtype was meant: ``weight.half().float()`` rounds the weight.
+        """
         if isinstance(argument, torch.dtype):
-            return self.dtype if argument.is_floating_point else argument
+            return self.dtype if argument == self._source.sample.dtype else argument
         return self.device if isinstance(argument, torch.device) else argument
 
 
@@ -207,7 +220,7 @@ def capture(module: nn.Module, input_shape: tuple[int, ...]) -> Capture:
                 program = torch.export.export(
                     module,
                     (x.clone(),),
-                    dynamic_shapes=({0: torch.export.Dim("batch", min=2)},),
+                    dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=2**31)},),
                     strict=False,
                 )
         except Exception as error:

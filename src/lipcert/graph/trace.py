@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,7 +11,7 @@ import lipcert.graph.rules as _rules
 from lipcert.errors import ModuleStateError, TraceError, UnsupportedError
 from lipcert.graph.aliases import check_in_place, module_path
 from lipcert.graph.builder import RULES, Builder, Call
-from lipcert.graph.capture import Capture, capture, in_eval_mode
+from lipcert.graph.capture import Capture, capture, first_line, in_eval_mode, ordinary_mode
 from lipcert.graph.rules.shape import getitem
 from lipcert.graph.types import Elementwise, Graph, VectorMap
 
@@ -56,6 +56,14 @@ def _needed(output: fx.Node) -> set[fx.Node]:
     return found
 
 
+def _check_deterministic(constants: Iterable[fx.Node]) -> None:
+    for node in constants:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise UnsupportedError(
+                str(node.target), module_path(node), "it is random.", "Draw once and keep the result in a buffer."
+            )
+
+
 def _build(recorded: Capture) -> Graph:
     result = next(n for n in recorded.nodes if n.op == "output")
     returned = result.args[0]
@@ -64,8 +72,9 @@ def _build(recorded: Capture) -> Graph:
     dependent = _dependent(recorded.nodes, recorded.input)
     if not isinstance(output, fx.Node) or output not in dependent:
         raise TraceError("the module's output does not depend on its input.")
-    check_in_place([n for n in recorded.nodes if n in dependent or n.op != "call_function"])
     needed = _needed(output)
+    check_in_place(recorded.nodes, {*needed, result}, recorded.input)
+    _check_deterministic([n for n in needed if n not in dependent])
     b = Builder(recorded.input)
     for node in recorded.nodes:
         if node is recorded.input or node not in dependent or node not in needed:
@@ -102,6 +111,16 @@ def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return bool(((a - b).abs() <= tolerance * scale).all())
 
 
+def _fewer(module: nn.Module, x: Tensor, rows: int) -> Tensor:
+    try:
+        y: Tensor = module(x[:rows].clone())
+    except Exception as error:
+        raise TraceError(f"the module fails on a batch of {rows}: {first_line(error)}") from error
+    if y.ndim < 1 or y.shape[0] != rows:
+        raise TraceError(f"the module maps a batch of {rows} to an output of shape {tuple(y.shape)}.")
+    return y
+
+
 def _check(graph: Graph, module: nn.Module) -> None:
     """The graph must compute what the module computes, each sample by itself, within the claimed slopes."""
     sample = graph.capture.sample
@@ -110,15 +129,22 @@ def _check(graph: Graph, module: nn.Module) -> None:
     for scale, shift in ((1.0, 0.0), (4.0, -2.0)):
         x = torch.rand(sample.shape, generator=generator, dtype=torch.float64).to(sample) * scale + shift
         with torch.no_grad(), in_eval_mode(module):
-            expected, single = module(x.clone()), module(x[:1].clone())
+            expected, fewer = module(x.clone()), [_fewer(module, x, n) for n in (1, 2)]
             values = graph.forward(x)
+            exact = values if x.dtype == torch.float64 else graph.forward(x.double())
         if not _close(values[graph.output], expected, tolerance):
             raise TraceError(
                 "the traced graph does not compute what the module computes (largest difference "
                 f"{float((values[graph.output] - expected).abs().max()):.3g}): its forward is random, or changes "
                 "state that it reads. If it is neither, please report this as a bug in lipcert."
             )
-        if not _close(single, expected[:1], tolerance):
+        if not _close(exact[graph.output].to(x.dtype), expected, tolerance):
+            raise TraceError(
+                "the module computes something else with its weights in float64, where bounds are computed: an "
+                "expression of its weights (a rounding, a comparison) changes with their dtype. Store its result in "
+                "a buffer."
+            )
+        if any(y.shape[1:] != expected.shape[1:] or not _close(y, expected[: len(y)], tolerance) for y in fewer):
             raise TraceError(
                 "the module's output for a sample depends on the other samples of the batch, so a per-sample "
                 "guarantee would be meaningless. Use BatchNorm with stored statistics, in eval mode."
@@ -137,7 +163,7 @@ def _check_slopes(graph: Graph, values: list[Tensor], tolerance: float) -> None:
             gap = (da - slopes.centre * dz).abs() - slopes.radius * dz.abs()
         else:
             assert isinstance(node, VectorMap)
-            gap = da.flatten(1).norm(dim=1) - node.constant * dz.flatten(1).norm(dim=1)
+            gap = da.reshape(len(da), -1).norm(dim=1) - node.constant * dz.reshape(len(dz), -1).norm(dim=1)
             slack *= max(1.0, a[0].numel() ** 0.5)
         if bool((gap > slack).any()):
             raise TraceError(
@@ -177,6 +203,7 @@ def trace(module: nn.Module, input_shape: Sequence[int], *, allow_train_mode: bo
     assert _rules  # importing them registers them
     if isinstance(module, nn.Module) and not allow_train_mode:
         check_mode(module)
-    graph = _build(capture(module, tuple(input_shape)))
-    _check(graph, module)
+    with ordinary_mode():
+        graph = _build(capture(module, tuple(input_shape)))
+        _check(graph, module)
     return graph

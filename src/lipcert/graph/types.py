@@ -75,6 +75,21 @@ class Slopes:
         return max(abs(self.lower), abs(self.upper))
 
 
+@dataclass(frozen=True)
+class _Given(Slopes):
+    """Slopes of which centre and radius are given rather than computed: adding them up could lose a small one."""
+
+    given: tuple[Coefficient, Coefficient] = (0.0, 0.0)
+
+    @property
+    def centre(self) -> Coefficient:
+        return self.given[0]
+
+    @property
+    def radius(self) -> Coefficient:
+        return self.given[1]
+
+
 @dataclass(frozen=True, eq=False)
 class Node:
     """One step of the computation; ``inputs`` are indices of earlier nodes."""
@@ -145,7 +160,7 @@ class Resolved:
         """The same numbers without their signs: the map ``|T|`` that bounds the rounding of ``T``."""
         return Resolved(
             tuple(tuple(_size(c) for c in cs) for cs in self.coefficients),
-            {i: Slopes(_size(s.centre) - s.radius, _size(s.centre) + s.radius) for i, s in self.slopes.items()},
+            {i: _Given(0.0, s.lipschitz, (_size(s.centre), s.radius)) for i, s in self.slopes.items()},
             self.live,
             self.dtype,
             self.device,

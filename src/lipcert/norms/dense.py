@@ -5,7 +5,8 @@ to the computed norm:
 
 * *forming* the block: every entry is a sum of products along paths, so it errs by at most γ_N·|T|, where |T| is the
   same map with all coefficients made positive and N the length of the longest chain of sums (in any order);
-  ``‖|A|‖₂ ≤ √(‖|A|‖₁ ‖|A|‖_∞)`` costs two passes of |T|.
+  ``‖|A|‖₂ ≤ √(‖|A|‖₁ ‖|A|‖_∞)`` costs two passes of |T|. A product that underflows errs by another 2⁻¹⁰²² at most,
+  wherever it is, and grows with |T| from there.
 * the *Gram matrix*, where one is formed: γ_m ‖A‖_F².
 * the *decomposition*: backward stable, within a small multiple of n·u of the Frobenius norm.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,10 +25,12 @@ from torch import Tensor
 from lipcert.errors import BoundError
 from lipcert.graph.types import Affine
 from lipcert.loop import Group, LoopMap, Pair
+from lipcert.norms.scaling import row_norms
 
-__all__ = ["adjoint_rows", "block", "forming_error", "gamma", "rows_error", "upper_norms"]
+__all__ = ["adjoint_rows", "block", "forming_error", "gamma", "rows_error", "underflow", "upper_norms"]
 
 _UNIT = 2.0**-53
+_TINY = 2.0**-1022
 _DECOMPOSITION = 16.0  # a safe stand-in for LAPACK's modest polynomial, times the larger dimension
 _MAX_SVD = 2048
 _CHUNK = 2**25  # entries of the widest layer in flight at once
@@ -48,6 +52,9 @@ def _roundings(loop: LoopMap) -> int:
     for node in loop.graph.nodes:
         if isinstance(node, Affine):
             total += sum(math.prod(loop.graph.nodes[i].shape) for i in node.inputs) + 4
+            if len(node.coefficients) > 1:  # an einsum may multiply its constants with each other first
+                weights = loop.resolved.coefficients[node.index]
+                total += sum(w.numel() for w in weights if isinstance(w, Tensor))
         else:
             total += 4
     return total
@@ -71,7 +78,7 @@ def adjoint_rows(loop: LoopMap, target: int, sources: Iterable[int], start: int,
     cotangents: list[Tensor | None] = [None] * (loop.depth + 1)
     cotangents[target - 1] = _basis(start, stop, loop.target_shape(target), loop)
     back = loop.adjoint(cotangents)
-    return {j: back[j].flatten(1) for j in wanted}
+    return {j: back[j].reshape(stop - start, -1) for j in wanted}
 
 
 def block(loop: LoopMap, pair: Pair) -> Tensor:
@@ -89,13 +96,27 @@ def block(loop: LoopMap, pair: Pair) -> Tensor:
             plan = loop.plan([Group(stop - start, frozenset({j}), frozenset({k}))])
             with torch.no_grad():
                 out = loop.run(plan, {j: _basis(start, stop, loop.source_shape(j), loop)})
-            parts.append(out[k].flatten(1))
+            parts.append(out[k].reshape(stop - start, -1))
     return torch.cat(parts)
 
 
-def forming_error(loop: LoopMap, pair: Pair) -> float:
-    """A bound on ``‖fl(A_kj) − A_kj‖₂`` of the block as :func:`block` computes it."""
+Lost: TypeAlias = tuple[list[float], list[float]]
+
+
+def underflow(loop: LoopMap) -> Lost:
+    """At most this much of an entry is lost to underflow: in passes of T by target, of Tᵀ by source.
+
+    Each entry of each node sums at most N products, and loses at most 2⁻¹⁰²² in each; the loss grows with |T|.
+    """
+    forward, back = loop.amplification()
+    unit = 2 * _TINY * _roundings(loop)
+    return [0.0, *(unit * float(v.max()) for v in forward)], [unit * float(v.max()) for v in back]
+
+
+def forming_error(loop: LoopMap, pair: Pair, lost: Lost) -> float:
+    """A bound on ``‖fl(A_kj) − A_kj‖₂`` of the block as :func:`block` computes it; ``lost`` is :func:`underflow`."""
     k, j = pair
+    entries = math.prod(loop.source_shape(j)) * math.prod(loop.target_shape(k))
     sizes = LoopMap(loop.graph, loop.resolved.absolute(), centred=loop.centred)
     ones = torch.ones((1, *loop.source_shape(j)), dtype=loop.resolved.dtype, device=loop.resolved.device)
     plan = sizes.plan([Group(1, frozenset({j}), frozenset({k}))])
@@ -104,28 +125,57 @@ def forming_error(loop: LoopMap, pair: Pair) -> float:
     cotangents: list[Tensor | None] = [None] * (loop.depth + 1)
     cotangents[k - 1] = torch.ones_like(row_sums)
     column_sums = sizes.adjoint(cotangents)[j]
-    spread = math.sqrt(float(row_sums.max()) * float(column_sums.max()))
-    return gamma(2 * _roundings(loop)) * spread * (1 + gamma(2 * _roundings(loop)))
+    spread = math.sqrt(float(row_sums.max())) * math.sqrt(float(column_sums.max()))
+    relative = gamma(2 * _roundings(loop)) * (1 + gamma(2 * _roundings(loop)))
+    return relative * spread + math.sqrt(entries) * max(lost[0][k], lost[1][j])
 
 
-def rows_error(loop: LoopMap, target: int, sources: Iterable[int], start: int, stop: int) -> dict[int, Tensor]:
+def rows_error(
+    loop: LoopMap, target: int, sources: Iterable[int], start: int, stop: int, lost: Lost
+) -> dict[int, Tensor]:
     """For each row of :func:`adjoint_rows` a bound on the 2-norm of its error: {source: (stop − start,)}."""
     sizes = LoopMap(loop.graph, loop.resolved.absolute(), centred=loop.centred)
     rows = adjoint_rows(sizes, target, sources, start, stop)
     factor = gamma(2 * _roundings(loop)) * (1 + gamma(2 * _roundings(loop)))
-    return {j: factor * v.norm(dim=1) * (1 + gamma(v.shape[1] + 4)) for j, v in rows.items()}
+    return {
+        j: factor * row_norms(v) * (1 + gamma(v.shape[1] + 4))
+        + math.sqrt(v.shape[1]) * max(lost[0][target], lost[1][j])
+        for j, v in rows.items()
+    }
 
 
 def _spectral_norm_upper(matrix: Tensor) -> float:
+    """Not below ``‖matrix‖₂``, at any scale: the matrix is divided by a power of two first, which is exact."""
+    largest = float(matrix.abs().max())
+    if largest == 0.0:
+        return 0.0
+    if not math.isfinite(largest):
+        raise BoundError("the bound is not finite: the weights are so large that a block overflows float64.")
+    exponent = math.frexp(largest)[1]
+    low, high = exponent // 2, exponent - exponent // 2
+    value = _norm_of_scaled(matrix * math.ldexp(1.0, -low) * math.ldexp(1.0, -high))
+    return max(value * math.ldexp(1.0, low) * math.ldexp(1.0, high), _TINY)
+
+
+def _norm_of_scaled(matrix: Tensor) -> float:
     rows, columns = matrix.shape
     frobenius = float(matrix.norm()) * (1 + gamma(rows * columns))
     if max(rows, columns) <= _MAX_SVD:
-        value = float(torch.linalg.svdvals(matrix)[0])
+        value = _largest_singular_value(matrix)
         return value + _DECOMPOSITION * max(rows, columns) * _UNIT * frobenius
     gram = matrix @ matrix.T
     top = float(torch.linalg.eigvalsh(gram)[-1])
     slack = gamma(columns) * frobenius**2 + _DECOMPOSITION * rows * _UNIT * float(gram.norm())
     return math.sqrt(max(top, 0.0) + slack) * (1 + 4 * _UNIT)
+
+
+def _largest_singular_value(matrix: Tensor) -> float:
+    try:
+        return float(torch.linalg.svdvals(matrix)[0])
+    except RuntimeError as error:  # LAPACK did not converge
+        raise BoundError(
+            f"the singular values of a block of {matrix.shape[0]}×{matrix.shape[1]} could not be computed: {error}."
+        ) from error
 
 
 def upper_norms(loop: LoopMap, pairs: Iterable[Pair], *, limit: int) -> dict[Pair, Tensor]:
@@ -147,8 +197,8 @@ def upper_norms(loop: LoopMap, pairs: Iterable[Pair], *, limit: int) -> dict[Pai
                 f"about {8 * n_in * n_out / 2**30:.1f} GiB and time that grows with the cube of the smaller side), "
                 "or ask for guarantee='estimate', which is not a certificate."
             )
-    norms = {}
+    norms, lost = {}, underflow(loop)
     for pair in pairs:
-        value = _spectral_norm_upper(block(loop, pair)) + forming_error(loop, pair)
+        value = _spectral_norm_upper(block(loop, pair)) + forming_error(loop, pair, lost)
         norms[pair] = torch.tensor(value * (1 + 4 * _UNIT), dtype=torch.float64)
     return norms

@@ -18,6 +18,8 @@ __all__ = ["estimate_norms", "normalised", "random_seeds", "row_norms"]
 
 def row_norms(value: Tensor) -> Tensor:
     """The 2-norm of each row of (N, *shape), whatever its memory layout."""
+    if value.ndim == 1:  # one number a row
+        return value.abs()
     norms: Tensor = torch.linalg.vector_norm(value, dim=tuple(range(1, value.ndim)))
     return norms
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from lipcert.bounds.recursion import combine, hidden_bounds, hidden_pairs
 from lipcert.bounds.result import Method, Scope
 from lipcert.errors import BoundError, ShapeError
 from lipcert.graph import trace
+from lipcert.graph.capture import ordinary_mode
 from lipcert.graph.types import Resolved
 from lipcert.loop import Group, LoopMap, Pair
 from lipcert.norms.power import normalised, random_seeds, row_norms
@@ -80,6 +81,9 @@ class TrainingBound(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        for name, given, kind in (("method", method, Method), ("scope", scope, Scope)):
+            if given not in get_args(kind):
+                raise BoundError(f"{name} must be one of {', '.join(map(repr, get_args(kind)))}; got {given!r}.")
         if min(every, warmup, iterations) < 1:
             raise BoundError(f"every, iterations and warmup must be at least 1; got {every}, {iterations}, {warmup}.")
         graph = trace(module, input_shape, allow_train_mode=True)
@@ -93,6 +97,7 @@ class TrainingBound(nn.Module):
         self.pairs: list[Pair] = sorted(pairs, key=lambda pair: (pair[1], -pair[0]))
         self.heads = [] if scope == "global" else [j for j in range(last) if loop.connected(last, j)]
         groups = [Group(1, frozenset({j}), frozenset({k})) for k, j in self.pairs]
+        self._pair_plan = loop.plan(groups)
         if self.heads:
             groups.append(Group(graph.output_shape[0], frozenset(self.heads), frozenset({last})))
         self._plan = loop.plan(groups)
@@ -179,7 +184,7 @@ class TrainingBound(nn.Module):
                 if gradient is not None:
                     size = weights[at : at + count].sign().reshape(-1, *(1,) * (v.ndim - 1))
                     direction, length = normalised(gradient * size)
-                    moved = (length > 0).reshape(size.shape)
+                    moved = ((length > 0) & torch.isfinite(length)).reshape(size.shape)  # not by what overflowed
                     v.data.copy_(torch.where(moved, direction, v))
                 at += count
             for j in injected:
@@ -191,17 +196,32 @@ class TrainingBound(nn.Module):
             self.value.copy_(self._formula(self.norms, self._rows()))
         return gradients[: len(leaves)]
 
+    def _iterate(self, resolved: Resolved) -> None:
+        """One power iteration of the hidden blocks alone, at given weights."""
+        if not self.pairs:
+            return
+        with torch.enable_grad():
+            vectors = {j: v.detach().requires_grad_() for j, v in self._vectors().items()}
+            out = self._loop.at(resolved).run(self._pair_plan, vectors)
+            total = torch.cat([row_norms(v) for v in out.values()]).sum()
+            gradients = torch.autograd.grad(total, list(vectors.values()))
+        for v, gradient in zip(vectors.values(), gradients, strict=True):
+            direction, length = normalised(gradient)
+            moved = (length > 0) & torch.isfinite(length)
+            v.data.copy_(torch.where(moved.reshape(-1, *(1,) * (v.ndim - 1)), direction, v))
+
     def _power_step(self) -> None:
         """Improve vectors and rows at the present weights without a gradient."""
-        with torch.no_grad():
-            resolved = self.graph.resolve(self.value.dtype, self.value.device)
-        resolved = resolved.with_tensors([t.detach() for t in resolved.tensors()])
-        self._pass(
-            resolved,
-            [],
-            torch.ones_like(self.norms),
-            {j: torch.zeros_like(r) for j, r in self._rows().items()},
-        )
+        with ordinary_mode():
+            with torch.no_grad():
+                resolved = self.graph.resolve(self.value.dtype, self.value.device)
+            resolved = resolved.with_tensors([t.detach() for t in resolved.tensors()])
+            self._pass(
+                resolved,
+                [],
+                torch.ones_like(self.norms),
+                {j: torch.zeros_like(r) for j, r in self._rows().items()},
+            )
 
     def refresh(self, iterations: int = 1) -> Tensor:
         """Bring the state up to the present weights by power iterations; returns the value, no gradient."""
@@ -218,6 +238,8 @@ class TrainingBound(nn.Module):
             scale = size / self.get_buffer("stale_size").clamp_min(torch.finfo(size.dtype).tiny)
             scale = torch.where(self.get_buffer("stale_size") > 0, scale, torch.zeros_like(scale))
             return [t if t is None else self.get_buffer(f"stale_{i}") * scale for i, t in enumerate(tensors)]
+        for _ in range(self.iterations - 1):
+            self._iterate(resolved.with_tensors([t.detach() for t in tensors]))
         with torch.enable_grad():
             norms = self.norms.detach().requires_grad_()
             rows = {j: r.detach().requires_grad_() for j, r in self._rows().items()}
@@ -238,8 +260,6 @@ class TrainingBound(nn.Module):
             gradients = self._pass(
                 resolved.with_tensors(leaves), leaves, settled[0], dict(zip(rows, settled[1:], strict=True))
             )
-        if self.iterations > 1:
-            self.refresh(self.iterations - 1)
         if self.every > 1:
             self.get_buffer("stale_size").copy_(size)
             for i, g in enumerate(gradients):

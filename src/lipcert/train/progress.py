@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 __all__ = ["Reporter", "SilentReporter"]
@@ -39,7 +40,7 @@ class Reporter(SilentReporter):
         self._batches = 1
 
     def start(self, title: str, epochs: int, done: int, batches: int) -> None:  # noqa: D102
-        self.console.print(f"[bold]{title}[/bold]", highlight=False)
+        self.console.print(f"[bold]{escape(title)}[/bold]", highlight=False, soft_wrap=True)
         self._batches = batches
         if self.console.is_terminal:
             self._bar = Progress(
@@ -68,10 +69,12 @@ class Reporter(SilentReporter):
             f"{record['split']} {record['clean']:6.2%}  est. certified {shares}  L {low:.3g}…{high:.3g}  "
             f"{record['seconds']:.1f} s",
             highlight=False,
+            markup=False,
+            soft_wrap=True,  # one line an epoch, also in a file
         )
 
     def message(self, text: str) -> None:  # noqa: D102
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def stop(self) -> None:  # noqa: D102
         if self._bar is not None:

@@ -9,9 +9,9 @@ summary.json             the outcome: accuracies, bound, seconds, versions, data
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,18 +29,23 @@ __all__ = ["RunFolder", "build_model", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a file whole or not at all.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def build_model(config: ModelConfig, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -52,6 +57,12 @@ def build_model(config: ModelConfig, input_shape: tuple[int, ...], num_classes: 
     normal = config.normalize
     mean, std = (None, None) if normal == "none" else (normal.mean, normal.std)
     options: dict[str, Any] = dict(config.options)
+    given = {"name", "input_shape", "num_classes", "mean", "std"} & options.keys()
+    if given:
+        raise ConfigError(
+            f"model.options cannot hold {', '.join(sorted(given))}: the name is model.name, the normalisation is "
+            "model.normalize = {mean = [...], std = [...]}, and the shapes are the data set's"
+        )
     return build(config.name, input_shape=input_shape, num_classes=num_classes, mean=mean, std=std, **options)
 
 
@@ -103,29 +114,34 @@ class RunFolder:
 
     # --- metrics and summary ------------------------------------------------------------------------------
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one line of metrics."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Append one line of metrics.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        try:
+            with self.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self.metrics_file}: {error.strerror or error}") from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics."""
+        """All lines of metrics; one that was cut short, when the run was killed, is left out."""
         if not self.metrics_file.exists():
             return []
-        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines() if line]
-
-    def drop_metrics_from(self, epoch: int) -> None:
-        """Forget lines from an epoch on: those of a run that was interrupted after its last checkpoint."""
-        if not self.metrics_file.exists():
-            return
-        kept = []
-        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
-            try:
+        records = []
+        for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
                 record = json.loads(line)
-            except ValueError:  # a line cut short when the run was killed
-                continue
-            if record.get("epoch", 0) <= epoch:
-                kept.append(line + "\n")
-        write_text(self.metrics_file, "".join(kept))
+                if isinstance(record, dict) and "epoch" in record:
+                    records.append(record)
+        return records
+
+    def drop_metrics_after(self, epoch: int) -> None:
+        """Forget the lines of later epochs: those of a run that was killed after its last checkpoint."""
+        if self.metrics_file.exists():
+            kept = [json.dumps(record) + "\n" for record in self.metrics() if record["epoch"] <= epoch]
+            write_text(self.metrics_file, "".join(kept))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the outcome."""
@@ -139,7 +155,9 @@ class RunFolder:
             found = json.loads(self.summary_file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise CheckpointError(f"{self.summary_file} is damaged: it is not JSON") from error
-        return dict(found)
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{self.summary_file} is damaged: it is not a table")
+        return found
 
     # --- the model ----------------------------------------------------------------------------------------
     def save_model(

@@ -3,65 +3,33 @@
 from __future__ import annotations
 
 import copy
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lipcert.bounds.result import Estimate
-from lipcert.data import Augment, Batches, Dataset, load, split
-from lipcert.errors import CheckpointError, TrainingError
+from lipcert.data import Dataset, load, split
+from lipcert.errors import BoundError, CheckpointError, TrainingError
 from lipcert.train.bound import TrainingBound
 from lipcert.train.checkpoint import check_matches, load_state, save_state
 from lipcert.train.evaluate import Evaluation, evaluate
-from lipcert.train.losses import CRMLoss, CrossEntropy, GloRoLoss, LMTLoss
+from lipcert.train.factory import average_into, make_batches, make_loss, make_optimizer
+from lipcert.train.health import advice, check_finite, is_stuck
+from lipcert.train.interrupt import Interrupted, stop_on_signal
 from lipcert.train.progress import SilentReporter
 from lipcert.train.run_folder import RunFolder, build_model
-from lipcert.train.schedules import learning_rate, loss_values, value_at
-from lipcert.train.schema import AdamConfig, CEConfig, CRMConfig, GloRoConfig, LMTConfig, LossConfig, RunConfig
+from lipcert.train.schedules import learning_rate, loss_values
+from lipcert.train.schema import RunConfig
+from lipcert.train.snapshot import put_back, take
 from lipcert.train.summary import summarise
 
 __all__ = ["Interrupted", "Trainer", "make_loss", "make_optimizer"]
 
 _SETTLE = 20  # power iterations before a bound is looked at that has not been used for a while
-_PATIENCE = 2  # evaluations in a row with one predicted class, until a run is declared collapsed
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, and its state is saved."""
-
-
-def make_loss(config: LossConfig) -> nn.Module:
-    """The loss module of a configuration, at the values of epoch 0."""
-    if isinstance(config, CEConfig):
-        return CrossEntropy()
-    if isinstance(config, CRMConfig):
-        return CRMLoss(
-            temperature=config.temperature,
-            radius_cap=value_at(config.radius_cap, 0),
-            weight=value_at(config.weight, 0),
-            form=config.form,
-        )
-    if isinstance(config, LMTConfig):
-        return LMTLoss(epsilon=value_at(config.epsilon, 0))
-    if isinstance(config, GloRoConfig):
-        return GloRoLoss(epsilon=value_at(config.epsilon, 0))
-    return GloRoLoss(epsilon=value_at(config.epsilon, 0), weight=value_at(config.weight, 0))
-
-
-def make_optimizer(config: RunConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a configuration; the learning rate is set before each step."""
-    o, parameters = config.optimizer, [p for p in module.parameters() if p.requires_grad]
-    if isinstance(o, AdamConfig):
-        kind = torch.optim.AdamW if o.kind == "adamw" else torch.optim.Adam
-        return kind(parameters, lr=o.lr, betas=o.betas, weight_decay=o.weight_decay, fused=True)
-    return torch.optim.SGD(parameters, lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay, fused=True)
 
 
 class Trainer:
@@ -108,60 +76,27 @@ class Trainer:
         layout = torch.channels_last if c.train.channels_last else torch.contiguous_format
         self.model: nn.Module = build_model(c.model, data.input_shape, data.num_classes).to(self.device)
         self.model = self.model.to(memory_format=layout)  # type: ignore[call-overload]
-        a = c.data.augment
-        augment = Augment(flip=a.flip, shift=a.shift, rotate=a.rotate) if a.flip or a.shift or a.rotate else None
-        self.batches = Batches(
-            data,
-            min(c.train.batch_size, len(data)),
-            shuffle=True,
-            seed=c.seed,
-            augment=augment,
-            device=self.device,
-            drop_last=True,
-            memory_format=layout,
-        )
+        self.batches = make_batches(c, data, self.device, layout)
         self.loss = make_loss(c.loss)
         self.optimizer = make_optimizer(c, self.model)
-        self.bound = TrainingBound(
-            self.model,
-            data.input_shape,
-            method=c.bound.method,
-            scope=c.bound.scope,
-            every=c.bound.every,
-            iterations=c.bound.power_iterations,
-            seed=c.seed,
-        )
+        b, shape = c.bound, data.input_shape
+        kind: dict[str, Any] = {"method": b.method, "scope": b.scope, "seed": c.seed}
+        self.bound = TrainingBound(self.model, shape, every=b.every, iterations=b.power_iterations, **kind)
         self.averaged = copy.deepcopy(self.model) if c.train.ema else None
-        self.averaged_bound = (
-            TrainingBound(self.averaged, data.input_shape, method=c.bound.method, scope=c.bound.scope, seed=c.seed)
-            if self.averaged is not None
-            else None
-        )
+        self.averaged_bound = None if self.averaged is None else TrainingBound(self.averaged, shape, **kind)
         self.epoch, self.batch, self.seconds, self.flat = 0, 0, 0.0, 0
-        self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, hits, samples of this epoch
-        self._robust_before = False
+        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, hits, samples of this epoch
+        self.elapsed = 0.0  # seconds of this epoch before the run was taken up
+        self.robust_before = False
 
     # --- state --------------------------------------------------------------------------------------------
     def _identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree with; the number of epochs may grow, the rest may not change."""
+        """What a checkpoint must agree with, the number of epochs included: the schedules follow from it."""
         return {"config": self.config.to_dict(), "data": self.train_data.fingerprint}
 
     def save(self) -> None:
         """Write the whole state, atomically."""
-        state: dict[str, Any] = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "bound": self.bound.state_dict(),
-            "sums": self._sums,
-            "random": torch.get_rng_state(),
-            "counters": [self.epoch, self.batch, self.seconds, self.flat, self._robust_before],
-        }
-        if self.averaged is not None and self.averaged_bound is not None:
-            state["averaged"] = self.averaged.state_dict()
-            state["averaged_bound"] = self.averaged_bound.state_dict()
-        if self.device.type == "cuda":
-            state["random_cuda"] = torch.cuda.get_rng_state(self.device)
-        save_state(self.folder.checkpoint_file, state, self._identity())
+        save_state(self.folder.checkpoint_file, take(self), self._identity())
 
     def restore(self) -> None:
         """Take up the run from its checkpoint, or from the start if it has none yet.
@@ -170,27 +105,23 @@ class Trainer:
             CheckpointError: it belongs to another configuration, model or data set, or is damaged.
         """
         if not self.folder.checkpoint_file.exists():
-            self.folder.drop_metrics_from(0)
+            if self.folder.summary_file.exists():
+                raise CheckpointError(
+                    f"the run in {self.folder.path} is finished, and its checkpoint is gone: there is nothing to go on "
+                    "with. To train again choose another folder, or delete this one."
+                )
+            self._create(self.train_data)
+            self.folder.drop_metrics_after(0)
             return
         state, header = load_state(self.folder.checkpoint_file)
         check_matches(header, self._identity())
         try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.bound.load_state_dict(state["bound"])
-            if self.averaged is not None and self.averaged_bound is not None:
-                self.averaged.load_state_dict(state["averaged"])
-                self.averaged_bound.load_state_dict(state["averaged_bound"])
-            self._sums.copy_(state["sums"])
-            torch.set_rng_state(state["random"])
-            if self.device.type == "cuda" and "random_cuda" in state:
-                torch.cuda.set_rng_state(state["random_cuda"], self.device)
-            self.epoch, self.batch, self.seconds, self.flat, self._robust_before = state["counters"]
+            put_back(self, state)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{self.folder.checkpoint_file} does not fit this model: {str(error).splitlines()[0]}"
             ) from error
-        self.folder.drop_metrics_from(self.epoch)
+        self.folder.drop_metrics_after(self.epoch)
 
     # --- the loop -----------------------------------------------------------------------------------------
     def fit(self, *, resume: bool = False, steps: int | None = None) -> dict[str, Any]:
@@ -207,16 +138,21 @@ class Trainer:
             Interrupted: on Ctrl-C or SIGTERM, after the state was saved.
             TrainingError: the loss is not finite, or the network collapsed to a constant.
         """
+        c = self.config.train
         if resume:
-            self.folder.config()  # says so if there is no run
+            if self.folder.config() != self.config:
+                raise CheckpointError(f"the run in {self.folder.path} has another configuration: see its config.toml")
             self.restore()
+            summary = self._finished() if self.epoch == c.epochs else None
+            if summary is not None:
+                self.reporter.message(f"The run in {self.folder.path} is finished: nothing is left to do.")
+                return summary
         else:
             self.folder.create(self.config)
-        c = self.config.train
         title = f"{self.config.name}: {sum(p.numel() for p in self.model.parameters()):,} parameters on {self.device}"
         self.reporter.start(title, c.epochs, self.epoch, len(self.batches))
         try:
-            with _stop_on_signal() as stopped:
+            with stop_on_signal() as stopped:
                 while self.epoch < c.epochs:
                     steps = self._run_epoch(stopped, steps)
             summary = summarise(self)
@@ -225,6 +161,15 @@ class Trainer:
             return summary
         finally:
             self.reporter.stop()
+
+    def _finished(self) -> dict[str, Any] | None:
+        """The summary of a run that is done, if its model is there too; what is missing or damaged is made again."""
+        try:
+            summary = self.folder.summary()
+            self.folder.load_model()
+        except CheckpointError:
+            return None
+        return summary
 
     @property
     def deployed(self) -> nn.Module:
@@ -240,21 +185,22 @@ class Trainer:
             self.batch += 1
             if time.monotonic() - shown > 0.25:
                 shown = time.monotonic()
-                loss, hits, seen = self._sums.tolist()
+                loss, hits, seen = self.sums.tolist()
                 self._check_finite(loss)
                 self.reporter.step(number, self.batch, loss / seen, hits / seen)
             if steps is not None:
                 steps -= 1
             if stopped() or steps == 0:
-                self.seconds += time.monotonic() - began
+                self._check_finite(float(self.sums[0]), self.model)
+                self._spend(began)
                 self.save()
-                raise Interrupted(f"stopped in epoch {number}; the state is saved in {self.folder.path}")
-        loss, hits, seen = self._sums.tolist()
-        self._check_finite(loss)
+                raise Interrupted(f"stopped in epoch {number} of {c.epochs}; the state is saved in {self.folder.path}")
+        loss, hits, seen = self.sums.tolist()
+        self._check_finite(loss, self.model)
         self.epoch, self.batch = number, 0
-        self._sums.zero_()
-        elapsed = time.monotonic() - began
-        self.seconds += elapsed
+        self.sums.zero_()
+        self._spend(began)
+        elapsed, self.elapsed = self.elapsed, 0.0
         last = self.epoch == c.epochs
         if last or self.epoch % c.eval_every == 0:
             found = self.evaluate()
@@ -268,7 +214,7 @@ class Trainer:
                 "bound": [found.bound_low, found.bound_high],
                 "lr": self.optimizer.param_groups[0]["lr"],
                 "seconds": elapsed,
-                "images_per_second": seen / elapsed,
+                "images_per_second": seen / max(elapsed, 1e-6),
             }
             self.folder.log(record)
             self.reporter.epoch(record)
@@ -276,6 +222,10 @@ class Trainer:
         if last or self.epoch % c.checkpoint_every == 0:
             self.save()
         return steps
+
+    def _spend(self, began: float) -> None:
+        spent = time.monotonic() - began
+        self.seconds, self.elapsed = self.seconds + spent, self.elapsed + spent
 
     def _step(self, x: Tensor, y: Tensor) -> None:
         c = self.config
@@ -293,19 +243,19 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.optimizer.clip_norm)
         self.optimizer.step()
         if self.averaged is not None:
-            _average(self.averaged, self.model, c.train.ema)
+            average_into(self.averaged, self.model, c.train.ema)
         with torch.no_grad():
             hits = (logits.argmax(1) == y).sum()
-            self._sums += torch.stack([loss.detach() * len(y), hits, torch.full_like(hits, len(y))]).double()
+            self.sums += torch.stack([loss.detach() * len(y), hits, torch.full_like(hits, len(y))]).double()
 
     def _loss(self, logits: Tensor, labels: Tensor, epoch: float) -> Tensor:
         values = loss_values(self.config.loss, epoch)
         if values is None:
-            self._robust_before = False
+            self.robust_before = False
             return nn.functional.cross_entropy(logits, labels)
-        if not self._robust_before:  # the weights have moved without the bound being looked at
+        if not self.robust_before:  # the weights have moved without the bound being looked at
             self.bound.refresh(_SETTLE)
-            self._robust_before = True
+            self.robust_before = True
         for name, value in values.items():
             setattr(self.loss, name, value)
         result: Tensor = self.loss(logits, labels, self.bound())
@@ -318,52 +268,26 @@ class Trainer:
         value = bound.refresh(_SETTLE).double().cpu()
         estimate = Estimate(value, self.config.bound.method, self.config.bound.scope)
         epsilons = self.config.train.eval_epsilons
-        found, _ = evaluate(self.deployed, self.eval_data, estimate, epsilons, device=self.device)
+        try:
+            found, _ = evaluate(self.deployed, self.eval_data, estimate, epsilons, device=self.device)
+        except BoundError as error:
+            raise TrainingError(
+                f"the network can no longer be bounded in epoch {self.epoch}: {error} "
+                f"{advice(self.folder.checkpoint_file)}"
+            ) from error
         return found
 
-    def _check_finite(self, loss: float) -> None:
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise TrainingError(
-                f"the loss is not finite in epoch {self.epoch + 1}. Lower optimizer.lr, set optimizer.clip_norm (1 is "
-                f"a good start), or start the robust term from the first epoch. The last checkpoint in "
-                f"{self.folder.path} is from before."
-            )
+    def _check_finite(self, loss: float, module: nn.Module | None = None) -> None:
+        check_finite(loss, module, self.epoch + 1, self.folder.checkpoint_file)
 
     def _check_collapse(self, found: Evaluation) -> None:
         self.flat = self.flat + 1 if found.collapsed else 0
-        if self.flat >= _PATIENCE and self.epoch > 1:
+        epochs, steps = self.config.train.epochs, self.epoch * len(self.batches)
+        said = f"one class for every input (L ≤ {found.bound_high:.2g})"
+        if is_stuck(self.flat, found.bound_high, epoch=self.epoch, epochs=epochs, steps=steps):
             raise TrainingError(
-                f"the network has collapsed: it predicts one class for every input (L ≤ {found.bound_high:.2g}), and "
-                "does not recover from there. Lower loss.weight or optimizer.lr, set optimizer.clip_norm, or let "
-                "loss.weight rise from 0 over the first epochs."
+                f"the network has collapsed: in epoch {self.epoch} it predicts {said}. "
+                f"{advice(self.folder.checkpoint_file)}"
             )
-
-
-def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
-    with torch.no_grad():
-        torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
-        for mine, other in zip(averaged.buffers(), model.buffers(), strict=True):
-            mine.copy_(other)
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C or SIGTERM lets the step in flight finish; the second ends at once."""
-    asked = False
-    handled = (signal.SIGINT, signal.SIGTERM)
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    try:
-        before = {s: signal.signal(s, ask) for s in handled}
-    except ValueError:  # not in the main thread: nobody sends us signals there
-        before = {}
-    try:
-        yield lambda: asked
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+        if found.collapsed and self.epoch == epochs:
+            self.reporter.message(f"Careful: the network has not learned, it predicts {said}.")

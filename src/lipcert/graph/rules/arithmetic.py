@@ -94,7 +94,7 @@ def _scale(b: Builder, call: Call, signal: str, constant: Any, inverse: bool) ->
 
     def coefficient(live: Live) -> Coefficient:
         value = live(constant)
-        value = value if isinstance(value, Tensor) else float(value)
+        value = value.to(live.dtype) if isinstance(value, Tensor) else float(value)  # integers divide exactly
         return 1 / value if inverse else value
 
     return b.affine(call, [source], lambda xs, cs: xs[0] * cs[0], coefficients=[coefficient], shape=shape)

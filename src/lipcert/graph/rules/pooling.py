@@ -86,6 +86,8 @@ def adaptive_max_pool(b: Builder, call: Call) -> Value:
 def sort(b: Builder, call: Call) -> Value:
     """Sorting along a dimension is 1-Lipschitz; so is keeping the first of the sorted. Indices are refused."""
     source = b.signal(call, "self")
+    if not call.get("sorted", True):
+        raise call.refuse("the order of what it returns is not fixed, so it jumps.", "Use sorted=True.")
     if call.get("dim", -1) % (len(b.nodes[source].shape) + 1) == 0:
         raise call.refuse("it sorts along the batch.")
     shape = b.shape_of(call, call.node.meta["val"][0])

@@ -26,17 +26,16 @@ def nothing(b: Builder, call: Call) -> Value:
     name = "input" if "input" in call.arguments else "self"
     if call.get("train"):
         raise call.refuse("it is random.", "Call module.eval(), or use torch.nn.Dropout, which eval turns off.")
-    source = call[name]
+    carried, source = b.carried(call, name), call[name]
     if source.meta["val"].dtype != call.node.meta["val"].dtype:
         raise call.refuse("it rounds the signal to another dtype.", "Run the whole module in one dtype.")
-    return b.values[source]
+    return carried
 
 
 @rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as")
 def reshape(b: Builder, call: Call) -> Value:
     """Any change of shape that keeps the order of a sample's entries and the batch in front."""
-    value, shape = call["self"], b.shape_of(call)
-    source = b.values[value]
+    source, shape = b.carried(call, "self"), b.shape_of(call)
     assert isinstance(source, int)
     if b.nodes[source].shape == shape:
         return source
@@ -156,7 +155,7 @@ def pad(b: Builder, call: Call) -> Value:
 def expand(b: Builder, call: Call) -> Value:
     """Repeating entries along dimensions of size one."""
     shape = b.shape_of(call)
-    source = b.values[call["self"]]
+    source = b.carried(call, "self")
     assert isinstance(source, int)
     b.check_aligned(call, source, len(shape) + 1)
     return b.affine(call, [source], lambda xs, cs: xs[0].expand(xs[0].shape[0], *shape), shape=shape)
@@ -194,4 +193,4 @@ def getitem(b: Builder, node: fx.Node) -> Value | None:
     assert isinstance(parts, tuple)
     position = node.args[1]
     assert isinstance(position, int)
-    return parts[position] if position < len(parts) else None
+    return parts[position] if 0 <= position < len(parts) else None

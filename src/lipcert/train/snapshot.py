@@ -1,0 +1,55 @@
+"""All that a training run is at one moment, as plain values and tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lipcert.train.factory import load_optimizer
+
+if TYPE_CHECKING:
+    from lipcert.train.trainer import Trainer
+
+__all__ = ["put_back", "take"]
+
+
+def take(trainer: Trainer) -> dict[str, Any]:
+    """The state: weights, optimizer, bound, averages, random numbers, and where in the run it is."""
+    t = trainer
+    state: dict[str, Any] = {
+        "model": t.model.state_dict(),
+        "optimizer": t.optimizer.state_dict(),
+        "bound": t.bound.state_dict(),
+        "sums": t.sums,
+        "elapsed": t.elapsed,
+        "random": torch.get_rng_state(),
+        "counters": [t.epoch, t.batch, t.seconds, t.flat, t.robust_before],
+    }
+    if t.averaged is not None and t.averaged_bound is not None:
+        state["averaged"] = t.averaged.state_dict()
+        state["averaged_bound"] = t.averaged_bound.state_dict()
+    if t.device.type == "cuda":
+        state["random_cuda"] = torch.cuda.get_rng_state(t.device)
+    return state
+
+
+def put_back(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Make a trainer of the same configuration what it was.
+
+    Raises:
+        KeyError, RuntimeError, TypeError, ValueError: the state does not fit.
+    """
+    t = trainer
+    t.model.load_state_dict(state["model"])
+    load_optimizer(t.optimizer, state["optimizer"])
+    t.bound.load_state_dict(state["bound"])
+    if t.averaged is not None and t.averaged_bound is not None:
+        t.averaged.load_state_dict(state["averaged"])
+        t.averaged_bound.load_state_dict(state["averaged_bound"])
+    t.sums.copy_(state["sums"])
+    t.elapsed = state.get("elapsed", 0.0)
+    torch.set_rng_state(state["random"])
+    if t.device.type == "cuda" and "random_cuda" in state:
+        torch.cuda.set_rng_state(state["random_cuda"], t.device)
+    t.epoch, t.batch, t.seconds, t.flat, t.robust_before = state["counters"]

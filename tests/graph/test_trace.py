@@ -1,0 +1,130 @@
+"""Every case of the catalogue: the graph is the module, and T is what is left of it between the activations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from cases import CASES, loop_map, traced
+from lipcert.graph.types import Elementwise, Graph, VectorMap
+from lipcert.loop import LoopMap
+
+ALL = list(CASES)
+
+
+def _points(name: str, rows: int = 6) -> Tensor:
+    """A batch with values small, ordinary and large."""
+    case = CASES[name]
+    return torch.cat([case.inputs(rows, seed=s, scale=scale) for s, scale in ((1, 0.1), (2, 1.0), (3, 6.0))])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_graph_computes_what_the_module_computes(name: str) -> None:
+    module, graph, x = CASES[name].module(), traced(name), _points(name)
+    for rows in (1, 2, len(x)):
+        with torch.no_grad():
+            expected, values = module(x[:rows].clone()), graph.forward(x[:rows])
+        torch.testing.assert_close(values[graph.output], expected, rtol=1e-12, atol=1e-12)
+    assert graph.output_shape == tuple(expected.shape[1:])
+    for node, value in zip(graph.nodes, values, strict=True):
+        assert tuple(value.shape[1:]) == node.shape
+
+
+def _noise(loop: LoopMap, rows: int, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        return torch.randn((rows, *shape), generator=generator, dtype=torch.float64)
+
+    sources = [draw(loop.source_shape(j)) for j in range(loop.depth + 1)]
+    targets = [draw(loop.target_shape(k)) for k in range(1, loop.depth + 2)]
+    return sources, targets
+
+
+def _inner(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    return torch.stack([(u * v).reshape(len(u), -1).sum(1) for u, v in zip(a, b, strict=True)]).sum(0)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_t_is_linear_and_its_adjoint_is_the_adjoint(name: str) -> None:
+    loop = loop_map(name)
+    (u, v), (p, _) = _noise(loop, 2, 7), _noise(loop, 2, 8)
+    torch.testing.assert_close(_inner(loop.forward(u), v), _inner(u, loop.adjoint(v)), rtol=1e-10, atol=1e-10)
+    mixed = loop.forward([2 * a - 3 * b for a, b in zip(u, p, strict=True)])
+    for got, a, b in zip(mixed, loop.forward(u), loop.forward(p), strict=True):
+        torch.testing.assert_close(got, 2 * a - 3 * b, rtol=1e-10, atol=1e-10)
+
+
+def _feedback(graph: Graph, loop: LoopMap, values: list[Tensor]) -> list[Tensor]:
+    """The w_k that the real activations put out: (φ(z) − c·z)/r, 0 where r is; f(z)/g for the others."""
+    result = []
+    for node in graph.nonlinear:
+        z, a = values[node.inputs[0]], values[node.index]
+        if isinstance(node, Elementwise):
+            slopes = loop.resolved.slopes[node.index]
+            c, r = (torch.as_tensor(v, dtype=torch.float64) for v in (slopes.centre, slopes.radius))
+            safe = torch.where(r > 0, r, torch.ones_like(r))
+            result.append(torch.where(r > 0, (a - c * z) / safe, torch.zeros_like(z)))
+        else:
+            assert isinstance(node, VectorMap)
+            result.append(a / node.constant)
+    return result
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_real_differences_satisfy_t_and_the_slopes(name: str) -> None:
+    graph, loop, x = traced(name), loop_map(name), _points(name)
+    with torch.no_grad():
+        values = graph.forward(x)
+    feedback = _feedback(graph, loop, values)
+    n = len(x) // 2
+    move = [v[:n] - v[n:] for v in (x, *feedback)]
+    wanted = [values[node.inputs[0]] for node in graph.nonlinear] + [values[graph.output]]
+    with torch.no_grad():
+        images = loop.forward(move)
+    for k, (got, value) in enumerate(zip(images, wanted, strict=True), start=1):
+        difference = value[:n] - value[n:]
+        if not torch.isfinite(value).all():  # padded with −∞ before a maximum
+            continue
+        torch.testing.assert_close(got, difference, rtol=1e-9, atol=1e-9, msg=lambda m, k=k: f"target {k}: {m}")
+    for node, w, z in zip(graph.nonlinear, move[1:], images[:-1], strict=True):
+        if isinstance(node, Elementwise):
+            assert bool((w.abs() <= z.abs() * (1 + 1e-9) + 1e-8).all()), node.describe()
+        else:
+            assert bool((w.reshape(n, -1).norm(dim=1) <= z.reshape(n, -1).norm(dim=1) * (1 + 1e-9)).all())
+
+
+def test_weights_are_read_live() -> None:
+    module = CASES["residual-projection"].module()
+    graph, x = traced.__wrapped__("residual-projection"), CASES["residual-projection"].inputs(3)
+    module = graph.capture.module
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(1.5).add_(0.01)
+        for b in module.buffers():
+            if b.is_floating_point():
+                b.add_(0.1)
+        torch.testing.assert_close(graph.forward(x)[graph.output], module(x))
+
+
+@pytest.mark.parametrize("name", ["mlp", "bn2d-before", "residual-inplace", "weight-norm", "prelu-channels"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_dtypes(name: str, dtype: torch.dtype) -> None:
+    """A float64 resolution is the real-arithmetic network of the stored weights."""
+    import lipcert
+
+    module = CASES[name].module(dtype)
+    graph = lipcert.trace(module, CASES[name].shape)
+    x = CASES[name].inputs(4)
+    exact = module.double()(x.clone())
+    torch.testing.assert_close(graph.forward(x, graph.resolve(torch.float64))[graph.output], exact)
+
+
+def test_equal_steps_are_one_node_and_different_ones_are_not() -> None:
+    count = len([n for n in traced("math-same-twice").nodes if n.operation == "aten.relu.default"])
+    assert count == 1
+    # the same operation and signal, another constant or another order: told apart (they were not, once)
+    for name in ("math-einsum-two-weights", "math-cat-either-side"):
+        nodes = [n.operation for n in traced(name).nodes]
+        assert max(nodes.count("aten.einsum.default"), nodes.count("aten.cat.default")) == 2

@@ -1,0 +1,208 @@
+"""The training loop: what is applied in each step, and what is evaluated and kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lipcert import UpperBound, lipschitz
+from lipcert.certify.radius import radii
+from lipcert.data import load, split
+from lipcert.errors import ConfigError, DataError
+from lipcert.train import Interrupted, RunFolder, Trainer
+from lipcert.train.evaluate import predict
+from lipcert.train.schedules import learning_rate, value_at
+from runs import BATCHES, LOSSES, Notes, outcome, stopped, tiny
+
+
+def accuracy(module: torch.nn.Module) -> float:
+    logits, labels = predict(module, load("digits", "test"), device=torch.device("cpu"))
+    return float((logits.argmax(1) == labels).double().mean())
+
+
+# --- what a run is --------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.rand(3)  # whatever was drawn before
+        Trainer(tiny(f"seed={seed}", "train.epochs=1", "data.augment.shift=0.125"), tmp_path / name).fit()
+    assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
+    assert outcome(tmp_path / "a")["weights"] != outcome(tmp_path / "c")["weights"]
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    summary = Trainer(tiny(LOSSES["ce"], "train.epochs=8", "train.batch_size=64"), tmp_path / "run").fit()
+    assert summary["clean_accuracy"] > 0.7
+    losses = [record["loss"] for record in RunFolder(tmp_path / "run").metrics()]
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_learning_rates_and_ramps_reach_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = [
+        'schedule={kind="cosine",warmup=0.5,final_lr=1e-5}',
+        "loss.weight={start=0.0,end=4.0,epochs=[1,2]}",
+        "loss.radius_cap={start=1.0,end=2.0,epochs=[0,3]}",
+        "loss.start_epoch=0.4",
+    ]
+    config = tiny(*changes)
+    trainer = Trainer(config, tmp_path / "run")
+    seen: list[tuple[float, float, float]] = []
+    update, loss = trainer.optimizer.step, trainer.loss.forward
+    used: list[bool] = []
+
+    def looked_at(logits: Tensor, labels: Tensor, bound: Tensor) -> Tensor:
+        used.append(True)
+        return loss(logits, labels, bound)
+
+    def noted() -> None:
+        seen.append((trainer.optimizer.param_groups[0]["lr"], trainer.loss.weight, trainer.loss.radius_cap))  # type: ignore[arg-type]
+        update()
+
+    monkeypatch.setattr(trainer.loss, "forward", looked_at)
+    monkeypatch.setattr(trainer.optimizer, "step", noted)
+    trainer.fit()
+    assert len(seen) == 3 * BATCHES
+    assert len(used) == 3 * BATCHES - 2  # plain cross-entropy in the first two steps
+    for step, (lr, weight, cap) in enumerate(seen):
+        expected = learning_rate(
+            step, steps_per_epoch=BATCHES, epochs=3, lr=config.optimizer.lr, schedule=config.schedule
+        )
+        assert lr == expected
+        if step >= 2:
+            assert weight == value_at(config.loss.weight, step / BATCHES)  # type: ignore[union-attr]
+            assert cap == value_at(config.loss.radius_cap, step / BATCHES)  # type: ignore[union-attr]
+    assert [round(w, 6) for _, w, _ in seen][BATCHES : 2 * BATCHES] == [0, 0.8, 1.6, 2.4, 3.2]
+    assert RunFolder(tmp_path / "run").metrics()[-1]["lr"] == seen[-1][0]
+
+
+def test_gradients_are_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(tiny("optimizer.clip_norm=0.01", "train.epochs=1"), tmp_path / "run")
+    update, norms = trainer.optimizer.step, list[float]()
+
+    def noted() -> None:
+        gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+        norms.append(float(torch.stack([g.norm() for g in gradients]).norm()))
+        update()
+
+    monkeypatch.setattr(trainer.optimizer, "step", noted)
+    trainer.fit()
+    assert len(norms) == BATCHES
+    assert max(norms) == pytest.approx(0.01, rel=1e-3)
+
+
+# --- what is evaluated and kept -------------------------------------------------------------------------
+
+
+def test_averaged_weights_are_evaluated_saved_and_certified(tmp_path: Path) -> None:
+    config = tiny("train.ema=0.95", "train.batch_size=64", "train.epochs=4", LOSSES["ce"])
+    trainer = Trainer(config, tmp_path / "run")
+    summary = trainer.fit()
+    assert trainer.averaged is trainer.deployed
+    model, _ = RunFolder(tmp_path / "run").load_model()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, trainer.averaged.state_dict()[name])
+        assert not torch.equal(value, trainer.model.state_dict()[name])
+    assert accuracy(model) == summary["clean_accuracy"] != accuracy(trainer.model)
+    exact = lipschitz(model, (1, 8, 8), scope="pairwise", guarantee="upper")
+    off = exact.value[exact.value > 0]
+    assert summary["bound_estimate"]["low"] == pytest.approx(float(off.min()), rel=1e-3)
+    assert summary["bound_estimate"]["high"] == pytest.approx(float(off.max()), rel=1e-3)
+
+
+def test_the_average_is_an_exponential_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(tiny("train.ema=0.75", "train.epochs=1"), tmp_path / "run")
+    expected = trainer.model.fc1.weight.detach().double().clone()  # type: ignore[union-attr,operator]
+    update = trainer.optimizer.step
+
+    def noted() -> None:
+        update()
+        expected.mul_(0.75).add_(trainer.model.fc1.weight.detach().double(), alpha=0.25)  # type: ignore[union-attr]
+
+    monkeypatch.setattr(trainer.optimizer, "step", noted)
+    trainer.fit()
+    assert trainer.averaged is not None
+    torch.testing.assert_close(trainer.averaged.fc1.weight.double(), expected, rtol=0, atol=1e-6)  # type: ignore[union-attr]
+
+
+def test_reported_numbers_are_those_of_the_saved_model(tmp_path: Path) -> None:
+    config = tiny("train.batch_size=64", "train.epochs=6")
+    summary = Trainer(config, tmp_path / "run").fit()
+    model, _ = RunFolder(tmp_path / "run").load_model()
+    exact = lipschitz(model, (1, 8, 8), scope="pairwise", guarantee="upper")
+    assert isinstance(exact, UpperBound)
+    logits, labels = predict(model, load("digits", "test"), device=torch.device("cpu"))
+    result = radii(logits, exact, labels)
+    assert summary["clean_accuracy"] == result.clean_accuracy
+    for epsilon, share in summary["estimated_certified_accuracy"].items():
+        assert share == pytest.approx(result.robust_accuracy(float(epsilon)), abs=0.006)
+
+
+def test_a_validation_split(tmp_path: Path) -> None:
+    trainer = Trainer(tiny("data.validation=0.25", "train.epochs=1", "seed=7"), tmp_path / "run")
+    summary = trainer.fit()
+    rest, held_out = split(load("digits"), 0.25, 7)
+    assert (trainer.train_data.fingerprint, trainer.eval_data.fingerprint) == (rest.fingerprint, held_out.fingerprint)
+    assert summary["split"] == RunFolder(tmp_path / "run").metrics()[0]["split"] == "validation"
+    assert summary["data"]["train_sha256"] == rest.fingerprint
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (9, [5])])
+def test_evaluated_now_and_then_and_at_the_end(tmp_path: Path, every: int, expected: list[int]) -> None:
+    notes = Notes()
+    Trainer(tiny(f"train.eval_every={every}", "train.epochs=5"), tmp_path / "run", reporter=notes).fit()
+    assert [record["epoch"] for record in RunFolder(tmp_path / "run").metrics()] == notes.epochs == expected
+    assert notes.ended
+
+
+def test_saved_now_and_then_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(tiny("train.checkpoint_every=2", "train.epochs=5"), tmp_path / "run")
+    saved, save = [], trainer.save
+
+    def noted() -> None:
+        saved.append(trainer.epoch)
+        save()
+
+    monkeypatch.setattr(trainer, "save", noted)
+    trainer.fit()
+    assert saved == [2, 4, 5]
+
+
+def test_an_interrupted_run_says_where_it_is(tmp_path: Path) -> None:
+    notes = Notes()
+    with pytest.raises(Interrupted, match=f"stopped in epoch 2 of 3; the state is saved in {tmp_path / 'run'}"):
+        Trainer(tiny(), tmp_path / "run", reporter=notes).fit(steps=BATCHES + 1)
+    assert notes.ended
+
+
+# --- mistakes are found before anything is written ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ("data.augment.shift=0.01", DataError, "less than half a pixel"),
+        ("data.name=digit", DataError, "Did you mean 'digits'"),
+        ("data.validation=0.0001", DataError, "leaves a part empty"),
+        ("model.name=mpl", ConfigError, "did you mean 'mlp'"),
+        ("model.options.width=[3]", ConfigError, "did you mean 'widths'"),
+        ("model.options.mean=0.5", ConfigError, "model.options cannot hold mean"),
+        ("model.normalize={mean=[0.1,0.2],std=[1.0,1.0]}", ConfigError, "2 channels"),
+        ("model.name=8c2f", ConfigError, "too deep for images"),
+    ],
+)
+def test_mistakes_leave_no_folder(tmp_path: Path, change: str, error: type[Exception], words: str) -> None:
+    changes = [change] if "8c2f" not in change else ["model.options={}", change]
+    with pytest.raises(error, match=words):
+        Trainer(tiny(*changes), tmp_path / "run").fit()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_may_be_larger_than_the_data(tmp_path: Path) -> None:
+    trainer = Trainer(tiny("train.batch_size=100000", "train.epochs=1"), tmp_path / "run")
+    assert len(trainer.batches) == 1
+    trainer.fit()
+    assert stopped(tiny("train.batch_size=100000"), tmp_path / "other", 1).batch == 1
