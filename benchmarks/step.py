@@ -58,7 +58,8 @@ def _pair(batch: int, precision: str, last: bool, every: int, iterations: int, r
 
 def main(rounds: int = 12) -> None:
     """Print the cost of a step and the median ratio for each case."""
-    print(f"{'6C2F, batch':>12} {'precision':>9} {'layout':>13} {'every':>5} {'iterations':>10} {'CE ms':>7} {'CRM/CE':>7}")
+    columns = ("6C2F, batch", 12), ("precision", 9), ("layout", 13), ("every", 5), ("iterations", 10), ("CE ms", 7)
+    print(*(f"{name:>{width}}" for name, width in columns), " CRM/CE")
     for batch, precision, last, every, iterations in CASES:
         plain, ratio = _pair(batch, precision, last, every, iterations, rounds)
         layout = "channels last" if last else "contiguous"

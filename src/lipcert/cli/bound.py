@@ -12,7 +12,7 @@ from torch import nn
 
 from lipcert.bounds import graph_bound
 from lipcert.bounds.lipschitz import DENSE_LIMIT
-from lipcert.cli.common import DeviceOption, JsonOption, console, emit, find_device, guarded, table
+from lipcert.cli.common import DeviceOption, JsonOption, console, emit, find_device, guarded, say, table
 from lipcert.cli.options import GuaranteeName, MethodName, ScopeName
 from lipcert.errors import ConfigError
 from lipcert.graph import trace
@@ -103,7 +103,8 @@ def bound(
         )
         return
     columns = ["L"] if scope is ScopeName.whole else ["lowest L", "highest L"]
-    shown = table("method", *columns, "seconds", title=f"ℓ2 Lipschitz constant, {scope.value}")
+    say(f"ℓ2 Lipschitz constant, {scope.value}")
+    shown = table("method", *columns, "seconds")
     for b, seconds in results:
         own = torch.eye(len(b.value), dtype=torch.bool) if b.value.ndim == 2 else torch.zeros(b.value.shape).bool()
         values = b.value.cpu()[~own]

@@ -149,7 +149,8 @@ def certify(
         emit(document)
         return
     certain = isinstance(result, CertifiedRadii)
-    shown = table("", "accuracy", title=f"{document['data']['name']}, {split}: {len(samples):,} samples")
+    say(f"{document['data']['name']}, {split}: {len(samples):,} samples")
+    shown = table("", "accuracy")
     shown.add_row("clean", percent(document["clean_accuracy"]))
     for radius, share in document["accuracy_at"].items():
         shown.add_row(f"{'certified' if certain else 'estimated'} at {radius}", percent(share))

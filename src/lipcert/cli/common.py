@@ -128,11 +128,9 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def table(*columns: str, title: str | None = None) -> Table:
+def table(*columns: str) -> Table:
     """A plain table: the first column to the left, numbers to the right."""
-    made = Table(
-        title=escape(title) if title else None, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0)
-    )
+    made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lipcert import data, models
-from lipcert.cli.common import DataOption, JsonOption, console, emit, guarded, table
+from lipcert.cli.common import DataOption, JsonOption, console, emit, guarded, say, table
 from lipcert.train import available_configs, load_config
 
 __all__ = ["configs", "datasets", "list_models"]
@@ -42,13 +42,13 @@ def datasets(root: DataOption = None, as_json: JsonOption = False) -> None:
             ]
         )
         return
-    console.print(f"Looked for under {root or data.default_root()} (--data or LIPCERT_DATA).\n", soft_wrap=True)
+    say(f"Looked for under {root or data.default_root()} (--data or LIPCERT_DATA).\n")
     for d in found:
         shape = "×".join(map(str, d.shape)) if d.shape else "any size"
         count = f", {d.num_classes} classes" if d.num_classes else ""
         fetch = ", --download fetches it" if d.downloadable else ""
         console.print(f"[bold]{d.name}[/bold]  {d.title}: {shape}{count}{fetch}", soft_wrap=True)
-        console.print(f"    {d.layout}".replace("[", r"\["), soft_wrap=True)
+        say(f"    {d.layout}")
 
 
 def configs(as_json: JsonOption = False) -> None:

@@ -74,7 +74,8 @@ def train(
     if as_json:
         emit(summary)
         return
-    shown = table("", summary["split"], title=f"{summary['name']}: {summary['epochs']} epochs")
+    say(f"{summary['name']}: {summary['epochs']} epochs")
+    shown = table("", summary["split"])
     shown.add_row("clean accuracy", percent(summary["clean_accuracy"]))
     for epsilon, share in summary["estimated_certified_accuracy"].items():
         shown.add_row(f"estimated certified at {epsilon}", percent(share))

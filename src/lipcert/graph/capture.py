@@ -56,10 +56,19 @@ def check_state(module: nn.Module) -> None:
     """Refuse weights that are not finite: no bound of such a network means anything.
 
     Raises:
-        ModuleStateError: naming the first parameter or buffer with a NaN or an infinity.
+        ModuleStateError: naming the first parameter or buffer with a NaN or an infinity, or without values.
     """
     for kind, named in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
         for name, value in named:
+            if nn.parameter.is_lazy(value) or value.is_meta:
+                raise ModuleStateError(
+                    f"{kind} '{name}' has no values yet. Run the module on a batch, or load weights."
+                )
+            if value.is_inference():
+                raise ModuleStateError(
+                    f"{kind} '{name}' was made in torch.inference_mode(), where nothing can be differentiated. Build "
+                    "the module outside of it."
+                )
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise ModuleStateError(
                     f"{kind} '{name}' contains a NaN or an infinity, so the network has no Lipschitz bound. "
@@ -208,8 +217,8 @@ def capture(module: nn.Module, input_shape: tuple[int, ...]) -> Capture:
     """
     if not isinstance(module, nn.Module):
         raise TraceError(f"expected a torch.nn.Module, got {type(module).__name__}")
-    if not input_shape or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in input_shape):
-        raise ShapeError(f"input_shape must hold positive integers, without the batch dimension; got {input_shape!r}")
+    if hasattr(module, "_orig_mod"):
+        raise TraceError("the module is compiled: pass the module that torch.compile was given, module._orig_mod.")
     check_state(module)
     with in_eval_mode(module):
         x = _sample(module, input_shape, batch=3)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 __all__ = ["Reporter", "SilentReporter"]
 
@@ -18,8 +18,10 @@ class SilentReporter:
     def start(self, title: str, epochs: int, done: int, batches: int) -> None:
         """A run of ``epochs`` begins, ``done`` of them are done already."""
 
-    def step(self, epoch: int, batch: int, loss: float, accuracy: float) -> None:
-        """A batch is done; called a few times a second at most."""
+    def step(
+        self, epoch: int, batch: int, loss: float, accuracy: float, *, certified: float | None, bound: float | None
+    ) -> None:
+        """A batch is done; called a few times a second at most. ``certified`` and ``bound`` are estimates."""
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """An epoch is done and evaluated."""
@@ -45,8 +47,7 @@ class Reporter(SilentReporter):
         if self.console.is_terminal:
             self._bar = Progress(
                 TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-                BarColumn(),
-                MofNCompleteColumn(),
+                BarColumn(bar_width=10),
                 TextColumn("{task.fields[note]}"),
                 TimeRemainingColumn(),
                 console=self.console,
@@ -55,9 +56,13 @@ class Reporter(SilentReporter):
             self._bar.add_task("", total=epochs * batches, completed=done * batches, epoch=done, epochs=epochs, note="")
             self._bar.start()
 
-    def step(self, epoch: int, batch: int, loss: float, accuracy: float) -> None:  # noqa: D102
+    def step(  # noqa: D102
+        self, epoch: int, batch: int, loss: float, accuracy: float, *, certified: float | None, bound: float | None
+    ) -> None:
         if self._bar is not None:
-            note = f"loss {loss:.3f}  accuracy {accuracy:.1%}"
+            note = f"loss {loss:.3f}  train {accuracy:.1%}"  # all of the bar has to fit into 80 columns
+            note += "" if certified is None else f"  est. cert. {certified:.1%}"
+            note += "" if bound is None else f"  L≈{bound:.3g}"
             done = (epoch - 1) * self._batches + batch
             self._bar.update(self._bar.task_ids[0], completed=done, epoch=epoch, note=note)
 

@@ -20,6 +20,7 @@ from lipcert.train.evaluate import Evaluation, evaluate
 from lipcert.train.factory import average_into, make_batches, make_loss, make_optimizer
 from lipcert.train.health import advice, check_finite, is_stuck
 from lipcert.train.interrupt import Interrupted, stop_on_signal
+from lipcert.train.losses import certified_radii
 from lipcert.train.progress import SilentReporter
 from lipcert.train.run_folder import RunFolder, build_model
 from lipcert.train.schedules import learning_rate, loss_values
@@ -85,7 +86,8 @@ class Trainer:
         self.averaged = copy.deepcopy(self.model) if c.train.ema else None
         self.averaged_bound = None if self.averaged is None else TrainingBound(self.averaged, shape, **kind)
         self.epoch, self.batch, self.seconds, self.flat = 0, 0, 0.0, 0
-        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, hits, samples of this epoch
+        # Of this epoch: loss, hits, samples, hits with a radius above the first of eval_epsilons (an estimate).
+        self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         self.elapsed = 0.0  # seconds of this epoch before the run was taken up
         self.robust_before = False
 
@@ -185,9 +187,12 @@ class Trainer:
             self.batch += 1
             if time.monotonic() - shown > 0.25:
                 shown = time.monotonic()
-                loss, hits, seen = self.sums.tolist()
+                loss, hits, seen, robust = self.sums.tolist()
                 self._check_finite(loss)
-                self.reporter.step(number, self.batch, loss / seen, hits / seen)
+                known = self.robust_before  # while the loss is plain cross-entropy nobody follows the bound
+                certified = robust / seen if known and c.eval_epsilons else None
+                bound = float(self.bound.value.max()) if known else None
+                self.reporter.step(number, self.batch, loss / seen, hits / seen, certified=certified, bound=bound)
             if steps is not None:
                 steps -= 1
             if stopped() or steps == 0:
@@ -195,7 +200,7 @@ class Trainer:
                 self._spend(began)
                 self.save()
                 raise Interrupted(f"stopped in epoch {number} of {c.epochs}; the state is saved in {self.folder.path}")
-        loss, hits, seen = self.sums.tolist()
+        loss, hits, seen, _ = self.sums.tolist()
         self._check_finite(loss, self.model)
         self.epoch, self.batch = number, 0
         self.sums.zero_()
@@ -246,7 +251,11 @@ class Trainer:
             average_into(self.averaged, self.model, c.train.ema)
         with torch.no_grad():
             hits = (logits.argmax(1) == y).sum()
-            self.sums += torch.stack([loss.detach() * len(y), hits, torch.full_like(hits, len(y))]).double()
+            robust = torch.zeros_like(hits)
+            if self.robust_before and c.train.eval_epsilons:
+                found = certified_radii(logits.float(), y, self.bound.value).min(1).values
+                robust = (found > c.train.eval_epsilons[0]).sum()
+            self.sums += torch.stack([loss.detach() * len(y), hits, torch.full_like(hits, len(y)), robust]).double()
 
     def _loss(self, logits: Tensor, labels: Tensor, epoch: float) -> Tensor:
         values = loss_values(self.config.loss, epoch)
@@ -264,18 +273,16 @@ class Trainer:
     # --- looking at it ------------------------------------------------------------------------------------
     def evaluate(self) -> Evaluation:
         """Accuracies of the deployed weights on the evaluation split, with the bound estimated."""
+        c = self.config
         bound = self.bound if self.averaged_bound is None else self.averaged_bound
-        value = bound.refresh(_SETTLE).double().cpu()
-        estimate = Estimate(value, self.config.bound.method, self.config.bound.scope)
-        epsilons = self.config.train.eval_epsilons
+        estimate = Estimate(bound.refresh(_SETTLE).double().cpu(), c.bound.method, c.bound.scope)
         try:
-            found, _ = evaluate(self.deployed, self.eval_data, estimate, epsilons, device=self.device)
+            return evaluate(self.deployed, self.eval_data, estimate, c.train.eval_epsilons, device=self.device)[0]
         except BoundError as error:
+            hint = advice(self.folder.checkpoint_file)
             raise TrainingError(
-                f"the network can no longer be bounded in epoch {self.epoch}: {error} "
-                f"{advice(self.folder.checkpoint_file)}"
+                f"the network can no longer be bounded in epoch {self.epoch}: {error} {hint}"
             ) from error
-        return found
 
     def _check_finite(self, loss: float, module: nn.Module | None = None) -> None:
         check_finite(loss, module, self.epoch + 1, self.folder.checkpoint_file)
@@ -285,9 +292,7 @@ class Trainer:
         epochs, steps = self.config.train.epochs, self.epoch * len(self.batches)
         said = f"one class for every input (L ≤ {found.bound_high:.2g})"
         if is_stuck(self.flat, found.bound_high, epoch=self.epoch, epochs=epochs, steps=steps):
-            raise TrainingError(
-                f"the network has collapsed: in epoch {self.epoch} it predicts {said}. "
-                f"{advice(self.folder.checkpoint_file)}"
-            )
+            hint = advice(self.folder.checkpoint_file)
+            raise TrainingError(f"the network has collapsed: in epoch {self.epoch} it predicts {said}. {hint}")
         if found.collapsed and self.epoch == epochs:
             self.reporter.message(f"Careful: the network has not learned, it predicts {said}.")

@@ -16,10 +16,9 @@ from lipcert.graph.types import Live, Slopes
 
 # f'(x) of x·Φ(x) is extreme at x = ±√2; the others are at the roots of f''.
 _GELU = Slopes(-0.12890414518515481, 1.1289041451851549)
-_GELU_TANH = Slopes(-0.12899306865876569, 1.1289930686587658)
+_GELU_TANH = Slopes(-0.1289930686587718, 1.128993068658772)
 _SILU = Slopes(-0.09983932012886694, 1.0998393201288671)
 _MISH = Slopes(-0.11252612238946259, 1.0884981612517281)
-_SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
 
 _FIXED: dict[str, Slopes] = {
     "relu": Slopes(0.0, 1.0),
@@ -33,7 +32,7 @@ _FIXED: dict[str, Slopes] = {
     "absolute": Slopes(-1.0, 1.0),
     "hardsigmoid": Slopes(0.0, math.nextafter(1 / 6, 1)),
     "hardswish": Slopes(-0.5, 1.5),
-    "selu": Slopes(0.0, math.nextafter(_SELU_SCALE * _SELU_ALPHA, 2)),
+    "selu": Slopes(0.0, 1.758099340847377),
     "softshrink": Slopes(0.0, 1.0),
     "erf": Slopes(0.0, math.nextafter(2 / math.sqrt(math.pi), 2)),
     "atan": Slopes(0.0, 1.0),

@@ -1,0 +1,161 @@
+"""Train, certify and bound by the command line, and the same by the library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lipcert import CertifiedRadii, certify, lipschitz
+from lipcert.data import as_float, load
+from lipcert.models import build
+from lipcert.train import RunFolder
+from lipcert.train.checkpoint import load_weights, save_weights
+from runs import LOSSES, SMALL, TINY, cli, parsed
+
+CHANGES = [*TINY, *SMALL, LOSSES["ce"], "train.batch_size=64", "train.epochs=5"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    result = cli("train", "digits-mlp-crm", *CHANGES, "--out", out, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout) == RunFolder(out).summary()
+    return out
+
+
+def api(run: Path, **options: Any) -> Any:
+    model, _ = RunFolder(run).load_model()
+    test = load("digits", "test")
+    return certify(model, as_float(test.images), test.labels, **options)
+
+
+def test_what_training_says(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my run [a] ü"
+    result = cli("train", "digits-mlp-crm", *CHANGES, "--out", out)
+    assert result.exit_code == 0
+    lines = result.stderr.splitlines()
+    assert lines[0] == "digits-mlp-crm: 1,210 parameters on cpu"
+    assert [line.split()[:2] for line in lines[1:]] == [["epoch", str(i)] for i in range(1, 6)]  # one line each
+    assert "digits-mlp-crm: 5 epochs" in result.stdout
+    assert f"clean accuracy                {100 * RunFolder(out).summary()['clean_accuracy']:.2f} %" in result.stdout  # type: ignore[index]
+    assert result.stdout.splitlines()[-1].endswith(f"To certify the run: lipcert certify '{out}'")
+    silent = cli("train", "--resume", "--out", run, "--quiet", "--json")
+    assert silent.stderr == ""
+    assert json.loads(silent.stdout) == RunFolder(run).summary()
+
+
+def test_resuming_a_finished_run_says_so(run: Path) -> None:
+    result = cli("train", "--resume", "--out", run)
+    assert result.exit_code == 0
+    assert result.stderr == f"The run in {run} is finished: nothing is left to do.\n"
+    assert "5 epochs" in result.stdout
+
+
+def test_certificate(run: Path, tmp_path: Path) -> None:
+    document = parsed("certify", run, "-e", "36/255", "-e", "0.25", "--save", tmp_path / "all.json")
+    found = api(run)
+    assert isinstance(found, CertifiedRadii)
+    assert document["certified"] is True
+    assert (document["method"], document["scope"], document["guarantee"]) == ("liplt", "pairwise", "upper")
+    assert document["precision"] == "real arithmetic"
+    assert document["units"] == "l2, raw input in [0, 1]"
+    assert document["clean_accuracy"] == found.clean_accuracy
+    assert document["accuracy_at"] == {
+        "0.141176": found.certified_accuracy(36 / 255),
+        "0.25": found.certified_accuracy(0.25),
+    }
+    assert 0 < document["accuracy_at"]["0.25"] < document["accuracy_at"]["0.141176"]
+    off = found.bound.value[found.bound.value > 0]
+    assert document["bound"]["low"] == pytest.approx(float(off.min()), rel=1e-12)
+    assert document["bound"]["high"] == pytest.approx(float(off.max()), rel=1e-12)
+    assert document["mean_radius_of_correct"] == pytest.approx(float(found.radius[found.correct].mean()))
+    test = load("digits", "test")
+    assert document["data"] == {"name": "digits", "split": "test", "samples": 360, "sha256": test.fingerprint}
+    saved = json.loads((tmp_path / "all.json").read_text())
+    samples = saved.pop("samples")
+    assert saved == document
+    assert samples["label"] == test.labels.tolist()
+    assert samples["prediction"] == found.prediction.tolist()
+    torch.testing.assert_close(torch.tensor(samples["radius"], dtype=torch.float64), found.radius)
+
+
+def test_default_radii_are_the_run_s_and_other_bounds_are_worse(run: Path) -> None:
+    tight = parsed("certify", run)
+    assert list(tight["accuracy_at"]) == ["0.25", "0.5", "0.75"]
+    for options in (["--method", "product"], ["--scope", "global"], ["--scope", "class"]):
+        loose = parsed("certify", run, *options)
+        assert loose["mean_radius_of_correct"] < tight["mean_radius_of_correct"]
+    assert parsed("certify", run, "--split", "train")["data"]["samples"] == 1437
+
+
+def test_an_estimate_is_no_certificate(run: Path) -> None:
+    document = parsed("certify", run, "--guarantee", "estimate", "-e", "0.25")
+    assert document["certified"] is False
+    assert document["guarantee"] == "estimate"
+    shown = cli("certify", run, "--guarantee", "estimate", "-e", "0.25").stdout
+    assert "Not a certificate: the bound is an estimate from below." in shown
+    assert "estimated at 0.25" in shown
+    assert "certified at" not in shown
+    assert "≤" not in shown
+    proved = cli("certify", run, "-e", "0.25").stdout
+    assert "certified at 0.25" in proved
+    assert "Proved upper bounds" in proved
+    assert "≤" in proved
+    assert "estimate" not in proved
+
+
+@pytest.mark.parametrize("scope", ["global", "class", "pairwise"])
+@pytest.mark.parametrize("guarantee", ["upper", "estimate"])
+def test_bounds(run: Path, scope: str, guarantee: str) -> None:
+    document = parsed("bound", run, "--scope", scope, "--guarantee", guarantee)
+    model, _ = RunFolder(run).load_model()
+    assert [found["method"] for found in document] == ["product", "liplt"]
+    for found in document:
+        expected = lipschitz(model, (1, 8, 8), method=found["method"], scope=scope, guarantee=guarantee)  # type: ignore[arg-type]
+        assert (found["scope"], found["guarantee"]) == (scope, guarantee)
+        torch.testing.assert_close(torch.tensor(found["value"], dtype=torch.float64), expected.value)
+
+
+def test_bounds_for_people(run: Path) -> None:
+    shown = cli("bound", run, "--method", "liplt").stdout.splitlines()
+    model, _ = RunFolder(run).load_model()
+    value = float(lipschitz(model, (1, 8, 8)))
+    assert shown[0].strip() == "ℓ2 Lipschitz constant, global"
+    assert shown[1].split() == ["method", "L", "seconds"]
+    assert shown[2].split()[:3] == ["liplt", "≈", f"{value:.6g}"]
+    assert shown[3] == "Estimates from below, not guarantees. For a proof: --guarantee upper"
+    proved = cli("bound", run, "--scope", "class", "--guarantee", "upper").stdout
+    assert "lowest L" in proved
+    assert "≈" not in proved
+    assert "Estimates" not in proved
+
+
+def test_bound_of_a_model_by_name(run: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = build("mlp", input_shape=(3, 2, 2), num_classes=4).eval()
+    arguments = ["bound", "--model", "mlp", "--input", "3x2x2", "--classes", "4", "--method", "liplt"]
+    assert parsed(*arguments)[0]["value"] == pytest.approx(float(lipschitz(net, (3, 2, 2))))
+    torch.manual_seed(5)
+    other = build("mlp", input_shape=(3, 2, 2), num_classes=4).eval()
+    save_weights(tmp_path / "w.safetensors", other)
+    found = parsed(*arguments, "--weights", tmp_path / "w.safetensors")[0]["value"]
+    assert found == pytest.approx(float(lipschitz(other, (3, 2, 2))))
+    assert found != pytest.approx(float(lipschitz(net, (3, 2, 2))))
+    load_weights(tmp_path / "w.safetensors", net)
+
+
+def test_a_network_of_zeros_has_a_bound(tmp_path: Path) -> None:
+    net = build("mlp", input_shape=(4,), num_classes=3)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    save_weights(tmp_path / "zero.safetensors", net)
+    for scope in ("global", "class", "pairwise"):
+        arguments = ["bound", "--model", "mlp", "--input", "4", "--classes", "3", "--scope", scope]
+        result = cli(*arguments, "--weights", tmp_path / "zero.safetensors", "--guarantee", "upper")
+        assert result.exit_code == 0, result.stderr

@@ -1,0 +1,77 @@
+"""The demo, from nothing to the picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import lipcert.cli.demo as module
+from lipcert.train import RunFolder, Trainer
+from runs import cli, refused
+
+
+def shares(shown: str) -> dict[str, list[float]]:
+    """The rows of the table, in percent."""
+    rows = [line.split() for line in shown.splitlines() if line.startswith(("cross-entropy", "CRM"))]
+    return {row[0]: [float(word) for word in row[1:] if word != "%"] for row in rows}
+
+
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "my demo"
+    first = cli("demo", "--out", out, "--epochs", "20")
+    assert first.exit_code == 0, first.stderr
+    found = shares(first.stdout)
+    assert set(found) == {"cross-entropy", "CRM"}
+    clean, quarter, half, _ = range(4)
+    assert found["cross-entropy"][clean] > 90
+    assert found["CRM"][clean] > 80
+    assert found["CRM"][quarter] > found["cross-entropy"][quarter]
+    assert found["CRM"][half] > 40 > 20 > found["cross-entropy"][half]
+    assert "Proved ℓ2 radii (LipLT, pairwise)" in first.stdout
+    assert first.stdout.endswith(f"The whole curve: {out / 'certified.png'}\n")
+    with Image.open(out / "certified.png") as picture:
+        colours = picture.convert("RGB").getcolors(1 << 24)
+        assert picture.size[0] >= 600
+        assert colours is not None
+        assert len(colours) > 50
+    assert sorted(path.name for path in out.iterdir()) == ["certified.png", "crm", "cross-entropy"]
+
+    def no_step(*_: object) -> None:
+        raise AssertionError("nothing is left to train")
+
+    (out / "certified.png").unlink()
+    monkeypatch.setattr(Trainer, "_step", no_step)
+    second = cli("demo", "--out", out, "--epochs", "20")
+    assert second.exit_code == 0, second.stderr
+    assert second.stdout == first.stdout
+    assert second.stderr.count("is finished: nothing is left to do.") == 2
+    assert (out / "certified.png").exists()
+
+    for other in (["--epochs", "21"], ["--epochs", "20", "--seed", "1"], []):
+        said = refused("demo", "--out", out, *other)
+        assert said == f"{out / 'cross-entropy'} holds another run: choose another --out, or delete it."
+
+
+def test_a_demo_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = Trainer.fit
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "fit", lambda self, **options: fit(self, **options, steps=30))
+        result = cli("demo", "--out", tmp_path, "--epochs", "2")
+        assert result.exit_code == 130
+        assert "Go on with the same command." in result.stderr
+    monkeypatch.setattr(module, "_draw", lambda results, path: path)
+    result = cli("demo", "--out", tmp_path, "--epochs", "2")
+    assert result.exit_code == 0
+    assert RunFolder(tmp_path / "cross-entropy").summary() is not None
+
+
+def test_without_matplotlib_only_the_picture_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = cli("demo", "--out", tmp_path, "--epochs", "1")
+    assert result.exit_code == 1
+    assert "pip install 'lipcert[demo]'" in result.stderr
+    assert set(shares(result.stdout)) == {"cross-entropy", "CRM"}
