@@ -39,6 +39,16 @@ def measured_slopes(f: Callable[[Tensor], Tensor]) -> tuple[float, float]:
     return float(quotients.min()), float(quotients.max())
 
 
+_KNOWN: dict[str, tuple[float, float]] = {}
+
+
+def _slopes_of(func: Any, rest: tuple, kwargs: dict) -> tuple[float, float]:
+    key = f"{func} {rest} {kwargs}"
+    if key not in _KNOWN:
+        _KNOWN[key] = measured_slopes(lambda x: _first(func(x.clone(), *rest, **kwargs)))  # it may work in place
+    return _KNOWN[key]
+
+
 def brightest(f: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> float:
     """√ of the number of outputs that one bright pixel can reach: the Lipschitz constant of taking maxima."""
     n = math.prod(shape)
@@ -99,12 +109,7 @@ class Linearised(TorchDispatchMode):
         elif name == "rrelu_with_noise":
             low, high = (args[2] + args[3]) / 2, 1.0
         else:
-
-            def f(grid: Tensor) -> Tensor:
-                out = func(grid.clone(), *args[1:], **kwargs)  # it may work in place
-                return out[0] if isinstance(out, tuple) else out
-
-            low, high = measured_slopes(f)
+            low, high = _slopes_of(func, args[1:], kwargs)
         if not self.centred:
             size = torch.maximum(low.abs(), high.abs()) if isinstance(low, Tensor) else max(abs(low), abs(high))
             return 0.0, size

@@ -181,7 +181,7 @@ def _located(request: Request, info: DatasetInfo, look: Callable[[], Found | Non
     if found is None:
         raise DataError(
             f"{info.title} is not in {request.root.resolve()}: looked for {info.layout}. Put it there, "
-            "name the folder that has it (root= or the environment variable LIPCERT_DATA), or fetch it with "
-            "download=True"
+            "name the folder that has it (root=, on the command line --data, or the environment variable "
+            "LIPCERT_DATA), or fetch it (download=True, on the command line --download)."
         )
     return found
