@@ -112,7 +112,11 @@ class BoundConfig(Section):
 
     method: Literal["liplt", "product"] = "liplt"
     scope: Literal["pairwise", "class", "global"] = "pairwise"
-    every: int = Field(default=1, ge=1, description="refresh the bound every this many steps")
+    every: int = Field(
+        default=1,
+        ge=1,
+        description="refresh the bound every this many steps; at a high learning rate it falls behind if not in each",
+    )
     power_iterations: int = Field(default=1, ge=1, description="of each norm at each refresh, warm-started")
 
 
