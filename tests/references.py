@@ -149,7 +149,7 @@ def _first(result: Any) -> Tensor:
 def blocks(module: nn.Module, shape: tuple[int, ...], *, centred: bool = True) -> Blocks:
     """The matrices A_kj·r_j of T, for targets k = 1…K (hidden) and K+1 (output), sources j = 0 (input) … K.
 
-    Missing keys are blocks that are zero.
+    Missing keys are blocks that are zero; that from x to y is always there.
     """
     module = module.double().eval()
     with torch.no_grad():
@@ -169,6 +169,9 @@ def blocks(module: nn.Module, shape: tuple[int, ...], *, centred: bool = True) -
         columns = (image[1:] - image[:1]).reshape(total - 1, -1).split(sizes)
         for j, column in enumerate(columns):
             matrix = column.T.numpy()
-            if np.abs(matrix).max(initial=0.0) > 1e-7:  # as exact as measured slopes are
+            small = np.abs(matrix).max(initial=0.0) <= 1e-7  # as exact as measured slopes are
+            if small and (k, j) == (len(images), 0):
+                result[k, j] = np.zeros_like(matrix)  # so that the last target is always there
+            elif not small:
                 result[k, j] = matrix
     return result

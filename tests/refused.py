@@ -117,6 +117,7 @@ refuse("batch-statistics", nn.BatchNorm1d(4, track_running_stats=False), "statis
 refuse("reshape-batch", lambda s, x: s.a(x.reshape(-1, 2).flip(1).reshape(-1, 4)), "batch")
 refuse("reshape-away", lambda s, x: x.reshape(-1).roll(1).reshape(x.shape), "batch")
 refuse("permute-batch", lambda s, x: x.permute(1, 0).relu().permute(1, 0), "batch")
+refuse("nothing-left", lambda s, x: torch.cat([x[:, 4:], s.a(x)], 1), "slice", "empty")
 refuse("no-rule", lambda s, x: x.cumsum(1), "cumsum", "no rule")
 refuse("transpose-batch", lambda s, x: x.transpose(0, 1).relu().transpose(0, 1), "batch")
 refuse("flip-batch", lambda s, x: x.flip(0), "flip", "batch")

@@ -29,6 +29,13 @@ def test_refused_with_a_clear_message(name: str) -> None:
         assert torch.equal(module.state_dict()[key], value), f"{key} was changed"
 
 
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    """torch dumps the whole program to stderr when it cannot record it."""
+    with pytest.raises(TraceError):
+        lipcert.trace(REFUSED["branch-on-value"].build().eval(), (4,))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_unsupported_operation_says_what_where_and_why() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:

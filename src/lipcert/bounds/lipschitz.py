@@ -99,7 +99,8 @@ def graph_bound(
             f"{graph.output_shape}. Use scope='global'."
         )
     check_state(graph.capture.module)
-    with ordinary_mode(), torch.no_grad():
+    # γ_n holds for sums of products in any order, but not for the FFT and Winograd convolutions of cuDNN.
+    with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=guarantee != "upper"):
         loop = LoopMap(graph, graph.resolve(torch.float64), centred=method == "liplt")
         upper = guarantee == "upper"
 

@@ -137,6 +137,8 @@ class Builder:
             raise call.refuse(f"its result is of {value.dtype}: a piecewise constant map has no Lipschitz constant.")
         if any(not isinstance(n, int) for n in value.shape[1:]):
             raise call.refuse("a dimension other than the batch depends on the batch size.")
+        if 0 in value.shape[1:]:
+            raise call.refuse("its result is empty.", "Leave out steps that keep nothing of the signal.")
         return tuple(value.shape[1:])
 
     def check_constant(self, call: Call, value: Any, ndim: int) -> None:

@@ -8,9 +8,11 @@ follow training, dtype and device.
 
 from __future__ import annotations
 
+import io
+import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -182,6 +184,20 @@ class LiveValues(Live):
         return self.device if isinstance(argument, torch.device) else argument
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep back what torch prints while it records: a program that fails is dumped in full, the error says why."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = log.level
+    try:
+        log.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
 def _try(module: nn.Module, x: Tensor) -> Tensor:
     try:
         with torch.no_grad():
@@ -224,8 +240,7 @@ def capture(module: nn.Module, input_shape: tuple[int, ...]) -> Capture:
         x = _sample(module, input_shape, batch=3)
         _try(module, x)
         try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with torch.no_grad(), _silence():
                 program = torch.export.export(
                     module,
                     (x.clone(),),

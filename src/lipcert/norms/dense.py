@@ -164,14 +164,14 @@ def _norm_of_scaled(matrix: Tensor) -> float:
         value = _largest_singular_value(matrix)
         return value + _DECOMPOSITION * max(rows, columns) * _UNIT * frobenius
     gram = matrix @ matrix.T
-    top = float(torch.linalg.eigvalsh(gram)[-1])
+    top = float(torch.linalg.eigvalsh(gram.cpu())[-1])
     slack = gamma(columns) * frobenius**2 + _DECOMPOSITION * rows * _UNIT * float(gram.norm())
     return math.sqrt(max(top, 0.0) + slack) * (1 + 4 * _UNIT)
 
 
 def _largest_singular_value(matrix: Tensor) -> float:
     try:
-        return float(torch.linalg.svdvals(matrix)[0])
+        return float(torch.linalg.svdvals(matrix.cpu())[0])  # by LAPACK, whose error is the one allowed for
     except RuntimeError as error:  # LAPACK did not converge
         raise BoundError(
             f"the singular values of a block of {matrix.shape[0]}×{matrix.shape[1]} could not be computed: {error}."
