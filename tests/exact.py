@@ -12,7 +12,7 @@ Matrix = list[list[Fraction]]
 
 def rational(weights: Tensor) -> Matrix:
     """A float matrix as what it is: a matrix of rational numbers."""
-    return [[Fraction(float(v)) for v in row] for row in weights]
+    return [[Fraction(float(v)) for v in row] for row in weights.detach()]
 
 
 def times(a: Matrix, b: Matrix) -> Matrix:

@@ -215,6 +215,18 @@ def test_no_scope_loses_a_residual_branch_to_underflow(exponent: int, method: st
         torch.testing.assert_close(value, plain[scope], rtol=0.01, atol=0)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_hidden_bound_that_underflows_is_not_lost(method: str) -> None:
+    """m_2 is 2^-1100, which is no number of float64; what follows multiplies it by 2^1000 again."""
+    net = _mlp([3, 3, 3, 3, 2], 6)
+    graph = lipcert.trace(net, (3,))
+    plain = graph_bound(graph, method=method, guarantee="upper").value  # type: ignore[arg-type]
+    for i, k in ((0, -600), (2, -500), (4, 600), (6, 400)):
+        net[i].weight.data *= 2.0**k
+    value = graph_bound(graph, method=method, guarantee="upper").value  # type: ignore[arg-type]
+    assert bool(value >= plain * 2.0**-100 * (1 - 1e-12))
+
+
 # --- what comes out, and what is refused --------------------------------------------------------------------------
 def test_the_two_kinds_of_bound_are_two_types() -> None:
     upper, estimate = (lipcert.lipschitz(_mlp([3, 4, 2], 0), (3,), guarantee=g) for g in ("upper", "estimate"))  # type: ignore[arg-type]

@@ -73,6 +73,17 @@ def test_rounded_down(margin: float, bound: float, base: float) -> None:
     assert radius >= float(true) / bound * (1 - 1e-14)
 
 
+def test_rounded_down_for_thousands_of_quotients() -> None:
+    from fractions import Fraction
+
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4000, 2, generator=generator, dtype=torch.float64)
+    bound = 1.9999999
+    result = radii(logits, _upper([[0.0, bound], [bound, 0.0]])).radius.tolist()
+    for (a, b), radius in zip(logits.tolist(), result, strict=True):
+        assert Fraction(radius) * Fraction(bound) <= abs(Fraction(a) - Fraction(b))
+
+
 def test_sqrt_two_is_rounded_up() -> None:
     from fractions import Fraction
 

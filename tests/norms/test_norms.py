@@ -11,7 +11,7 @@ from torch import nn
 
 import lipcert
 from cases import CASES, loop_map, named, reference_blocks
-from exact import chain, chain_blocks, is_upper_bound
+from exact import chain, chain_blocks, is_upper_bound, rational
 from lipcert.errors import BoundError
 from lipcert.loop import LoopMap
 from lipcert.norms import dense, estimate_norms, upper_norms
@@ -99,6 +99,21 @@ def test_a_block_that_overflows_is_an_error() -> None:
     loop = LoopMap(loop.graph)
     with pytest.raises(BoundError, match="not finite"):
         upper_norms(loop, loop.pairs(), limit=100)
+
+
+@pytest.mark.parametrize("largest", [2048, 1], ids=["svd", "gram"])
+@pytest.mark.parametrize("exponent", [0, -700, 700])
+def test_decompositions_round_up(largest: int, exponent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given the matrix exactly, at every scale: multiples of orthogonal matrices, whose norms hit and miss floats."""
+    monkeypatch.setattr(dense, "_MAX_SVD", largest)
+    generator = torch.Generator().manual_seed(0)
+    for n in (1, 2, 3, 5):
+        for _ in range(6):
+            q = torch.linalg.qr(torch.randn(n, n + 1, generator=generator, dtype=torch.float64).T).Q.T
+            matrix = q * float(torch.rand(1, generator=generator)) * 2.0**exponent
+            upper = dense._spectral_norm_upper(matrix)
+            assert is_upper_bound(upper, rational(matrix))
+            assert not is_upper_bound(upper * (1 - (1e-12 if largest > 1 else 1e-6)), rational(matrix))
 
 
 # --- structure ----------------------------------------------------------------------------------------------------
