@@ -31,6 +31,34 @@ def normalised(value: Tensor) -> tuple[Tensor, Tensor]:
     return value / norms.clamp_min(torch.finfo(value.dtype).tiny).reshape(shape), norms
 
 
+_MOMENTUM = 0.98**2 / 4
+
+
+def next_vectors(gradient: Tensor, vectors: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """One step of power iteration with momentum: x' = Bx − βy, where B = AᵀA and y is the vector before x.
+
+    With β = (cλ)²/4, λ being the Rayleigh quotient at x, an eigenvalue μ ≤ cλ fades by c/(1 + √(1−c²)) a step
+    relative to the leading one, instead of by c (for c = 0.98: by 0.82), for the price of an addition. As λ never
+    exceeds the leading eigenvalue, β is never so large that the iteration would lose it. (De Sa et al. 2018,
+    "Accelerated stochastic power iteration".)
+
+    Args:
+        gradient: a positive multiple of Bx, row by row.
+        vectors: x, of unit norm.
+        memory: y in the scale in which λ = 1; zero at the start.
+
+    Returns:
+        The new x, of unit norm, and the new y. A row whose gradient is zero or not finite stays as it is.
+    """
+    direction, length = normalised(gradient)
+    shape = (-1, *(1,) * (vectors.ndim - 1))
+    quotient = (direction * vectors).flatten(1).sum(1).clamp_min(0).reshape(shape)  # λ/‖Bx‖, in rounding ≥ 0
+    following, size = normalised(direction - (_MOMENTUM * quotient) * memory)
+    moved = (torch.isfinite(length) & (size > 0)).reshape(shape)
+    remembered = vectors * (quotient / size.reshape(shape))
+    return torch.where(moved, following, vectors), torch.where(moved, remembered, memory)
+
+
 def random_seeds(loop: LoopMap, pairs: Iterable[Pair], *, seed: int, rows: int = 1) -> dict[Pair, Tensor]:
     """A Gaussian start of unit norm for each block, the same for the same seed on every device."""
     generator = torch.Generator().manual_seed(seed)
@@ -50,17 +78,18 @@ def estimate_norms(
     max_iterations: int = 1000,
     check_every: int = 20,
 ) -> dict[Pair, Tensor]:
-    """Estimate ‖A_kj‖ from below for each block, to a relative change under ``tolerance`` an iteration.
+    """Estimate ‖A_kj‖ from below for each block, to a relative growth under ``tolerance`` an iteration.
 
     A block that has settled is dropped from the batch. Returns float64 scalars.
     """
     vectors = random_seeds(loop, pairs, seed=seed)
-    known: dict[Pair, Tensor] = {}
+    memory = {name: torch.zeros_like(v) for name, v in vectors.items()}
+    known = {name: v.new_zeros((), dtype=torch.float64) for name, v in vectors.items()}
     done = 0
     while vectors and done < max_iterations:
         names = list(vectors)
         plan = loop.plan([Group(1, frozenset({j}), frozenset({k})) for k, j in names])
-        settled = dict.fromkeys(names, False)
+        before = {name: known[name] for name in names}
         for _ in range(check_every):
             leaves = [vectors[name].requires_grad_() for name in names]
             with torch.enable_grad():
@@ -69,13 +98,9 @@ def estimate_norms(
                 directions = [normalised(v.detach())[0] for v in images.values()]
                 back = torch.autograd.grad(list(images.values()), leaves, directions)
             for name, gradient in zip(names, back, strict=True):
-                vector, norm = normalised(gradient)
-                value = norm[0].double()
-                before = known.get(name)
-                settled[name] = before is not None and bool(value - before <= tolerance * value)
-                known[name] = value if before is None else torch.maximum(value, before)
-                # A start that the block maps to zero would stay there: keep it, its norm is then zero.
-                vectors[name] = vector if bool(norm > 0) else vectors[name].detach()
-        vectors = {name: v for name, v in vectors.items() if not settled[name]}
+                known[name] = torch.maximum(known[name], row_norms(gradient)[0].double())
+                vectors[name], memory[name] = next_vectors(gradient, vectors[name].detach(), memory[name])
+        grown = {name: float(known[name] - before[name]) for name in names}
+        vectors = {name: vectors[name] for name in names if grown[name] > check_every * tolerance * float(known[name])}
         done += check_every
     return known

@@ -7,7 +7,8 @@ its work when autograd hands it G. One forward and one backward pass of a handfu
 * the norms ``s_kj = ‖A_kj u_kj‖`` of the blocks at the present weights, u_kj being the leading vectors so far;
 * the gradient of the loss in the weights through the bound, u_kj held fixed (no differentiating through power
   iterations: ∂‖A‖ = vᵀ(∂A)u);
-* the next leading vectors: the gradient in u_kj is a positive multiple of Aᵀ(Au), one power iteration for free;
+* the next leading vectors: the gradient in u_kj is a positive multiple of Aᵀ(Au), one power iteration for free
+  (with momentum, :func:`lipcert.norms.power.next_vectors`, which tracks a moving target better);
 * the rows ``p_aj = A_yjᵀe_a`` of the head, exactly: they are the gradient in what is injected to differentiate
   the head, as the head is linear in it.
 
@@ -32,7 +33,7 @@ from lipcert.graph import trace
 from lipcert.graph.capture import ordinary_mode
 from lipcert.graph.types import Resolved
 from lipcert.loop import Group, LoopMap, Pair
-from lipcert.norms.power import normalised, random_seeds, row_norms
+from lipcert.norms.power import next_vectors, random_seeds, row_norms
 
 __all__ = ["TrainingBound"]
 
@@ -114,6 +115,7 @@ class TrainingBound(nn.Module):
         for j in sorted({j for _, j in self.pairs}):
             rows = torch.cat([starts[p] for p in self.pairs if p[1] == j])
             self.register_buffer(f"vectors_{j}", _in_layout(rows, layout))
+            self.register_buffer(f"memory_{j}", torch.zeros_like(self.get_buffer(f"vectors_{j}")))
         classes = self.graph.output_shape[0]
         for j in self.heads:
             empty = torch.zeros((classes, *loop.source_shape(j)), dtype=resolved.dtype, device=resolved.device)
@@ -178,14 +180,11 @@ class TrainingBound(nn.Module):
         found = iter(gradients[len(leaves) :])
         with torch.no_grad():
             at = 0
-            for v in vectors.values():
+            for j, v in vectors.items():
                 gradient = next(found)
                 count = len(v)
                 if gradient is not None:
-                    size = weights[at : at + count].sign().reshape(-1, *(1,) * (v.ndim - 1))
-                    direction, length = normalised(gradient * size)
-                    moved = ((length > 0) & torch.isfinite(length)).reshape(size.shape)  # not by what overflowed
-                    v.data.copy_(torch.where(moved, direction, v))
+                    self._advance(j, gradient * weights[at : at + count].sign().reshape(-1, *(1,) * (v.ndim - 1)))
                 at += count
             for j in injected:
                 gradient = next(found)
@@ -205,10 +204,14 @@ class TrainingBound(nn.Module):
             out = self._loop.at(resolved).run(self._pair_plan, vectors)
             total = torch.cat([row_norms(v) for v in out.values()]).sum()
             gradients = torch.autograd.grad(total, list(vectors.values()))
-        for v, gradient in zip(vectors.values(), gradients, strict=True):
-            direction, length = normalised(gradient)
-            moved = (length > 0) & torch.isfinite(length)
-            v.data.copy_(torch.where(moved.reshape(-1, *(1,) * (v.ndim - 1)), direction, v))
+        for j, gradient in zip(vectors, gradients, strict=True):
+            self._advance(j, gradient)
+
+    def _advance(self, source: int, gradient: Tensor) -> None:
+        """One power iteration of the blocks from one source; ``gradient`` holds a positive multiple of AᵀAu."""
+        vectors, memory = self.get_buffer(f"vectors_{source}"), self.get_buffer(f"memory_{source}")
+        for state, new in zip((vectors, memory), next_vectors(gradient, vectors, memory), strict=True):
+            state.copy_(new)
 
     def _power_step(self) -> None:
         """Improve vectors and rows at the present weights without a gradient."""
