@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import torch
@@ -15,12 +15,16 @@ from lipcert.errors import BoundError, ShapeError
 from lipcert.graph import Graph, trace
 from lipcert.graph.capture import check_state, ordinary_mode
 from lipcert.loop import LoopMap, Pair
-from lipcert.norms import estimate_norms, upper_norms
+from lipcert.norms import Norm, estimate_norms, upper_norms
 
-__all__ = ["DENSE_LIMIT", "graph_bound", "lipschitz"]
+__all__ = ["DENSE_LIMIT", "FAILURE", "SLACK", "graph_bound", "lipschitz"]
 
-DENSE_LIMIT = 4096
+DENSE_LIMIT = 2048
 """The largest smaller side of a block that ``guarantee="upper"`` makes explicit unless told otherwise."""
+FAILURE = 1e-12
+"""The probability with which a whole bound may fail where its blocks are larger than that."""
+SLACK = 1e-3
+"""The relative excess that is aimed at in the norm of each such block."""
 
 
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -36,6 +40,8 @@ def lipschitz(
     scope: Scope = "global",
     guarantee: Guarantee = "estimate",
     dense_limit: int = DENSE_LIMIT,
+    failure: float = FAILURE,
+    slack: float = SLACK,
     seed: int = 0,
 ) -> Bound:
     """Bound the ℓ2 Lipschitz constant of a module.
@@ -47,16 +53,20 @@ def lipschitz(
             (products of the norms of the affine maps between activations, added where branches meet).
         scope: ``"global"`` for the whole output, ``"class"`` for each logit, ``"pairwise"`` for each difference of
             two logits.
-        guarantee: ``"upper"``: a proved upper bound, by explicit float64 matrices; ``"estimate"``: power
-            iteration, from below, not a certificate.
-        dense_limit: for ``"upper"``, the largest smaller side of a matrix that may be formed.
-        seed: of the power iteration's start.
+        guarantee: ``"upper"``: a proved upper bound, rounding included; ``"estimate"``: power iteration, from
+            below, not a certificate.
+        dense_limit: for ``"upper"``, the largest smaller side of a matrix that may be formed, in float64. The norms
+            of larger blocks are proved by a randomised test.
+        failure: the probability with which that test may fail, all norms together, over random vectors that are drawn
+            when this is called, after the weights were fixed. 0 asks for a deterministic bound.
+        slack: the relative excess of each norm that the test aims at; a tenth of it takes three times as long.
+        seed: of the start of an estimate's power iteration.
 
     Returns:
         :class:`UpperBound` or :class:`Estimate`, with a float64 ``value`` on the module's device.
 
     Raises:
-        BoundError: an unknown option, a block too large for ``"upper"``, or a bound that is not finite.
+        BoundError: an unknown option, a block too large for a deterministic bound, or a bound that is not finite.
         ShapeError: per-class bounds of an output that is not a vector of logits.
         lipcert.errors.TraceError: the module cannot be traced.
 
@@ -74,7 +84,16 @@ def lipschitz(
         [[0.0, 1.4142], [1.4142, 0.0]]
     """
     graph = trace(module, input_shape)
-    return graph_bound(graph, method=method, scope=scope, guarantee=guarantee, dense_limit=dense_limit, seed=seed)
+    return graph_bound(
+        graph,
+        method=method,
+        scope=scope,
+        guarantee=guarantee,
+        dense_limit=dense_limit,
+        failure=failure,
+        slack=slack,
+        seed=seed,
+    )
 
 
 def graph_bound(
@@ -84,6 +103,8 @@ def graph_bound(
     scope: Scope = "global",
     guarantee: Guarantee = "estimate",
     dense_limit: int = DENSE_LIMIT,
+    failure: float = FAILURE,
+    slack: float = SLACK,
     seed: int = 0,
 ) -> Bound:
     """:func:`lipschitz` of a network that is traced already, at its present weights."""
@@ -100,28 +121,30 @@ def graph_bound(
         )
     check_state(graph.capture.module)
     # γ_n holds for sums of products in any order, but not for the FFT and Winograd convolutions of cuDNN.
-    with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=guarantee != "upper"):
+    upper = guarantee == "upper"
+    with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=not upper):
         loop = LoopMap(graph, graph.resolve(torch.float64), centred=method == "liplt")
-        upper = guarantee == "upper"
-
-        def norms(pairs: list[Pair]) -> dict[Pair, Tensor]:
-            return upper_norms(loop, pairs, limit=dense_limit) if upper else estimate_norms(loop, pairs, seed=seed)
-
-        last = loop.depth + 1
-        if scope == "global":
-            known = norms(loop.pairs())
-            final = {j: known[last, j] for j in range(last) if (last, j) in known}
+        last, pairs = loop.depth + 1, loop.pairs() if scope == "global" else hidden_pairs(loop)
+        proofs: dict[Pair, Norm] = {}
+        if upper:
+            proofs = upper_norms(loop, pairs, limit=dense_limit, failure=failure, slack=slack)
+            known = {p: loop.resolved.scalar(n.upper) for p, n in proofs.items()}
         else:
-            known = norms(hidden_pairs(loop))
-            final = (class_norms if scope == "class" else pairwise_norms)(loop, upper=upper)
-        device = loop.resolved.device
-        floor = torch.finfo(torch.float64).tiny if upper else 0.0
-        known = {p: v.to(device) for p, v in known.items()}
-        hidden = {k: m.to(device) for k, m in hidden_bounds(loop, known, floor=floor).items()}
-        final = {j: v.to(device) for j, v in final.items()}
-        value = combine(final, hidden, torch.zeros_like(next(iter(final.values()))), floor=floor)
+            known = estimate_norms(loop, pairs, seed=seed)
+        head = {} if scope == "global" else (class_norms if scope == "class" else pairwise_norms)(loop, upper=upper)
+
+        def evaluate(norms: Mapping[Pair, Tensor], floor: float = 0.0) -> Tensor:
+            final = head or {j: norms[last, j] for j in range(last) if (last, j) in norms}
+            zero = torch.zeros_like(next(iter(final.values())))
+            return combine(final, hidden_bounds(loop, norms, floor=floor), zero, floor=floor)
+
+        value = evaluate(known, torch.finfo(torch.float64).tiny if upper else 0.0)
         if upper:  # m_k sums up to k products, each of an m_j that has its own roundings in it
             value = value * (1 + 4 * (last + 2) ** 2 * 2.0**-53)
+            seen = evaluate({p: loop.resolved.scalar(n.lower) for p, n in proofs.items()})
     if not bool(torch.isfinite(value).all()):
         raise BoundError("the bound is not finite: the weights are so large that it overflows float64.")
-    return (UpperBound if upper else Estimate)(value, method, scope)
+    if not upper:
+        return Estimate(value, method, scope)
+    excess = float(torch.where(seen > 0, value / seen, torch.ones_like(value)).max()) - 1
+    return UpperBound(value, method, scope, sum(n.failure for n in proofs.values()), excess, proofs)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from torch import Tensor
+
+from lipcert.norms.result import Norm
 
 __all__ = ["Bound", "Estimate", "Guarantee", "Method", "Scope", "UpperBound"]
 
@@ -42,14 +45,32 @@ class Bound:
             off = self.value[self.value > 0]
             shown = f"{float(off.min()):.6g} … {float(off.max()):.6g}" if off.numel() else "0"
         note = "" if self.guarantee == "upper" else " (an estimate from below: not a certificate)"
-        return f"{self.method}, {self.scope}: L {certain} {shown}{note}"
+        return f"{self.method}, {self.scope}: L {certain} {shown}{note or self.proof()}"
+
+    def proof(self) -> str:
+        """How certain an upper bound is, for people; nothing where that goes without saying."""
+        return ""
 
 
 @dataclass(frozen=True, eq=False)
 class UpperBound(Bound):
-    """A proved bound: the true Lipschitz constant of the real-arithmetic network is not larger."""
+    """A proved bound: the true Lipschitz constant of the real-arithmetic network is not larger.
 
+    Attributes:
+        failure: the probability, over random vectors drawn after the weights were fixed, that it is larger all the
+            same; 0 if every norm was proved by an explicit matrix.
+        slack: the relative excess over what the same formula gives with the norms as they were seen to be.
+        norms: the proof of each block's norm, by (target, source).
+    """
+
+    failure: float = 0.0
+    slack: float = 0.0
+    norms: Mapping[tuple[int, int], Norm] = field(default_factory=dict)
     guarantee: ClassVar[Guarantee] = "upper"
+
+    def proof(self) -> str:
+        """Its probability of failure, if it has one."""
+        return f" (except with probability {self.failure:.1g})" if self.failure else ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -181,12 +181,14 @@ class Builder:
         offset: Callable[[Live], Tensor] | None = None,
         shape: tuple[int, ...] | None = None,
         part: Any = None,
+        terms: tuple[int, int] | None = None,
     ) -> int:
-        """Add an affine map. ``part`` tells apart several nodes made from one call."""
+        """Add an affine map. ``part`` tells apart several nodes made from one call; ``terms`` as in :class:`Affine`."""
         shape = self.shape_of(call) if shape is None else shape
+        numbers = tuple(coefficients)
         return self._add(
             self._key(call, inputs, ("affine", part)),
-            lambda i: Affine(i, call.operation, call.place, tuple(inputs), shape, apply, tuple(coefficients), offset),
+            lambda i: Affine(i, call.operation, call.place, tuple(inputs), shape, apply, numbers, offset, terms),
         )
 
     def elementwise(

@@ -112,11 +112,16 @@ class InputNode(Node):
 
 @dataclass(frozen=True, eq=False)
 class Affine(Node):
-    """``x ↦ apply(x, coefficients) + offset``; ``apply`` is linear in the tensors it is given."""
+    """``x ↦ apply(x, coefficients) + offset``; ``apply`` is linear in the tensors it is given.
+
+    ``terms`` says how many products an entry of the result sums at most, and an entry of the adjoint's result: what
+    the rounding of a sum depends on. None where nobody has counted; it may then be all entries of the inputs.
+    """
 
     apply: Callable[[Sequence[Tensor], Sequence[Coefficient]], Tensor]
     coefficients: tuple[Callable[[Live], Coefficient], ...] = ()
     offset: Callable[[Live], Tensor] | None = None
+    terms: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +170,10 @@ class Resolved:
             self.dtype,
             self.device,
         )
+
+    def scalar(self, value: float) -> Tensor:
+        """A number in the same dtype and on the same device."""
+        return torch.tensor(value, dtype=self.dtype, device=self.device)
 
     def tensors(self) -> list[Tensor]:
         """Every tensor among the numbers, in a fixed order."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lipcert.norms.dense import upper_norms
 from lipcert.norms.power import estimate_norms
+from lipcert.norms.result import Norm
+from lipcert.norms.upper import upper_norms
 
-__all__ = ["estimate_norms", "upper_norms"]
+__all__ = ["Norm", "estimate_norms", "upper_norms"]

@@ -16,6 +16,7 @@ Source: Higham, *Accuracy and Stability of Numerical Algorithms*, ch. 3 (γ_n) a
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import TypeAlias
 
@@ -25,9 +26,21 @@ from torch import Tensor
 from lipcert.errors import BoundError
 from lipcert.graph.types import Affine
 from lipcert.loop import Group, LoopMap, Pair
+from lipcert.norms.result import Norm
 from lipcert.norms.scaling import row_norms
 
-__all__ = ["adjoint_rows", "block", "forming_error", "gamma", "rows_error", "underflow", "upper_norms"]
+__all__ = [
+    "absolute_norm",
+    "adjoint_rows",
+    "block",
+    "dense_norms",
+    "forming_error",
+    "gamma",
+    "relative_error",
+    "rows_error",
+    "smaller_side",
+    "underflow",
+]
 
 _UNIT = 2.0**-53
 _TINY = 2.0**-1022
@@ -47,12 +60,15 @@ def _require_float64(loop: LoopMap) -> None:
 
 
 def _roundings(loop: LoopMap) -> int:
-    """At most this many roundings lie on one path: each map sums at most all entries of its inputs."""
+    """At most this many roundings lie on one path, of T or of its adjoint, in whatever order sums are made."""
     total = 0
+    users = Counter(i for node in loop.graph.nodes for i in node.inputs)
     for node in loop.graph.nodes:
+        total += users[node.index]  # what the adjoint sums where a value is used several times
         if isinstance(node, Affine):
-            total += sum(math.prod(loop.graph.nodes[i].shape) for i in node.inputs) + 4
-            if len(node.coefficients) > 1:  # an einsum may multiply its constants with each other first
+            inputs = sum(math.prod(loop.graph.nodes[i].shape) for i in node.inputs)
+            total += (max(inputs, math.prod(node.shape)) if node.terms is None else max(node.terms)) + 4
+            if node.terms is None and len(node.coefficients) > 1:  # an einsum may multiply its constants first
                 weights = loop.resolved.coefficients[node.index]
                 total += sum(w.numel() for w in weights if isinstance(w, Tensor))
         else:
@@ -113,10 +129,14 @@ def underflow(loop: LoopMap) -> Lost:
     return [0.0, *(unit * float(v.max()) for v in forward)], [unit * float(v.max()) for v in back]
 
 
-def forming_error(loop: LoopMap, pair: Pair, lost: Lost) -> float:
-    """A bound on ``‖fl(A_kj) − A_kj‖₂`` of the block as :func:`block` computes it; ``lost`` is :func:`underflow`."""
+def relative_error(loop: LoopMap) -> float:
+    """A pass of T or of its adjoint errs by at most this times the same pass of |T|, entry by entry."""
+    return gamma(2 * _roundings(loop)) * (1 + gamma(2 * _roundings(loop)))
+
+
+def absolute_norm(loop: LoopMap, pair: Pair) -> float:
+    """A bound on ``‖|A_kj|‖₂``, hence on ‖A_kj‖₂ too: ``√(‖|A|‖₁ ‖|A|‖_∞)`` costs two passes of |T|."""
     k, j = pair
-    entries = math.prod(loop.source_shape(j)) * math.prod(loop.target_shape(k))
     sizes = LoopMap(loop.graph, loop.resolved.absolute(), centred=loop.centred)
     ones = torch.ones((1, *loop.source_shape(j)), dtype=loop.resolved.dtype, device=loop.resolved.device)
     plan = sizes.plan([Group(1, frozenset({j}), frozenset({k}))])
@@ -125,9 +145,14 @@ def forming_error(loop: LoopMap, pair: Pair, lost: Lost) -> float:
     cotangents: list[Tensor | None] = [None] * (loop.depth + 1)
     cotangents[k - 1] = torch.ones_like(row_sums)
     column_sums = sizes.adjoint(cotangents)[j]
-    spread = math.sqrt(float(row_sums.max())) * math.sqrt(float(column_sums.max()))
-    relative = gamma(2 * _roundings(loop)) * (1 + gamma(2 * _roundings(loop)))
-    return relative * spread + math.sqrt(entries) * max(lost[0][k], lost[1][j])
+    return math.sqrt(float(row_sums.max())) * math.sqrt(float(column_sums.max())) * (1 + relative_error(loop))
+
+
+def forming_error(loop: LoopMap, pair: Pair, lost: Lost) -> float:
+    """A bound on ``‖fl(A_kj) − A_kj‖₂`` of the block as :func:`block` computes it; ``lost`` is :func:`underflow`."""
+    k, j = pair
+    entries = math.prod(loop.source_shape(j)) * math.prod(loop.target_shape(k))
+    return relative_error(loop) * absolute_norm(loop, pair) + math.sqrt(entries) * max(lost[0][k], lost[1][j])
 
 
 def rows_error(
@@ -136,9 +161,8 @@ def rows_error(
     """For each row of :func:`adjoint_rows` a bound on the 2-norm of its error: {source: (stop − start,)}."""
     sizes = LoopMap(loop.graph, loop.resolved.absolute(), centred=loop.centred)
     rows = adjoint_rows(sizes, target, sources, start, stop)
-    factor = gamma(2 * _roundings(loop)) * (1 + gamma(2 * _roundings(loop)))
     return {
-        j: factor * row_norms(v) * (1 + gamma(v.shape[1] + 4))
+        j: relative_error(loop) * row_norms(v) * (1 + gamma(v.shape[1] + 4))
         + math.sqrt(v.shape[1]) * max(lost[0][target], lost[1][j])
         for j, v in rows.items()
     }
@@ -178,27 +202,20 @@ def _largest_singular_value(matrix: Tensor) -> float:
         ) from error
 
 
-def upper_norms(loop: LoopMap, pairs: Iterable[Pair], *, limit: int) -> dict[Pair, Tensor]:
+def smaller_side(loop: LoopMap, pair: Pair) -> int:
+    """Rows of the smaller of A_kj and its transpose."""
+    return min(math.prod(loop.source_shape(pair[1])), math.prod(loop.target_shape(pair[0])))
+
+
+def dense_norms(loop: LoopMap, pairs: Iterable[Pair]) -> dict[Pair, Norm]:
     """Upper bounds on ‖A_kj‖₂ from explicit float64 matrices.
 
     Raises:
-        BoundError: a block's smaller side exceeds ``limit``; nothing is computed then.
+        BoundError: a block that is not finite, or of which no norm can be computed.
     """
     _require_float64(loop)
-    pairs = list(pairs)
-    for k, j in pairs:
-        n_in, n_out = math.prod(loop.source_shape(j)), math.prod(loop.target_shape(k))
-        if min(n_in, n_out) > limit:
-            source = "the input" if j == 0 else loop.nonlinear[j - 1].describe()
-            target = "the output" if k == loop.depth + 1 else loop.nonlinear[k - 1].describe()
-            raise BoundError(
-                f"guarantee='upper' needs the block from {source} to {target} as an explicit matrix of "
-                f"{n_out}×{n_in}, and its smaller side exceeds the limit of {limit}. Raise dense_limit (it takes "
-                f"about {8 * n_in * n_out / 2**30:.1f} GiB and time that grows with the cube of the smaller side), "
-                "or ask for guarantee='estimate', which is not a certificate."
-            )
     norms, lost = {}, underflow(loop)
     for pair in pairs:
         value = _spectral_norm_upper(block(loop, pair)) + forming_error(loop, pair, lost)
-        norms[pair] = torch.tensor(value * (1 + 4 * _UNIT), dtype=torch.float64)
+        norms[pair] = Norm(value * (1 + 4 * _UNIT), value, "dense")
     return norms

@@ -52,7 +52,9 @@ def next_vectors(gradient: Tensor, vectors: Tensor, memory: Tensor) -> tuple[Ten
     """
     direction, length = normalised(gradient)
     shape = (-1, *(1,) * (vectors.ndim - 1))
-    quotient = (direction * vectors).flatten(1).sum(1).clamp_min(0).reshape(shape)  # λ/‖Bx‖, in rounding ≥ 0
+    quotient = (
+        (direction * vectors).reshape(len(vectors), -1).sum(1).clamp_min(0).reshape(shape)
+    )  # λ/‖Bx‖, in rounding ≥ 0
     following, size = normalised(direction - (_MOMENTUM * quotient) * memory)
     moved = (torch.isfinite(length) & (size > 0)).reshape(shape)
     remembered = vectors * (quotient / size.reshape(shape))

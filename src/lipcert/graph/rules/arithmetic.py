@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -53,7 +54,13 @@ def _sum(b: Builder, call: Call, left: Any, right: Any, p: float, q: float) -> V
         coefficients=[_constant(factor) for _, factor in signals],
         offset=offset if constants else None,
         shape=shape,
+        terms=_entrywise(b, inputs, shape),
     )
+
+
+def _entrywise(b: Builder, inputs: Sequence[int], shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Terms of a weighted sum entry by entry; an input that is broadcast makes the adjoint a sum of many."""
+    return (len(inputs), 1) if all(b.nodes[i].shape == shape for i in inputs) else None
 
 
 def _factor(call: Call, value: Any) -> float:
@@ -83,7 +90,8 @@ def rsub(b: Builder, call: Call) -> Value:
 @rule("neg", "negative")
 def neg(b: Builder, call: Call) -> Value:
     """``−x``."""
-    return b.affine(call, [b.signal(call, "self")], lambda xs, cs: xs[0] * cs[0], coefficients=[lambda _: -1.0])
+    source = b.signal(call, "self")
+    return b.affine(call, [source], lambda xs, cs: xs[0] * cs[0], coefficients=[_constant(-1.0)], terms=(1, 1))
 
 
 def _scale(b: Builder, call: Call, signal: str, constant: Any, inverse: bool) -> Value:
@@ -97,7 +105,14 @@ def _scale(b: Builder, call: Call, signal: str, constant: Any, inverse: bool) ->
         value = value.to(live.dtype) if isinstance(value, Tensor) else float(value)  # integers divide exactly
         return 1 / value if inverse else value
 
-    return b.affine(call, [source], lambda xs, cs: xs[0] * cs[0], coefficients=[coefficient], shape=shape)
+    return b.affine(
+        call,
+        [source],
+        lambda xs, cs: xs[0] * cs[0],
+        coefficients=[coefficient],
+        shape=shape,
+        terms=_entrywise(b, [source], shape),
+    )
 
 
 @rule("mul", "multiply")
@@ -131,4 +146,5 @@ def reduce(b: Builder, call: Call) -> Value:
     dims = call.get("dim")
     if dims is None or not list(dims) or any(d % ndim == 0 for d in dims):
         raise call.refuse("it reduces over the batch.", "Name the dimensions, without the first: x.mean((2, 3)).")
-    return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0], dtype=None))
+    summed = math.prod(b.nodes[source].shape[d % ndim - 1] for d in dims)
+    return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0], dtype=None), terms=(summed + 1, 2))

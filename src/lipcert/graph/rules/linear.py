@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,11 @@ from lipcert.graph.types import Live
 def _channel_view(value: Tensor, ndim: int) -> Tensor:
     """A value for each channel (dimension 1), shaped to broadcast against a batch of ``ndim`` dimensions."""
     return value.reshape(1, -1, *(1,) * (ndim - 2))
+
+
+def _turned(shape: Sequence[int]) -> tuple[int, int]:
+    """(terms, terms of the adjoint) of a product with a matrix of shape (out, in), or a vector's."""
+    return (int(shape[-1]), int(shape[0]) if len(shape) > 1 else 1)
 
 
 def _bias(call: Call, ndim: int, channels_first: bool) -> Callable[[Live], Tensor] | None:
@@ -34,6 +40,7 @@ def linear(b: Builder, call: Call) -> Value:
         lambda xs, cs: torch.nn.functional.linear(xs[0], torch.as_tensor(cs[0])),
         coefficients=[lambda live: live(call["weight"])],
         offset=_bias(call, len(b.nodes[source].shape) + 1, channels_first=False),
+        terms=_turned(call["weight"].meta["val"].shape),
     )
 
 
@@ -44,6 +51,10 @@ def convolution(b: Builder, call: Call) -> Value:
     weight_dims = call["weight"].meta["val"].ndim
     if len(b.nodes[source].shape) + 1 != weight_dims:
         raise call.refuse("its input has no batch dimension of its own.", "Give it (N, C, ...) input.")
+    transposed = call.get("transposed", "transpose" in call.name)
+    groups, (first, second, *kernel) = call.get("groups", 1), call["weight"].meta["val"].shape
+    taps = math.prod(int(n) for n in kernel)  # an entry meets each tap of the kernel once at most
+    inside, across = int(second) * taps, int(first) // groups * taps
     rest: dict[str, Any] = {k: v for k, v in call.arguments.items() if k not in ("input", "weight", "bias")}
     return b.affine(
         call,
@@ -51,6 +62,7 @@ def convolution(b: Builder, call: Call) -> Value:
         lambda xs, cs: call.target(input=xs[0], weight=cs[0], bias=None, **rest),
         coefficients=[lambda live: live(call["weight"])],
         offset=_bias(call, weight_dims, channels_first=True),
+        terms=(across, inside) if transposed else (inside, across),
     )
 
 
@@ -73,7 +85,7 @@ def batch_norm(b: Builder, call: Call) -> Value:
         shift = -scale(live) * _channel_view(live(call["running_mean"]), ndim)
         return shift if call["bias"] is None else shift + _channel_view(live(call["bias"]), ndim)
 
-    return b.affine(call, [source], lambda xs, cs: xs[0] * cs[0], coefficients=[scale], offset=offset)
+    return b.affine(call, [source], lambda xs, cs: xs[0] * cs[0], coefficients=[scale], offset=offset, terms=(1, 1))
 
 
 @rule("matmul", "mm")
@@ -93,18 +105,21 @@ def matmul(b: Builder, call: Call) -> Value:
         b.check_constant(call, matrix, rank)
     if not x_first and rank < 3:
         raise call.refuse("it contracts the batch dimension.", "Write x @ W.T instead of W @ x.")
+    sizes = [int(n) for n in matrix.meta["val"].shape]
     if x_first:
         return b.affine(
             call,
             [source],
             lambda xs, cs: torch.matmul(xs[0], cs[0]),  # type: ignore[arg-type]
             coefficients=[lambda live: live(matrix)],
+            terms=(sizes[0], sizes[1]) if dims == 2 else None,
         )
     return b.affine(
         call,
         [source],
         lambda xs, cs: torch.matmul(cs[0], xs[0]),  # type: ignore[arg-type]
         coefficients=[lambda live: live(matrix)],
+        terms=(sizes[1], sizes[0]) if dims == 2 else None,
     )
 
 
@@ -119,6 +134,7 @@ def addmm(b: Builder, call: Call) -> Value:
         lambda xs, cs: xs[0] @ cs[0],
         coefficients=[lambda live: live(call["mat2"]) * call["alpha"]],
         offset=lambda live: live(call["self"]) * call["beta"],
+        terms=_turned(call["mat2"].meta["val"].shape[::-1]),
     )
 
 

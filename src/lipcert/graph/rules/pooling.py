@@ -16,7 +16,12 @@ from lipcert.graph.types import Live
       "adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d")  # fmt: skip
 def average_pool(b: Builder, call: Call) -> Value:
     """Average pooling is linear; torch's own operation is its map."""
-    return b.affine(call, [b.signal(call, "self")], lambda xs, cs: call.run(self=xs[0]))
+    source = b.signal(call, "self")
+    dims = int(call.name.rstrip("d")[-1])
+    window = None if "adaptive" in call.name else math.prod(_spread(call["kernel_size"], dims)) + 1
+    return b.affine(
+        call, [source], lambda xs, cs: call.run(self=xs[0]), terms=None if window is None else (window, window)
+    )
 
 
 def _times_seen(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> int:

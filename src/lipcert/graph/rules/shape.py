@@ -9,6 +9,9 @@ from torch import Tensor, fx
 
 from lipcert.graph.builder import Builder, Call, Value, rule
 
+MOVED = (1, 1)
+"""Terms of a map that moves entries: each is copied from one, and goes to one at most."""
+
 
 def _rank(b: Builder, index: int) -> int:
     return len(b.nodes[index].shape) + 1
@@ -39,7 +42,7 @@ def reshape(b: Builder, call: Call) -> Value:
     assert isinstance(source, int)
     if b.nodes[source].shape == shape:
         return source
-    return b.affine(call, [source], lambda xs, cs: xs[0].reshape(xs[0].shape[0], *shape), shape=shape)
+    return b.affine(call, [source], lambda xs, cs: xs[0].reshape(xs[0].shape[0], *shape), shape=shape, terms=MOVED)
 
 
 @rule("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims")
@@ -51,7 +54,7 @@ def permute(b: Builder, call: Call) -> Value:
     order = [n - 2 for n in call.run(self=probe).shape]
     if order[0] != 0:
         raise call.refuse("it moves the batch dimension.", "Keep the batch first.")
-    return b.affine(call, [source], lambda xs, cs: xs[0].permute(order))
+    return b.affine(call, [source], lambda xs, cs: xs[0].permute(order), terms=MOVED)
 
 
 @rule("slice", "narrow", "select", "flip", "roll", "index_select")
@@ -74,7 +77,7 @@ def along_dimension(b: Builder, call: Call) -> Value:
             lambda xs, cs: xs[0].index_select(call["dim"], cs[0].long()),  # type: ignore[union-attr]
             coefficients=[lambda live: live(call["index"])],
         )
-    return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0]))
+    return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0]), terms=MOVED)
 
 
 @rule("chunk", "split", "split_with_sizes", "unbind", "tensor_split")
@@ -86,7 +89,7 @@ def pieces(b: Builder, call: Call) -> Value:
 
     def piece(i: int) -> int:
         shape = b.shape_of(call, metas[i])
-        return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0])[i], shape=shape, part=i)
+        return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0])[i], shape=shape, part=i, terms=MOVED)
 
     return tuple(piece(i) for i in range(len(metas)))
 
@@ -128,7 +131,7 @@ def join(b: Builder, call: Call) -> Value:
         ]
         return combine(parts, dim=dim)
 
-    return b.affine(call, inputs, apply, offset=None if all(is_signal) else offset, shape=shape)
+    return b.affine(call, inputs, apply, offset=None if all(is_signal) else offset, shape=shape, terms=MOVED)
 
 
 @rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
@@ -140,15 +143,17 @@ def pad(b: Builder, call: Call) -> Value:
     if len(amounts) // 2 >= _rank(b, source):
         raise call.refuse("it pads the batch dimension.")
     value = call.get("value")
+    constant = call.name == "constant_pad_nd" or (call.name == "pad" and call.get("mode", "constant") == "constant")
+    terms = MOVED if constant else None
     if not value:
-        return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0]))
+        return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0]), terms=terms)
     shape = b.nodes[source].shape
 
     def offset(live: Any) -> Tensor:
         return call.run(self=torch.zeros((1, *shape), dtype=live.dtype, device=live.device))  # type: ignore[no-any-return]
 
     neutral = 0 if call.name == "constant_pad_nd" else None
-    return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0], value=neutral), offset=offset)
+    return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0], value=neutral), offset=offset, terms=terms)
 
 
 @rule("expand", "expand_as", "broadcast_to")
