@@ -1,4 +1,4 @@
-"""`python -m benchmarks [check|step|heads|epoch]`: run one benchmark, or all of the quick ones."""
+"""`python -m benchmarks [check|step|heads|epoch|upper]`: run one benchmark, or all of the quick ones."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import platform
 
 import torch
 
-from benchmarks import check, epoch, heads, step
+from benchmarks import check, epoch, heads, step, upper
 
-KNOWN = {"check": check.main, "step": step.main, "heads": heads.main, "epoch": epoch.main}
+KNOWN = {"check": check.main, "step": step.main, "heads": heads.main, "epoch": epoch.main, "upper": upper.main}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *KNOWN], help="which; all if none is named")
-    chosen = parser.parse_args().names or list(KNOWN)
+    chosen = parser.parse_args().names or [name for name in KNOWN if name != "upper"]
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for name in chosen:
         print(f"\n== {name}")

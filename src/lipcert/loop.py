@@ -176,6 +176,21 @@ class LoopMap:
         assert isinstance(node, VectorMap)
         return node.constant
 
+    def shares(self, j: int) -> tuple[float, float]:
+        """How much of source j's Lipschitz constant is centre, and how much radius: ``max |c|/ℓ`` and ``max r/ℓ``.
+
+        (0.5, 0.5) for ReLU. They relate the blocks of this map to those of the map that is not centred.
+        """
+        node = self.nonlinear[j - 1] if j else None
+        if not self.centred or not isinstance(node, Elementwise):
+            return 0.0, 1.0
+        slopes = self.resolved.slopes[node.index]
+        centre, radius, top = (
+            torch.as_tensor(v).detach().double() for v in (slopes.centre, slopes.radius, slopes.lipschitz)
+        )
+        top = torch.where(top > 0, top, torch.ones_like(top))
+        return float((centre.abs() / top).max()), float((radius / top).max())
+
     # --- plans --------------------------------------------------------------------------------------------
     def plan(self, groups: Sequence[Group]) -> Plan:
         """Work out where each group's rows have to travel."""

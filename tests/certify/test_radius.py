@@ -42,7 +42,7 @@ def test_the_linear_classifier(scope: str) -> None:
     assert torch.equal(result.prediction, top)
     assert bool((result.radius <= true).all())
     if scope == "pairwise":
-        torch.testing.assert_close(result.radius, true, rtol=1e-12, atol=0)
+        torch.testing.assert_close(result.radius, true, rtol=1e-9, atol=1e-12)
 
 
 def test_all_scopes_of_one_net_are_ordered() -> None:
@@ -182,7 +182,6 @@ def test_labels_that_do_not_fit(y: object, says: str) -> None:
         torch.rand(3, 5, dtype=torch.float64),
         torch.rand(4, dtype=torch.float64),
         torch.ones(3, 4, dtype=torch.int64),
-        torch.rand(3, 4, dtype=torch.float32),
         [[0.0] * 4],
     ],
 )
@@ -213,7 +212,7 @@ def test_other_states_and_sizes() -> None:
     assert len(empty) == 0
     assert math.isnan(empty.clean_accuracy)
     whole, parts = certify(net, x), certify(net, x, batch_size=2)
-    torch.testing.assert_close(whole.radius, parts.radius, rtol=1e-12, atol=0)
+    torch.testing.assert_close(whole.radius, parts.radius, rtol=1e-9, atol=1e-12)
     with pytest.raises(ShapeError, match="no labels"):
         whole.certified_accuracy(0.1)
     with pytest.raises(UnsupportedError):
@@ -221,10 +220,13 @@ def test_other_states_and_sizes() -> None:
 
 
 def test_nothing_of_the_callers_is_changed() -> None:
-    net, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3)).eval(), torch.randn(5, 4)
-    before = x.clone()
-    certify(net, x)
-    assert torch.equal(x, before)
+    for dtype in (torch.float32, torch.float64):
+        net = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3)).to(dtype).eval()
+        x = torch.randn(5, 4, dtype=dtype)
+        before = x.clone()
+        certify(net, x)
+        certify(net, x, guarantee="estimate")
+        assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -236,7 +238,6 @@ def test_dtypes_agree(dtype: torch.dtype) -> None:
     torch.testing.assert_close(result.bound.value, exact.bound.value, rtol=1e-12, atol=0)
 
 
-@pytest.mark.xfail(strict=True, reason="margins are taken from logits that the module rounds: method.md §9, E(x)")
 def test_the_real_arithmetic_radius_of_a_float32_classifier() -> None:
     """Two rows that nearly agree: float32 rounds the margin by as much as it is, and the radius with it."""
     torch.manual_seed(0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 from lipcert.cli.common import guarded
 from lipcert.errors import DataError
@@ -65,7 +67,7 @@ def test_a_toml_file_that_is_none(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ("model.name=mpl", "unknown model 'mpl'; did you mean 'mlp'? there are: " + ", ".join(available())),
-        ("data.name=digit", "unknown data set 'digit'. Did you mean 'digits'?"),
+        ("data.name=digit", "unknown data set 'digit'; did you mean 'digits'?"),
         ("model.options.mean=0.5", "model.options cannot hold mean"),
         ("data.augment.shift=0.01", "less than half a pixel"),
     ],
@@ -81,6 +83,24 @@ def test_unknown_names_and_options(tmp_path: Path, change: str, words: str) -> N
 def test_a_folder_that_holds_a_run(run: Path) -> None:
     said = refused("train", "digits-mlp-crm", "--out", run)
     assert said == f"{run} holds a run already. Go on with it (--resume), choose another folder, or delete it."
+
+
+def test_files_of_another_run(run: Path) -> None:
+    (run / "config.toml").unlink()
+    (run / "summary.json").unlink()
+    said = refused("train", "digits-mlp-crm", "--out", run)
+    assert said == (
+        f"{run} holds files of another run: choose another --out or delete them "
+        "(metrics.jsonl, checkpoint.safetensors, model.safetensors)."
+    )
+
+
+def test_a_run_that_failed_at_once_can_be_corrected(tmp_path: Path) -> None:
+    arguments = ["train", "digits-mlp-crm", *TINY, *SMALL, "train.epochs=1", "--out", tmp_path / "x", "--quiet"]
+    assert "not finite" in refused(*arguments, 'optimizer={kind="sgd",lr=1e30}')
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["config.toml"]
+    assert cli(*arguments).exit_code == 0
+    assert RunFolder(tmp_path / "x").config() == tiny("train.epochs=1")
 
 
 def test_resume_takes_no_configuration(run: Path) -> None:
@@ -153,12 +173,65 @@ def test_names_that_the_system_refuses(tmp_path: Path) -> None:
         (["-e", "nan"], "got 'nan'"),
         (["--split", "val"], "unknown split 'val': use 'train' or 'test'"),
         (["--device", "cuda:99"], "--device is cpu, cuda or cuda:N; got 'cuda:99'"),
-        (["--dense-limit", "3"], "dense"),
+        (["--dense-limit", "1", "--failure", "0"], "smaller side of 16 exceeds the limit of 1"),
+        (["--failure", "2"], "failure is a probability"),
         (["--save", "/nowhere/at all/x.json"], "there is no folder /nowhere/at all"),
+        (["--save", "/dev/null"], "is not an ordinary file"),
+        (["--save", ""], "is a folder"),
     ],
 )
 def test_certify(run: Path, arguments: list[str], words: str) -> None:
     assert words in refused("certify", run, "--json", *arguments)
+
+
+def test_classes_of_another_name(run: Path) -> None:
+    folder = RunFolder(run)
+    model, _ = folder.load_model()
+    names = ("0", "1", "2", "three", *"456789")
+    folder.save_model(model, folder.config(), (1, 8, 8), names)
+    assert "where it says 'three' the data says '3'" in refused("certify", run, "--json")
+
+
+@pytest.mark.parametrize("shape", [[2**40, 2**40], [10**6, 10**6]])
+@pytest.mark.parametrize("command", ["certify", "bound"])
+def test_a_header_with_an_impossible_shape(run: Path, command: str, shape: list[int]) -> None:
+    folder = RunFolder(run)
+    model, _ = folder.load_model()
+    folder.save_model(model, folder.config(), tuple(shape), tuple("0123456789"))
+    said = refused(command, run, "--json")
+    assert said == f"{folder.model_file} is damaged: no model takes inputs of the shape {shape} that it says"
+
+
+def test_metrics_without_an_epoch(run: Path) -> None:
+    (run / "metrics.jsonl").write_text('{"epoch": "x"}\n')
+    said = refused("train", "--resume", "--out", run, "--json")
+    assert said == f"{run / 'metrics.jsonl'} is damaged: line 1 has no epoch. Delete that line."
+
+
+def test_what_must_not_be_overwritten(run: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "is not an ordinary file" in refused("certify", run, "--save", tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(run / "model.safetensors")
+    (tmp_path / "other").symlink_to(run)
+    for path in (*RunFolder(run).files, tmp_path / "link", tmp_path / "other" / "config.toml"):
+        before = path.read_bytes()
+        assert f"--save {path}: is a file of the run in {run}" in refused("certify", run, "--save", path)
+        assert path.read_bytes() == before
+    assert "there is no folder" in refused("certify", run, "--save", tmp_path / "pipe" / "x")
+
+
+def test_a_save_that_fails_costs_no_results(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    path = tmp_path / "all.json"
+    for options in ([], ["--json"]):
+        result = cli("certify", run, "--save", path, *options)
+        assert result.exit_code == 1
+        assert result.stderr == f"error: cannot write {path}: No space left on device\n"
+        assert ("clean_accuracy" if options else "certified at 0.25") in result.stdout
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(
@@ -168,7 +241,8 @@ def test_certify(run: Path, arguments: list[str], words: str) -> None:
         (["--model", "mlp"], "--model needs --input, such as --input 3,32,32"),
         (["--model", "mlp", "--input", "three"], "such as 3,32,32; got 'three'"),
         (["--model", "mlp", "--input", ""], "such as 3,32,32; got ''"),
-        (["--model", "mlp", "--input", "3,0"], "input_shape must hold positive integers"),
+        (["--model", "mlp", "--input", "1000000x1000000"], "no model takes inputs of more than 268,435,456 numbers"),
+        (["--model", "mlp", "--input", "3,0"], "input_shape must be a list of positive integers"),
         (["--model", "4c3f", "--input", "10"], "takes images (channels, height, width); got (10,)"),
         (["--model", "8c2f", "--input", "3,8,8"], "too deep for images of 8×8"),
         (["--model", "8c3f", "--input", "3,8,8"], "unknown model '8c3f'; did you mean"),
@@ -220,7 +294,33 @@ def test_messages_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err == f"error: {text}\n"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:116] data. not enough memory: you tried to allocate 4 bytes."),
+    ],
+)
+def test_too_little_memory(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
+    with pytest.raises(typer.Exit) as stop, guarded():
+        raise error
+    assert stop.value.exit_code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: there is not enough memory. ")
+    assert all(word in said for word in ("train.batch_size", "--dense-limit", "--device"))
+    assert said.count("\n") == 1
+
+
+def test_memory_that_torch_cannot_get(tmp_path: Path) -> None:
+    changes = [*TINY, "model.options.widths=[1000000000000]"]
+    assert "not enough memory" in refused("train", "digits-mlp-crm", *changes, "--out", tmp_path / "x")
+
+
 def test_bugs_are_not_hidden() -> None:
+    with pytest.raises(RuntimeError, match="a bug"), guarded():
+        raise RuntimeError("a bug")
     with pytest.raises(ZeroDivisionError), guarded():
         raise ZeroDivisionError
     with pytest.raises(BrokenPipeError), guarded():

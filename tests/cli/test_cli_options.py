@@ -12,6 +12,7 @@ import torch
 
 import lipcert
 from lipcert import data, models
+from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SLACK
 from lipcert.bounds.result import Guarantee, Method, Scope
 from lipcert.cli.common import command, emit, find_device, parse_epsilon
 from lipcert.cli.options import GuaranteeName, MethodName, ScopeName
@@ -45,6 +46,15 @@ def test_help_of_each_command(name: str) -> None:
         assert len(examples) >= 2
 
 
+@pytest.mark.parametrize("name", ["certify", "bound"])
+def test_help_of_upper_bounds(name: str) -> None:
+    shown = cli(name, "--help", TERMINAL_WIDTH="100").stdout
+    for option in ("--dense-limit", "--failure", "--slack"):
+        assert f" {option} " in shown
+    for default in (DENSE_LIMIT, FAILURE, SLACK):
+        assert f"[default: {default}]" in " ".join(shown.replace("│", " ").split())
+
+
 def test_version() -> None:
     assert cli("--version").stdout == f"lipcert {lipcert.__version__}\n"
 
@@ -61,6 +71,8 @@ def test_version() -> None:
         ["bound", "run", "--dense-limit", "0"],
         ["bound", "--model", "mlp", "--input", "4", "--classes", "1"],
         ["demo", "--epochs", "0"],
+        ["demo", "--out", ""],
+        ["train", "digits-mlp-crm", "--out", ""],
     ],
 )
 def test_wrong_usage(arguments: list[str]) -> None:

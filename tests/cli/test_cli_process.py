@@ -32,11 +32,12 @@ def test_narrow_terminals_without_unicode_lose_nothing_else(run: Path) -> None:
     console = {"COLUMNS": "24", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
     done = shell(["bound", run, "--scope", "class", "--guarantee", "upper"], **console)
     assert done.returncode == 0, done.stderr
-    title, *table = done.stdout.splitlines()
+    title, *table, proof = done.stdout.splitlines()
     assert title == "?2 Lipschitz constant, class"
+    assert proof == "Upper bounds for the network in real arithmetic: proved."
     words = "".join("".join(table).split())
-    assert words.count("?") == 4  # the signs ≤; no column was cut short with …
-    assert words.count(".") == 6
+    assert words.count("?") == 4  # ≤ and the … between two bounds; no column was cut short
+    assert words.count("%") == 2
 
 
 def test_errors_of_a_process(run: Path) -> None:
@@ -45,6 +46,14 @@ def test_errors_of_a_process(run: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.startswith(f"error: there is no run in {run / 'nothing [/x]'}: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_saving_to_where_the_results_go(run: Path, tmp_path: Path) -> None:
+    with (tmp_path / "out").open("w") as out:
+        command = [sys.executable, "-m", "lipcert", "certify", run, "--save", tmp_path / "out"]
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, env=ENVIRONMENT, check=False)
+    assert done.returncode == 1
+    assert b"is where the results are printed" in done.stderr
 
 
 def test_a_reader_that_leaves(run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 
 from lipcert import CertifiedRadii, certify, lipschitz
+from lipcert.bounds.lipschitz import FAILURE, SLACK
 from lipcert.data import as_float, load
 from lipcert.models import build
 from lipcert.train import RunFolder
 from lipcert.train.checkpoint import load_weights, save_weights
+from lipcert.train.evaluate import radius_key
 from runs import LOSSES, SMALL, TINY, cli, parsed
 
 CHANGES = [*TINY, *SMALL, LOSSES["ce"], "train.batch_size=64", "train.epochs=5"]
@@ -66,10 +69,10 @@ def test_certificate(run: Path, tmp_path: Path) -> None:
     assert document["units"] == "l2, raw input in [0, 1]"
     assert document["clean_accuracy"] == found.clean_accuracy
     assert document["accuracy_at"] == {
-        "0.141176": found.certified_accuracy(36 / 255),
+        radius_key(36 / 255): found.certified_accuracy(36 / 255),
         "0.25": found.certified_accuracy(0.25),
     }
-    assert 0 < document["accuracy_at"]["0.25"] < document["accuracy_at"]["0.141176"]
+    assert 0 < document["accuracy_at"]["0.25"] < document["accuracy_at"][radius_key(36 / 255)]
     off = found.bound.value[found.bound.value > 0]
     assert document["bound"]["low"] == pytest.approx(float(off.min()), rel=1e-12)
     assert document["bound"]["high"] == pytest.approx(float(off.max()), rel=1e-12)
@@ -104,7 +107,7 @@ def test_an_estimate_is_no_certificate(run: Path) -> None:
     assert "≤" not in shown
     proved = cli("certify", run, "-e", "0.25").stdout
     assert "certified at 0.25" in proved
-    assert "Proved upper bounds" in proved
+    assert "Upper bounds, proved, for the network in real arithmetic" in proved
     assert "≤" in proved
     assert "estimate" not in proved
 
@@ -126,13 +129,61 @@ def test_bounds_for_people(run: Path) -> None:
     model, _ = RunFolder(run).load_model()
     value = float(lipschitz(model, (1, 8, 8)))
     assert shown[0].strip() == "ℓ2 Lipschitz constant, global"
-    assert shown[1].split() == ["method", "L", "seconds"]
-    assert shown[2].split()[:3] == ["liplt", "≈", f"{value:.6g}"]
+    assert shown[1].split() == ["method", "seconds"]
+    assert shown[2].split()[:4] == ["liplt", "L", "≈", f"{value:.6g}"]
     assert shown[3] == "Estimates from below, not guarantees. For a proof: --guarantee upper"
     proved = cli("bound", run, "--scope", "class", "--guarantee", "upper").stdout
-    assert "lowest L" in proved
+    assert proved.splitlines()[1].split() == ["method", "seconds", "slack"]
+    assert proved.splitlines()[-1] == "Upper bounds for the network in real arithmetic: proved."
     assert "≈" not in proved
     assert "Estimates" not in proved
+
+
+def test_printed_upper_bounds_are_not_below_the_proved_ones(run: Path) -> None:
+    for digits, command in ((5, "certify"), (6, "bound")):
+        arguments = [command, run, "--scope", "pairwise", "--guarantee", "upper"]
+        document = parsed(*arguments)
+        if command == "certify":
+            proved = [(document["bound"]["low"], document["bound"]["high"])]
+        else:
+            values = [[v for row in found["value"] for v in row if v] for found in document]
+            proved = [(min(row), max(row)) for row in values]
+        shown = re.findall(r"L ≤ (\S+) … ([\d.e-]+)", cli(*arguments).stdout)
+        for texts, numbers in zip(shown, proved, strict=True):
+            for above, below in zip(map(float, texts), numbers, strict=True):
+                assert below <= above <= below * (1 + 10.0 ** (1 - digits))
+
+
+def test_blocks_too_large_to_form(run: Path) -> None:
+    found = parsed("bound", run, "--method", "liplt", "--guarantee", "upper", "--dense-limit", "1")[0]
+    assert found["failure_probability"] == FAILURE
+    assert found["norms"] == ["chebyshev"]
+    exact = parsed("bound", run, "--method", "liplt", "--guarantee", "upper")[0]
+    assert exact["failure_probability"] == 0
+    assert found["value"] == pytest.approx(exact["value"], rel=5 * SLACK)
+    for command in ("bound", "certify"):
+        shown = cli(command, run, "--guarantee", "upper", "--dense-limit", "1").stdout
+        assert "proved, except with probability 1e-12" in shown
+    tight = parsed("certify", run, "--dense-limit", "1", "--slack", "1e-4", "--failure", "1e-9")
+    assert tight["failure_probability"] == 1e-9
+    assert tight["relative_slack"] < 1e-3
+
+
+def test_a_link_to_save_to(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.json").symlink_to(tmp_path / "folder" / "all.json")
+    document = parsed("certify", run, "--save", tmp_path / "link.json")
+    assert (tmp_path / "link.json").is_symlink()
+    saved = json.loads((tmp_path / "folder" / "all.json").read_text())
+    assert saved["accuracy_at"] == document["accuracy_at"]
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["all.json"]
+
+
+@pytest.mark.parametrize("content", ["{}", '{"name": 3}', "[1]", "{"])
+def test_a_damaged_summary_is_made_again(run: Path, content: str) -> None:
+    before = RunFolder(run).summary()
+    (run / "summary.json").write_text(content)
+    assert parsed("train", "--resume", "--out", run) == before == RunFolder(run).summary()
 
 
 def test_bound_of_a_model_by_name(run: Path, tmp_path: Path) -> None:

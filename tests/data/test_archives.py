@@ -49,6 +49,13 @@ def test_tar_tricks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(archives, "_MOST_BYTES", 30_000)
         with pytest.raises(DataError, match="unpacks to more than 30000 bytes"):
             read_tar_members(path, {"x": 5})
+    write_tar(path, [(tarfile.TarInfo("x"), b"2")])
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(50_000)))  # after the last member
+    assert read_tar_members(path, {"x": 5}) == {"x": b"2"}
+    with monkeypatch.context() as patch:
+        patch.setattr(archives, "_MOST_BYTES", 30_000)
+        with pytest.raises(DataError, match="unpacks to more than 30000 bytes"):
+            read_tar_members(path, {"x": 5})
     write_tar(path, [(tarfile.TarInfo(f"m{i}"), b"") for i in range(1100)])
     with pytest.raises(DataError, match="more than 1000 members"):
         read_tar_members(path, {"x": 5})

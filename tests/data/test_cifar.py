@@ -109,6 +109,21 @@ def test_a_missing_batch(tmp_path: Path) -> None:
         read_cifar(tmp_path, "train", SMALL10)
 
 
+def test_a_damaged_copy_beside_a_whole_one(tmp_path: Path) -> None:
+    pixels, _, binary, python = make(SMALL10, "test")
+    (tmp_path / "cifar-10-batches-bin").mkdir()
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"cut off")
+    with pytest.raises(DataError, match=r"batches-bin.test_batch\.bin: cannot be read"):  # the first
+        read_cifar(tmp_path, "test", SMALL10)
+    put(tmp_path / "cifar10" / "cifar-10-batches-py", python)
+    data = read_cifar(tmp_path, "test", SMALL10)
+    assert data is not None
+    assert np.array_equal(data.images.numpy(), pixels)
+    tar(tmp_path / "cifar-10-binary.tar.gz", {f"cifar-10-batches-bin/{name}": file for name, file in binary.items()})
+    (tmp_path / "cifar10" / "cifar-10-batches-py" / "test_batch").unlink()
+    assert read_cifar(tmp_path, "test", SMALL10) is not None
+
+
 GOOD = np.zeros((2, 3072), dtype=np.uint8)
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import socket
 import struct
+import tarfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from lipcert.data import download, load, registry
+from lipcert.data import Dataset, catalog, download, load, registry
 from lipcert.data.download import SOURCES
 from lipcert.errors import DataError
 
@@ -103,6 +104,54 @@ def test_mnist(
     assert server.asked[4:] == ["/mnist/t10k-labels-idx1-ubyte.gz"]  # type: ignore[attr-defined]
 
 
+def test_damaged_files_are_fetched_again(
+    tmp_path: Path, mirror: str, server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, root = mnist_files(), tmp_path / "root"
+    offer(tmp_path / "www", "mnist", files, monkeypatch)
+    download("mnist", root, mirror=mirror)
+    damaged = root / "MNIST/raw/t10k-images-idx3-ubyte.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    with pytest.raises(DataError, match="damaged or truncated gzip file"):
+        load("mnist", "test", root=root)
+    assert len(load_with(mirror, "mnist", root, "test")) == 2
+    assert damaged.read_bytes() == files[damaged.name]
+    assert server.asked[4:] == [f"/mnist/{damaged.name}"]  # type: ignore[attr-defined]
+    damaged.write_bytes(b"mine")
+    assert damaged in download("mnist", root, mirror=mirror)
+    assert damaged.read_bytes() == b"mine"
+    download("mnist", root, mirror=mirror, repair=True)
+    assert damaged.read_bytes() == files[damaged.name]
+
+
+@pytest.mark.parametrize("damage", ["folder", "archive"])
+def test_a_damaged_cifar_is_fetched_again(
+    tmp_path: Path, mirror: str, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(catalog, "CIFAR10", replace(catalog.CIFAR10, files={"test": {"test_batch": 2}}))
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        member = tarfile.TarInfo("cifar-10-batches-bin/test_batch.bin")
+        member.size = 2 * 3073
+        archive.addfile(member, io.BytesIO(bytes(2 * 3073)))
+    offer(tmp_path / "www", "cifar10", {"cifar-10-binary.tar.gz": stream.getvalue()}, monkeypatch)
+    root = tmp_path / "root"
+    (root / "cifar-10-batches-bin").mkdir(parents=True)
+    if damage == "archive":
+        (root / "cifar-10-binary.tar.gz").write_bytes(stream.getvalue()[:-9])
+    with pytest.raises(DataError, match="unpack the archive again"):
+        load("cifar10", "test", root=root)
+    assert len(load_with(mirror, "cifar10", root, "test")) == 2
+    assert len(load("cifar10", "test", root=root)) == 2
+
+
+def test_a_damaged_folder_is_not_replaced(tmp_path: Path, mirror: str, server: ThreadingHTTPServer) -> None:
+    (tmp_path / "tiny-imagenet-200").mkdir()
+    with pytest.raises(DataError, match=r"wnids\.txt: cannot be read .*fetched again, delete .*tiny-imagenet-200$"):
+        load_with(mirror, "tiny-imagenet-200", tmp_path)
+    assert server.asked == []  # type: ignore[attr-defined]
+
+
 def test_files_that_are_there_are_left_alone(tmp_path: Path, mirror: str) -> None:
     (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"mine")
     assert download("cifar10", tmp_path, mirror=mirror) == [tmp_path / "cifar-10-binary.tar.gz"]
@@ -123,10 +172,10 @@ def test_a_wrong_checksum_leaves_nothing(tmp_path: Path, mirror: str, tree: Tree
     assert not there or list(root.iterdir()) == []
 
 
-def load_with(mirror: str, name: str, root: Path) -> object:
+def load_with(mirror: str, name: str, root: Path, split: str = "train") -> Dataset:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIPCERT_MIRROR", mirror)
-        return load(name, root=root, download=True)
+        return load(name, split, root=root, download=True)
 
 
 def test_one_bad_file_of_four_keeps_none(tmp_path: Path, mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,17 +91,45 @@ def test_unreadable(tmp_path: Path) -> None:
 
 
 def test_finding(tmp_path: Path, write_idx: Write) -> None:
-    assert find_idx([tmp_path], "train") is None
-    write_idx(tmp_path / "b" / "train-images.idx3-ubyte", PIXELS)
+    a, b = tmp_path / "a", tmp_path / "b"
+    names = {"name": "x", "split": "train", "classes": ("a", "b", "c")}
+    assert list(find_idx([a, b], "train")) == []
+    write_idx(b / "train-images.idx3-ubyte", PIXELS)
+    (pair,) = find_idx([a, b], "train")
     with pytest.raises(DataError, match=r"train-labels-idx1-ubyte\(\.gz\) is missing beside train-images"):
-        find_idx([tmp_path / "a", tmp_path / "b"], "train")
-    write_idx(tmp_path / "b" / "train-labels-idx1-ubyte.gz", LABELS)
-    found = find_idx([tmp_path / "a", tmp_path / "b"], "train")
-    assert found is not None
-    assert [path.name for path in found] == ["train-images.idx3-ubyte", "train-labels-idx1-ubyte.gz"]
-    write_idx(tmp_path / "a" / "t10k-labels-idx1-ubyte", LABELS)
+        read_idx_pair(*pair, **names)
+    write_idx(b / "train-labels-idx1-ubyte.gz", LABELS)
+    (pair,) = find_idx([a, b], "train")
+    assert [path.name for path in pair] == ["train-images.idx3-ubyte", "train-labels-idx1-ubyte.gz"]
+    write_idx(b / "train-images-idx3-ubyte.gz", PIXELS)
+    assert [images.name for images, _ in find_idx([a, b], "train")] == [
+        "train-images.idx3-ubyte",
+        "train-images-idx3-ubyte.gz",
+    ]
+    write_idx(a / "t10k-labels-idx1-ubyte", LABELS)
+    (pair,) = find_idx([a], "test")
     with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\(\.gz\) is missing"):
-        find_idx([tmp_path / "a"], "test")
+        read_idx_pair(*pair, **names)
+
+
+@pytest.mark.parametrize(("whole", "names"), [("MNIST/raw", (".gz",)), ("mnist", ("", ".gz"))])
+def test_a_damaged_copy_beside_a_whole_one(
+    tmp_path: Path, write_idx: Write, monkeypatch: pytest.MonkeyPatch, whole: str, names: tuple[str, ...]
+) -> None:
+    info, reader = registry._READERS["mnist"]
+    monkeypatch.setitem(registry._READERS, "mnist", (replace(info, sizes={}, fingerprints={}), reader))
+    damaged = tmp_path / "MNIST/raw/t10k-images-idx3-ubyte"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(HEADER[:10])
+    for suffix in names:
+        write_idx(tmp_path / whole / f"t10k-images-idx3-ubyte{suffix}", np.zeros((5, 28, 28), dtype=np.uint8))
+        write_idx(tmp_path / whole / f"t10k-labels-idx1-ubyte{suffix}", LABELS)
+    assert load("mnist", "test", root=tmp_path).labels.tolist() == LABELS.tolist()
+    for path in (tmp_path / whole).iterdir():
+        path.write_bytes(b"")
+    damaged.write_bytes(HEADER[:10])
+    with pytest.raises(DataError, match=r"MNIST/raw.*(found 10 bytes|is missing beside)"):  # the first
+        load("mnist", "test", root=tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["MNIST/raw", "mnist", "."])

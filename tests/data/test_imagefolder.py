@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +41,15 @@ def test_val_is_the_test_split(folder: Path, picture: Picture) -> None:
     assert len(image_folder(folder, "test")) == 2
     picture(folder / "test" / "0.png")  # unlabelled test images, as competitions have them
     assert len(image_folder(folder, "test")) == 2
+
+
+def test_only_a_test_split(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "test" / "a" / "1.png", mode="L")
+    picture(tmp_path / "test" / "b" / "1.png")
+    data = image_folder(tmp_path, "test")
+    assert (data.classes, data.labels.tolist(), data.input_shape) == (("a", "b"), [0, 1], (3, 5, 6))
+    with pytest.raises(DataError, match="has no folder 'train' with class folders in it, so no train split"):
+        image_folder(tmp_path)
 
 
 def test_no_splits(tmp_path: Path, picture: Picture) -> None:
@@ -149,6 +160,67 @@ def test_layouts_that_are_none(tmp_path: Path, picture: Picture) -> None:
         image_folder(tmp_path / "other")
     with pytest.raises(DataError, match="unknown split 'valid'"):
         image_folder(tmp_path / "half", "valid")
+
+
+def png(bits: int, colour: int, channels: int) -> bytes:
+    """A PNG of 2x2 zeros."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = bytes(1 + 2 * channels * bits // 8) * 2
+    header = struct.pack(">IIBBBBB", 2, 2, bits, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tiff(bits: int) -> bytes:
+    """An RGB TIFF of 2x2 zeros."""
+    pixels, end = bytes(12 * bits // 8), 8 + 2 + 12 * 8 + 4
+    tags = [(256, 3, 1, 2), (257, 3, 1, 2), (258, 3, 3, end), (259, 3, 1, 1), (262, 3, 1, 2)]
+    tags += [(273, 4, 1, end + 6), (277, 3, 1, 3), (279, 4, 1, len(pixels))]
+    table = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + table + bytes(4) + struct.pack("<3H", *[bits] * 3) + pixels
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "bits"),
+    [
+        *((f"{colour}.png", png(16, colour, channels), 16) for colour, channels in ((0, 1), (2, 3), (4, 2), (6, 4))),
+        ("rgb.ppm", b"P6 2 2 65535 " + bytes(24), 16),
+        ("rgb.ppm", b"P6\n# a comment, 255\n2 2\n# another\r1023\n" + bytes(24), 10),
+        ("plain.ppm", b"P3 2 2 256 " + b"0 " * 12, 9),
+        ("grey.pgm", b"P5 2 2 65535 " + bytes(8), 16),
+        ("float.pgm", b"Pf 2 2 -1.0 " + bytes(16), 32),
+        ("rgb.tif", tiff(16), 16),
+    ],
+    ids=lambda value: "" if isinstance(value, bytes) else None,
+)
+def test_more_than_eight_bits(tmp_path: Path, name: str, content: bytes, bits: int) -> None:
+    place = tmp_path / "train" / "a"
+    place.mkdir(parents=True)
+    (place / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}: has more than 8 bits a channel \({bits}\); convert it"):
+        image_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((f"{colour}.png", png(8, colour, channels)) for colour, channels in ((0, 1), (2, 3), (4, 2), (6, 4))),
+        ("rgb.ppm", b"P6\n# 16 bits: 65535\n2 2\n# not here: 65535\r255\n" + bytes(12)),
+        ("few.ppm", b"P6 2 2 15 " + bytes(12)),
+        ("plain.ppm", b"P3 2 2 255 " + b"0 " * 12),
+        ("tall.pbm.ppm", b"P4 2 512 " + bytes(512)),
+        ("rgb.tif", tiff(8)),
+    ],
+    ids=lambda value: "" if isinstance(value, bytes) else None,
+)
+def test_eight_bits_or_fewer(tmp_path: Path, name: str, content: bytes) -> None:
+    place = tmp_path / "train" / "a"
+    place.mkdir(parents=True)
+    (place / name).write_bytes(content)
+    black = 255 if "pbm" in name else 0
+    assert (image_folder(tmp_path).images == black).all()
 
 
 def test_too_many_pixels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,3 +219,12 @@ def test_data_cannot_be_multiplied() -> None:
     again = ENCODE + b"h\x00" + LATIN + b"\x86R"
     with pytest.raises(DataError, match="more data than its size"):
         read_pickle(text + again * 50 + b".", "x")
+
+
+def test_shapes_of_many_huge_sides_are_not_multiplied() -> None:
+    side = b"\x8a\xff" + b"\xff" * 254 + b"\x7f"  # 2**2039 - 1
+    # It took minutes to multiply them.
+    for shape in (b"(" + side * 10_000 + b"t", side + side + b"\x86", b"K\x01K\x01K\x03\x87"):
+        with pytest.raises(DataError, match=r"an array of shape \(.* comes with 3 bytes") as caught:
+            read_pickle(NEW + b"(K\x01" + shape + U1 + b"\x89U\x03abctb.", "x")
+        assert len(str(caught.value)) < 500

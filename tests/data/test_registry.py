@@ -36,19 +36,19 @@ def test_available() -> None:
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("minst", "Did you mean 'mnist'?"),
-        ("MNIST", "Did you mean 'mnist'?"),
-        ("FashionMNIST", "Did you mean 'fashion-mnist'?"),
-        ("cifar-10", "Did you mean 'cifar10'?"),
-        ("fashion", "Did you mean 'fashion-mnist'?"),
-        ("pet", "Did you mean 'pets'?"),
-        ("zzzzzz", "Known: digits, mnist, fashion-mnist"),
+        ("minst", "; did you mean 'mnist'?"),
+        ("MNIST", "; did you mean 'mnist'?"),
+        ("FashionMNIST", "; did you mean 'fashion-mnist'?"),
+        ("cifar-10", "; did you mean 'cifar10'?"),
+        ("fashion", "; did you mean 'fashion-mnist'?"),
+        ("pet", "; did you mean 'pets'?"),
+        ("zzzzzz", "there are: digits, mnist, fashion-mnist"),
         ("../pets", "or an image folder's name in"),
-        ("..", "Known:"),
-        (".", "Known:"),
-        ("", "Known:"),
-        (".hidden", "Known:"),
-        ("other:pets", "Known:"),
+        ("..", "there are:"),
+        (".", "there are:"),
+        ("", "there are:"),
+        (".hidden", "there are:"),
+        ("other:pets", "there are:"),
     ],
 )
 def test_unknown_names(tmp_path: Path, picture: Picture, name: str, hint: str) -> None:
@@ -56,7 +56,7 @@ def test_unknown_names(tmp_path: Path, picture: Picture, name: str, hint: str) -
         picture(tmp_path / folder / "train" / "a" / "1.png")
     with pytest.raises(DataError) as caught:
         load(name, root=tmp_path)
-    assert f"unknown data set '{name}'." in str(caught.value)
+    assert f"unknown data set '{name}'; " in str(caught.value)
     assert hint in str(caught.value)
     assert "folder:PATH" in str(caught.value)
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import lipcert
 from cases import CASES, loop_map, traced
+from lipcert.errors import TraceError
 from lipcert.graph.types import Elementwise, Graph, VectorMap
 from lipcert.loop import LoopMap
+from lipcert.norms import dense
 
 ALL = list(CASES)
 
@@ -128,3 +134,27 @@ def test_equal_steps_are_one_node_and_different_ones_are_not() -> None:
     for name in ("math-einsum-two-weights", "math-cat-either-side"):
         nodes = [n.operation for n in traced(name).nodes]
         assert max(nodes.count("aten.einsum.default"), nodes.count("aten.cat.default")) == 2
+
+
+def test_a_graph_is_not_copied_behind_its_module() -> None:
+    """The copy would read the weights of the module that it was not made for."""
+    net = nn.Sequential(nn.Linear(3, 2)).eval()
+    for action in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TraceError, match="trace the copy"):
+            action(lipcert.trace(net, (3,)))  # type: ignore[operator]
+
+
+def test_a_divisor_that_is_negative() -> None:
+    """Its sign is in a coefficient, so that |T| is the map of absolute values: here ‖T‖ = 3/2."""
+
+    class Pooled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.avg_pool2d(x, 1, divisor_override=-2) - x
+
+    bound = lipcert.lipschitz(Pooled().eval(), (1, 3, 3), guarantee="upper")
+    assert 1.5 <= float(bound) < 1.5 + 1e-9
+    graph = lipcert.trace(Pooled().eval(), (1, 3, 3))
+    loop = LoopMap(graph, graph.resolve(torch.float64))
+    assert dense.absolute_norm(loop, (1, 0)) >= 1.5
+    window = lipcert.lipschitz(nn.AvgPool2d(2, divisor_override=-3).eval(), (1, 4, 4), guarantee="upper")
+    assert float(window) == pytest.approx(2 / 3)

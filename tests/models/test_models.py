@@ -214,23 +214,47 @@ def test_a_model_of_one_s_own() -> None:
         register("mine")(mine)
 
 
+@pytest.mark.usefixtures("clean_registry")
+def test_normalisation_keeps_layers_that_are_there_twice() -> None:
+    @register("twice")
+    def twice(*, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        inner, act = nn.Linear(4, 4), nn.ReLU()
+        return nn.Sequential(inner, act, inner, act, nn.Linear(4, num_classes))
+
+    plain = build("twice", input_shape=(4,), num_classes=3)
+    model = build("twice", input_shape=(4,), num_classes=3, mean=0.5, std=0.5)
+    assert list(model._modules) == ["normalize", "0", "1", "2", "3", "4"]
+    assert model[1] is model[3]
+    model.load_state_dict(plain.state_dict(), strict=False)
+    x = torch.rand(5, 4)
+    assert torch.equal(model(x), plain((x - 0.5) / 0.5))
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
         ("4c3", {}, "unknown model '4c3'; did you mean '4c3f'"),
+        ("MLP", {}, "unknown model 'MLP'; did you mean 'mlp'. there are: 4c3f"),
         ("vit", {}, "unknown model 'vit'; there are: 4c3f"),
         ("mlp", {"width": [3]}, "no option 'width'; did you mean 'widths'"),
         ("mlp", {"widths": 3}, "widths must be a list"),
         ("mlp", {"widths": [3, 0]}, "positive integers"),
         ("mlp", {"widths": [True]}, "positive integers"),
         ("mlp", {"widths": "34"}, "widths must be a list"),
+        (
+            "mlp",
+            {"width": [3], "activations": "relu"},
+            "did you mean 'widths'. did you mean 'activation'. there are: widths",
+        ),
         ("mlp", {"activation": "rellu"}, "unknown activation 'rellu'; did you mean 'relu'"),
-        ("mlp", {"activation": 3}, "unknown activation 3"),
+        ("mlp", {"activation": "ReLU"}, "unknown activation 'ReLU'; did you mean 'relu'. there are: elu"),
+        ("mlp", {"activation": 3}, "unknown activation 3; there are: elu"),
         ("mlp", {"activation": "maxmin", "widths": [5]}, "5 is odd"),
         ("mlp", {"num_classes": 1}, "num_classes"),
         ("mlp", {"num_classes": 2.0}, "num_classes"),
         ("mlp", {"input_shape": ()}, "input_shape"),
-        ("mlp", {"input_shape": (3, -1)}, "input_shape"),
+        ("mlp", {"input_shape": (3, -1)}, "input_shape must be a list of positive integers; got .3, -1."),
+        ("mlp", {"input_shape": "34"}, "input_shape must be a list"),
         ("mlp", {"mean": 0.5}, "both mean and std"),
         ("mlp", {"mean": (0, 0), "std": (1, 1)}, "for 2 channels"),
         ("6c2f", {"input_shape": (784,)}, "takes images"),
@@ -239,9 +263,10 @@ def test_a_model_of_one_s_own() -> None:
         ("8c2f", {"input_shape": (1, 8, 8)}, "too deep for images of 8×8"),
         ("8c2f", {"input_shape": (1, 64, 8)}, "too deep for images of 64×8"),
         ("resnet-small", {"input_shape": (8, 8)}, "takes images"),
-        ("resnet-small", {"widths": [8, 8]}, "three positive integers"),
-        ("resnet-small", {"blocks": [1, 0, 1]}, "three positive integers"),
-        ("resnet-small", {"blocks": 2}, "three positive integers"),
+        ("resnet-small", {"widths": [8, 8]}, "a list of 3 positive integers"),
+        ("resnet-small", {"blocks": [1, True, 1]}, "blocks must be a list of 3 positive integers"),
+        ("resnet-small", {"blocks": [1, 0, 1]}, "a list of 3 positive integers"),
+        ("resnet-small", {"blocks": 2}, "a list of 3 positive integers"),
         ("resnet-small", {"norm": "yes"}, "true or false"),
         ("resnet-small", {"activation": "maxmin", "widths": [7, 8, 8]}, "7 is odd"),
     ],

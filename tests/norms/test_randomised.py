@@ -161,6 +161,12 @@ def test_the_random_start_is_another_one_each_time() -> None:
     assert len(found) == 3
 
 
+@pytest.mark.parametrize("slack", [0.0, -1.0, math.nan, math.inf])
+def test_a_slack_that_is_none(slack: float) -> None:
+    with pytest.raises(BoundError, match="slack"):
+        lipcert.lipschitz(nn.Linear(3, 3).eval(), (3,), guarantee="upper", slack=slack)
+
+
 @pytest.mark.parametrize("failure", [-1e-9, 0.5, math.nan])
 def test_a_probability_of_failure_that_is_none(failure: float) -> None:
     with pytest.raises(BoundError, match="probability"):

@@ -138,6 +138,7 @@ def test_words_that_are_values_need_quotes_to_be_text(file: Path) -> None:
         ("optimizer.betas=[.9, 1]", "numbers are written 0.9"),
         ("seed=", "override of seed: ''"),
         ("seed=1\nname='x'", "is more than one value"),
+        (f"seed={'9' * 5000}", "is neither a TOML value"),
         ("seed.x=3", "seed.x: seed is 3, not a table; set seed itself"),
     ],
 )
@@ -265,6 +266,12 @@ def test_syntax_errors_have_a_line(file: Path) -> None:
         load_config(file)
 
 
+def test_an_integer_may_be_too_long_to_be_read(file: Path) -> None:
+    file.write_text(f"seed = {'9' * 5000}\n" + MINIMAL)
+    with pytest.raises(ConfigError, match=r"run\.toml.*not valid TOML.*5000 digits"):
+        load_config(file)
+
+
 def test_a_file_goes_before_the_library_when_it_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mnist-4c3f-crm").write_text(MINIMAL)
@@ -386,7 +393,7 @@ def test_the_quick_configuration() -> None:
     assert isinstance(quick.loss, CRMConfig)
     assert (quick.loss.temperature, quick.loss.radius_cap, quick.loss.weight) == (12, 0.25, 15)
     assert quick.loss.start_epoch == 0
-    assert (quick.optimizer.lr, quick.optimizer.clip_norm) == (1.5e-3, 1)
+    assert (quick.optimizer.lr, quick.optimizer.clip_norm) == (1e-3, 1)
     assert (quick.schedule.kind, quick.train.epochs, quick.train.batch_size) == ("onecycle", 30, 256)
     assert (quick.train.precision, quick.train.channels_last) == ("bfloat16", True)
 

@@ -84,9 +84,10 @@ def test_ctrl_c_saves_in_the_middle_of_an_epoch(whole: Path, tmp_path: Path) -> 
     assert differing(whole, out) == []
 
 
-@pytest.mark.parametrize("steps", [1, BATCHES, BATCHES + 1, 3 * BATCHES])
+@pytest.mark.parametrize("steps", [0, 1, BATCHES, BATCHES + 1, 3 * BATCHES])
 def test_stopped_after_any_number_of_steps(whole: Path, tmp_path: Path, steps: int) -> None:
-    stopped(tiny(*STATEFUL), tmp_path / "run", steps)
+    trainer = stopped(tiny(*STATEFUL), tmp_path / "run", steps)
+    assert trainer.epoch * BATCHES + trainer.batch == steps
     Trainer(tiny(*STATEFUL), tmp_path / "run").fit(resume=True)
     assert differing(whole, tmp_path / "run") == []
 

@@ -62,13 +62,22 @@ def test_summary(done: Path) -> None:
     assert (summary["seed"], summary["epochs"], summary["split"]) == (0, 3, "test")
     assert summary["clean_accuracy"] == last["clean"]
     assert list(summary["estimated_certified_accuracy"]) == ["0.25", "0.5", "0.75"]
-    assert summary["bound_estimate"]["low"] == pytest.approx(last["bound"][0], rel=1e-3)
+    assert summary["estimated_certified_accuracy"] == last["estimated_certified"]
+    assert [summary["bound_estimate"][end] for end in ("low", "high")] == last["bound"]
     assert summary["parameters"] == 64 * 16 + 16 + 16 * 10 + 10
     assert summary["training_seconds"] == pytest.approx(sum(r["seconds"] for r in RunFolder(done).metrics()))
     assert summary["device"] == "cpu"
     assert summary["data"]["name"] == "digits"
     assert len(summary["data"]["train_sha256"]) == 64
     assert summary["versions"]["torch"] == torch.__version__
+
+
+def test_close_radii_have_keys_of_their_own(tmp_path: Path) -> None:
+    radii = [36 / 255, 0.1411765, 1]
+    summary = Trainer(tiny(f"train.eval_epsilons={radii}", "train.epochs=1"), tmp_path / "run").fit()
+    (record,) = RunFolder(tmp_path / "run").metrics()
+    for shares in (summary["estimated_certified_accuracy"], record["estimated_certified"]):
+        assert list(shares) == ["0.1411764705882353", "0.1411765", "1.0"]
 
 
 def test_the_model_can_be_built_from_its_folder_alone(done: Path) -> None:
@@ -89,6 +98,27 @@ def test_a_second_run_is_refused(done: Path) -> None:
     assert outcome(done) == before
 
 
+def test_files_without_a_configuration_are_another_run_s(done: Path) -> None:
+    (done / "config.toml").unlink()
+    for name in FILES[2:]:
+        with pytest.raises(ConfigError, match=rf"holds files of another run: .* delete them \(.*{name}"):
+            Trainer(tiny(*STATEFUL), done).fit()
+        (done / name).unlink()
+    with pytest.raises(ConfigError, match=r"holds files of another run: .* \(checkpoint.safetensors\)"):
+        RunFolder(done).create(tiny())
+    assert not (done / "config.toml").exists()
+
+
+def test_a_configuration_alone_is_replaced(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create(tiny("seed=1"))
+    folder.create(tiny("seed=2"))
+    assert folder.config() == tiny("seed=2")
+    folder.log({"epoch": 1})
+    with pytest.raises(ConfigError, match="holds a run already"):
+        folder.check_new()
+
+
 def test_resuming_a_finished_run_changes_nothing(done: Path) -> None:
     def files() -> dict[str, tuple[bytes, int]]:
         return {
@@ -107,7 +137,7 @@ def test_resuming_a_finished_run_changes_nothing(done: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["model deleted", "model cut", "summary deleted", "summary cut", "summary is a list"]
+    "damage", ["model deleted", "model cut", "summary deleted", "summary cut", "summary is a list", "summary is empty"]
 )
 def test_resuming_repairs_a_finished_run(done: Path, original: Path, damage: str) -> None:
     name, how = damage.split(maxsplit=1)
@@ -115,7 +145,7 @@ def test_resuming_repairs_a_finished_run(done: Path, original: Path, damage: str
     if how == "deleted":
         path.unlink()
     else:
-        path.write_bytes(path.read_bytes()[:-9] if how == "cut" else b"[1]")
+        path.write_bytes({"cut": path.read_bytes()[:-9], "is a list": b"[1]", "is empty": b"{}"}[how])
     resumed(done)
     assert differing(done, original) == []
 
@@ -215,6 +245,49 @@ def test_models_that_say_too_little(done: Path) -> None:
     folder.save_model(build("mlp", input_shape=(3,), num_classes=2), config, (1, 8, 8), tuple("0123456789"))
     with pytest.raises(CheckpointError, match="do not fit the module"):
         folder.load_model()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{}", b"[1]", b"\xff", b"[" * 10_000, b'{"name": 1}'),
+        b'{"name": "a", "epochs": 1, "split": "test", "clean_accuracy": "1", "estimated_certified_accuracy": {}}',
+        b'{"name": "a", "epochs": 1, "split": "test", "clean_accuracy": 1, "estimated_certified_accuracy": {"x": 1}}',
+    ],
+)
+def test_damaged_summaries(tmp_path: Path, content: bytes) -> None:
+    folder = RunFolder(tmp_path)
+    folder.summary_file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"summary\.json is damaged: it is not the summary of a run"):
+        folder.summary()
+
+
+@pytest.mark.parametrize("line", ['{"epoch": "x"}', '{"epoch": 1.5}', '{"epoch": true}', '{"epoch": 0}', "{}", "3"])
+def test_metrics_of_no_epoch(tmp_path: Path, line: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.log({"epoch": 1})
+    with folder.metrics_file.open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl is damaged: line 2 has no epoch"):
+        folder.drop_metrics_after(1)
+    assert len(folder.metrics_file.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("shape", ["[2, [2]]", "[8.0]", "[0]", "[]", '"8"', "8", "[true]"])
+def test_shapes_that_are_none(done: Path, shape: str) -> None:
+    folder = RunFolder(done)
+    header = {"input_shape": json.loads(shape), "classes": ["a", "b"], "config": folder.config().fingerprint()}
+    save_weights(folder.model_file, folder.load_model()[0], header)
+    with pytest.raises(CheckpointError, match="does not say which model it belongs to"):
+        folder.load_model()
+
+
+def test_a_header_is_checked_before_a_model_is_built(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = done / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(rb"[1, 8, 8]", rb"[9, 9, 9]"))
+    monkeypatch.setattr("lipcert.train.run_folder.build_model", None)
+    with pytest.raises(CheckpointError, match=r"model.safetensors is damaged: .* checksum"):
+        RunFolder(done).load_model()
 
 
 def test_no_model_yet(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lipcert.errors import ConfigError
-from lipcert.train.schedules import AnyLr, interpolate, learning_rate, loss_values, value_at
+from lipcert.train.schedules import average_decay, interpolate, learning_rate, loss_values, value_at
 from lipcert.train.schema import (
     CEConfig,
     ConstantLR,
@@ -22,6 +22,7 @@ from lipcert.train.schema import (
     GloRoConfig,
     GloRoTradesConfig,
     LMTConfig,
+    LrConfig,
     OneCycleLR,
     Ramp,
 )
@@ -30,7 +31,7 @@ Shape = Literal["linear", "exponential", "cosine"]
 SHAPES: tuple[Shape, ...] = ("linear", "exponential", "cosine")
 
 
-def rates(schedule: AnyLr, *, epochs: int = 10, steps: int = 10, lr: float = 0.1, extra: int = 0) -> list[float]:
+def rates(schedule: LrConfig, *, epochs: int = 10, steps: int = 10, lr: float = 0.1, extra: int = 0) -> list[float]:
     return [
         learning_rate(s, steps_per_epoch=steps, epochs=epochs, lr=lr, schedule=schedule)
         for s in range(epochs * steps + extra)
@@ -76,6 +77,21 @@ def test_loss_values() -> None:
     assert loss_values(GloRoConfig(kind="gloro", epsilon=ramp), 9.0) == {"epsilon": 4.0}
     trades = GloRoTradesConfig(kind="gloro-trades", epsilon=1.0, weight=ramp)
     assert loss_values(trades, 2.0) == {"epsilon": 1.0, "weight": 2.0}
+
+
+def test_crm_of_weight_zero_is_plain_cross_entropy() -> None:
+    ramp = Ramp(start=0.0, end=4.0, epochs=(2.0, 6.0))
+    crm = CRMConfig(kind="crm", temperature=1.0, radius_cap=1.0, weight=ramp)
+    assert [loss_values(crm, epoch) for epoch in (0.0, 1.9, 2.0)] == [None] * 3
+    assert loss_values(crm, 3.0) == {"radius_cap": 1.0, "weight": 1.0}
+    assert loss_values(CRMConfig(kind="crm", temperature=1.0, radius_cap=1.0, weight=0.0), 9.0) is None
+
+
+def test_averages_are_short_at_first() -> None:
+    assert average_decay(0.9999, 0) == 0.1
+    assert average_decay(0.5, 7) == 8 / 17
+    assert [average_decay(0.5, step) for step in (8, 9, 10**9)] == [0.5] * 3
+    assert average_decay(0.05, 0) == 0.05
 
 
 def test_constant() -> None:

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lipcert import UpperBound, lipschitz
 from lipcert.certify.radius import radii
 from lipcert.data import load, split
 from lipcert.errors import ConfigError, DataError
-from lipcert.train import Interrupted, RunFolder, Trainer
+from lipcert.train import Interrupted, RunFolder, Trainer, TrainingBound
 from lipcert.train.evaluate import predict
-from lipcert.train.schedules import learning_rate, value_at
+from lipcert.train.factory import default_device
+from lipcert.train.schedules import average_decay, learning_rate, value_at
 from runs import BATCHES, LOSSES, Notes, outcome, stopped, tiny
 
 
@@ -66,17 +67,34 @@ def test_learning_rates_and_ramps_reach_the_step(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(trainer.optimizer, "step", noted)
     trainer.fit()
     assert len(seen) == 3 * BATCHES
-    assert len(used) == 3 * BATCHES - 2  # plain cross-entropy in the first two steps
+    assert len(used) == 2 * BATCHES - 1  # plain cross-entropy before the weight is above 0
     for step, (lr, weight, cap) in enumerate(seen):
         expected = learning_rate(
             step, steps_per_epoch=BATCHES, epochs=3, lr=config.optimizer.lr, schedule=config.schedule
         )
         assert lr == expected
-        if step >= 2:
+        if step > BATCHES:
             assert weight == value_at(config.loss.weight, step / BATCHES)  # type: ignore[union-attr]
             assert cap == value_at(config.loss.radius_cap, step / BATCHES)  # type: ignore[union-attr]
     assert [round(w, 6) for _, w, _ in seen][BATCHES : 2 * BATCHES] == [0, 0.8, 1.6, 2.4, 3.2]
     assert RunFolder(tmp_path / "run").metrics()[-1]["lr"] == seen[-1][0]
+
+
+def test_a_weight_that_leaves_zero_finds_the_bound_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ramp = "loss.weight={start=0.0,end=1.0,epochs=[2,3]}"
+    trainer = Trainer(tiny(ramp, "optimizer.lr=0.01", "train.eval_every=3"), tmp_path / "run")
+    start, loss, pairs = trainer.bound.value.clone(), trainer.loss.forward, list[tuple[Tensor, Tensor]]()
+
+    def looked_at(logits: Tensor, labels: Tensor, bound: Tensor) -> Tensor:
+        pairs.append((bound.detach().clone(), TrainingBound(trainer.model, (1, 8, 8), warmup=100).value))
+        return loss(logits, labels, bound)
+
+    monkeypatch.setattr(trainer.loss, "forward", looked_at)
+    trainer.fit()
+    assert len(pairs) == BATCHES - 1
+    used, real = pairs[0]
+    assert real.max() > 1.3 * start.max()
+    torch.testing.assert_close(used, real, rtol=0.01, atol=0)
 
 
 def test_gradients_are_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,18 +132,42 @@ def test_averaged_weights_are_evaluated_saved_and_certified(tmp_path: Path) -> N
 
 
 def test_the_average_is_an_exponential_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(tiny("train.ema=0.75", "train.epochs=1"), tmp_path / "run")
+    trainer = Trainer(tiny("train.ema=0.25", "train.epochs=2"), tmp_path / "run")
     expected = trainer.model.fc1.weight.detach().double().clone()  # type: ignore[union-attr,operator]
-    update = trainer.optimizer.step
+    update, steps = trainer.optimizer.step, iter(range(2 * BATCHES))
 
     def noted() -> None:
         update()
-        expected.mul_(0.75).add_(trainer.model.fc1.weight.detach().double(), alpha=0.25)  # type: ignore[union-attr]
+        decay = average_decay(0.25, next(steps))
+        expected.mul_(decay).add_(trainer.model.fc1.weight.detach().double(), alpha=1 - decay)  # type: ignore[union-attr]
 
     monkeypatch.setattr(trainer.optimizer, "step", noted)
     trainer.fit()
+    assert next(steps, None) is None
     assert trainer.averaged is not None
     torch.testing.assert_close(trainer.averaged.fc1.weight.double(), expected, rtol=0, atol=1e-6)  # type: ignore[union-attr]
+
+
+def test_a_long_average_of_a_short_run_has_learned(tmp_path: Path) -> None:
+    changes = ["train.ema=0.9999", "train.epochs=8", "train.batch_size=64"]
+    summary = Trainer(tiny(LOSSES["ce"], *changes), tmp_path / "run").fit()
+    assert summary["clean_accuracy"] > 0.6
+
+
+def test_looking_at_a_run_leaves_no_trace_in_it(tmp_path: Path) -> None:
+    for every in (1, 3):
+        Trainer(tiny(f"train.eval_every={every}"), tmp_path / str(every)).fit()
+    often, once = outcome(tmp_path / "1"), outcome(tmp_path / "3")
+    for part in ("weights", "model", "optimizer", "bound", "random"):
+        assert often[part] == once[part], part
+
+
+def test_predicting_leaves_the_mode_of_each_layer() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
+    module[1].eval()  # frozen
+    predict(module, load("digits", "test"), device=torch.device("cpu"))
+    assert [m.training for m in module.modules()] == [True, True, False, True]
+    assert int(module[1].num_batches_tracked) == 0
 
 
 def test_reported_numbers_are_those_of_the_saved_model(tmp_path: Path) -> None:
@@ -185,7 +227,7 @@ def test_an_interrupted_run_says_where_it_is(tmp_path: Path) -> None:
     ("change", "error", "words"),
     [
         ("data.augment.shift=0.01", DataError, "less than half a pixel"),
-        ("data.name=digit", DataError, "Did you mean 'digits'"),
+        ("data.name=digit", DataError, "did you mean 'digits'"),
         ("data.validation=0.0001", DataError, "leaves a part empty"),
         ("model.name=mpl", ConfigError, "did you mean 'mlp'"),
         ("model.options.width=[3]", ConfigError, "did you mean 'widths'"),
@@ -199,6 +241,12 @@ def test_mistakes_leave_no_folder(tmp_path: Path, change: str, error: type[Excep
     with pytest.raises(error, match=words):
         Trainer(tiny(*changes), tmp_path / "run").fit()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("there", "expected"), [(True, "cuda"), (False, "cpu")])
+def test_the_default_device(monkeypatch: pytest.MonkeyPatch, there: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert default_device() == torch.device(expected)
 
 
 def test_a_batch_may_be_larger_than_the_data(tmp_path: Path) -> None:

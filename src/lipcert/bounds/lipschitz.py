@@ -147,4 +147,5 @@ def graph_bound(
     if not upper:
         return Estimate(value, method, scope)
     excess = float(torch.where(seen > 0, value / seen, torch.ones_like(value)).max()) - 1
-    return UpperBound(value, method, scope, sum(n.failure for n in proofs.values()), excess, proofs)
+    risk = failure if any(n.failure for n in proofs.values()) else 0.0
+    return UpperBound(value, method, scope, risk, excess, proofs)

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from lipcert.norms.result import Norm
 
-__all__ = ["Bound", "Estimate", "Guarantee", "Method", "Scope", "UpperBound"]
+__all__ = ["Bound", "Estimate", "Guarantee", "Method", "Scope", "UpperBound", "rounded"]
 
 Method = Literal["product", "liplt"]
 Scope = Literal["global", "class", "pairwise"]
 Guarantee = Literal["estimate", "upper"]
+
+
+def rounded(value: float, digits: int, *, up: bool) -> str:
+    """A number in a few digits that is not below (or not above) it.
+
+    >>> rounded(0.8536543004744892, 6, up=True), rounded(36 / 255, 6, up=False), rounded(2.0, 6, up=True)
+    ('0.853655', '0.141176', '2')
+    """
+    if not math.isfinite(value):
+        return str(value)
+    short = Context(prec=digits, rounding=ROUND_CEILING if up else ROUND_FLOOR).create_decimal_from_float(value)
+    return f"{short.normalize():g}" if short else "0"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,18 +53,24 @@ class Bound:
 
     def summary(self) -> str:
         """One line for people; says whether the value is certain."""
-        certain = "≤" if self.guarantee == "upper" else "≈"
-        if self.scope == "global":
-            shown = f"{float(self.value):.6g}"
-        else:
-            off = self.value[self.value > 0]
-            shown = f"{float(off.min()):.6g} … {float(off.max()):.6g}" if off.numel() else "0"
-        note = "" if self.guarantee == "upper" else " (an estimate from below: not a certificate)"
-        return f"{self.method}, {self.scope}: L {certain} {shown}{note or self.proof()}"
+        return f"{self.method}, {self.scope}: {self.shown()} ({self.proof()})"
+
+    def ends(self) -> tuple[float, float]:
+        """The smallest and the largest value, of different classes."""
+        values = self.value.detach().cpu()
+        if values.ndim == 2:
+            values = values[~torch.eye(len(values), dtype=torch.bool)]
+        return float(values.min()), float(values.max())
+
+    def shown(self, digits: int = 6) -> str:
+        """The value in a few digits, with its sign: an upper bound is rounded up, never below what was proved."""
+        upper = self.guarantee == "upper"
+        ends = dict.fromkeys(rounded(v, digits, up=True) if upper else f"{v:.{digits}g}" for v in self.ends())
+        return f"L {'≤' if upper else '≈'} {' … '.join(ends)}"
 
     def proof(self) -> str:
-        """How certain an upper bound is, for people; nothing where that goes without saying."""
-        return ""
+        """How far it can be trusted, for people."""
+        return "an estimate from below: not a certificate"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +90,8 @@ class UpperBound(Bound):
     guarantee: ClassVar[Guarantee] = "upper"
 
     def proof(self) -> str:
-        """Its probability of failure, if it has one."""
-        return f" (except with probability {self.failure:.1g})" if self.failure else ""
+        """How far it can be trusted, for people."""
+        return f"proved, except with probability {self.failure:.6g}" if self.failure else "proved"
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,8 +2,9 @@
 
     R(x) = min_{b ≠ a} (z_a − z_b) / L_ab,      a = argmax z(x)
 
-No input within distance R of x is classified otherwise by the real-arithmetic network (rounding of the executed
-one is the business of precision="float32", which is not here yet). The radius is in the units of the module's
+No input within distance R of x is classified otherwise by the real-arithmetic network, whose logits are enclosed
+(:mod:`lipcert.certify.logits`); rounding of the executed one is the business of precision="float32", which is not
+here yet. The radius is in the units of the module's
 input: with pixels in [0, 1] and normalisation inside the module, in pixels.
 """
 
@@ -16,11 +17,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lipcert.bounds.lipschitz import DENSE_LIMIT, lipschitz
+from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SLACK, graph_bound
 from lipcert.bounds.pairs import pair_bounds
 from lipcert.bounds.result import Bound, Guarantee, Method, Scope
+from lipcert.certify.logits import exact_logits
 from lipcert.errors import BoundError, ShapeError
-from lipcert.graph import check_mode
+from lipcert.graph import check_mode, trace
 from lipcert.graph.capture import first_line
 
 __all__ = ["CertifiedRadii", "EstimatedRadii", "Radii", "certify", "logits_of", "radii"]
@@ -112,13 +114,15 @@ def _share(hits: Tensor) -> float:
     return float(hits.double().mean()) if len(hits) else float("nan")
 
 
-def radii(logits: Tensor, bound: Bound, labels: Tensor | None = None) -> Radii:
+def radii(logits: Tensor, bound: Bound, labels: Tensor | None = None, *, errors: Tensor | None = None) -> Radii:
     """Radii from logits and a bound, in float64, rounded down.
 
     Args:
         logits: (N, C); whatever dtype they were computed in, they are read as exact numbers.
         bound: of the same classes.
         labels: (N,) integers.
+        errors: (N, C), how far each logit may be from that of the network that the bound is of; 0 if omitted. For a
+            certificate they have to come from :func:`lipcert.certify.exact_logits`, as a float32 logit is rounded.
 
     Returns:
         :class:`CertifiedRadii` for an upper bound, :class:`EstimatedRadii` for an estimate.
@@ -154,6 +158,9 @@ def radii(logits: Tensor, bound: Bound, labels: Tensor | None = None) -> Radii:
         z = torch.where(finite[:, None], z, torch.zeros_like(z))
         top, prediction = z.max(1)
         margins = top[:, None] - z
+        if errors is not None:
+            both = errors.to(z) + errors.to(z).gather(1, prediction[:, None])
+            margins = torch.nextafter(margins, -torch.ones_like(z)) - both * (1 + 2.0**-50)
         down = torch.nextafter(
             margins / pairs[prediction].clamp_min(torch.finfo(torch.float64).tiny), -torch.ones_like(z)
         )
@@ -199,7 +206,9 @@ def certify(
     scope: Scope = "pairwise",
     guarantee: Guarantee = "upper",
     dense_limit: int = DENSE_LIMIT,
-    batch_size: int = 512,
+    failure: float = FAILURE,
+    slack: float = SLACK,
+    batch_size: int = 128,
     bound: Bound | None = None,
 ) -> Radii:
     """Certify the predictions of a classifier on a batch.
@@ -208,7 +217,7 @@ def certify(
         module: a supported classifier in eval mode that maps (N, *shape) to logits (N, C).
         x: (N, *shape), in the units in which the radius is wanted (pixels in [0, 1]).
         y: (N,) labels; needed for accuracies only.
-        method, scope, guarantee, dense_limit: see :func:`lipcert.lipschitz`.
+        method, scope, guarantee, dense_limit, failure, slack: see :func:`lipcert.lipschitz`.
         batch_size: samples evaluated at once.
         bound: a bound of this module, at its present weights, computed before; then the options above are unused.
 
@@ -235,11 +244,26 @@ def certify(
             + (f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__)
         )
     labels = None if y is None else torch.as_tensor(y)
+    graph = trace(module, tuple(x.shape[1:]))
     if bound is None:
-        shape = tuple(x.shape[1:])
-        bound = lipschitz(module, shape, method=method, scope=scope, guarantee=guarantee, dense_limit=dense_limit)
-    logits = logits_of(module, x, batch_size=batch_size)
+        bound = graph_bound(
+            graph,
+            method=method,
+            scope=scope,
+            guarantee=guarantee,
+            dense_limit=dense_limit,
+            failure=failure,
+            slack=slack,
+        )
+    errors: Tensor | None = None
+    if bound.guarantee == "upper":
+        if batch_size < 1:
+            raise ShapeError(f"batch_size must be at least 1; got {batch_size}")
+        batches = [x[i : i + batch_size] for i in range(0, max(len(x), 1), batch_size)]
+        logits, errors = exact_logits(graph, batches)
+    else:
+        logits = logits_of(module, x, batch_size=batch_size)
     if logits.ndim == 2:  # a finite logit of an infinite input (a ReLU can hide it) certifies nothing
         finite = torch.isfinite(x).flatten(1).all(1).to(logits.device)
         logits = logits.masked_fill(~finite[:, None], float("nan"))
-    return radii(logits, bound, None if labels is None else labels.to(logits.device))
+    return radii(logits, bound, None if labels is None else labels.to(logits.device), errors=errors)

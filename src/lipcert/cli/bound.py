@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Annotated
@@ -10,24 +11,36 @@ import torch
 import typer
 from torch import nn
 
-from lipcert.bounds import graph_bound
-from lipcert.bounds.lipschitz import DENSE_LIMIT
-from lipcert.cli.common import DeviceOption, JsonOption, console, emit, find_device, guarded, say, table
-from lipcert.cli.options import GuaranteeName, MethodName, ScopeName
+from lipcert.bounds import UpperBound, graph_bound
+from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SLACK
+from lipcert.bounds.result import rounded
+from lipcert.cli.common import DeviceOption, JsonOption, console, describe, emit, find_device, guarded, say, table
+from lipcert.cli.options import (
+    DenseLimitOption,
+    FailureOption,
+    GuaranteeName,
+    MethodName,
+    ScopeName,
+    SlackOption,
+)
 from lipcert.errors import ConfigError
 from lipcert.graph import trace
 from lipcert.models import build
 from lipcert.train import RunFolder
 from lipcert.train.checkpoint import load_weights
+from lipcert.train.run_folder import MOST_INPUTS
 
 __all__ = ["bound"]
 
 
 def _shape(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(n) for n in text.replace("x", ",").split(","))
+        shape = tuple(int(n) for n in text.replace("x", ",").split(","))
     except ValueError as error:
         raise ConfigError(f"--input is a shape without the batch, such as 3,32,32; got {text!r}") from error
+    if math.prod(shape) > MOST_INPUTS:
+        raise ConfigError(f"--input {text}: no model takes inputs of more than {MOST_INPUTS:,} numbers.")
+    return shape
 
 
 def _model(
@@ -61,7 +74,9 @@ def bound(
     ] = None,
     scope: Annotated[ScopeName, typer.Option("--scope")] = ScopeName.whole,
     guarantee: Annotated[GuaranteeName, typer.Option("--guarantee")] = GuaranteeName.estimate,
-    dense_limit: Annotated[int, typer.Option("--dense-limit", min=1)] = DENSE_LIMIT,
+    dense_limit: DenseLimitOption = DENSE_LIMIT,
+    failure: FailureOption = FAILURE,
+    slack: SlackOption = SLACK,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -86,33 +101,24 @@ def bound(
                 scope=scope.value,
                 guarantee=guarantee.value,
                 dense_limit=dense_limit,
+                failure=failure,
+                slack=slack,
             )
             results.append((found, time.monotonic() - began))
     if as_json:
-        emit(
-            [
-                {
-                    "method": b.method,
-                    "scope": b.scope,
-                    "guarantee": b.guarantee,
-                    "value": b.value.tolist(),
-                    "seconds": seconds,
-                }
-                for b, seconds in results
-            ]
-        )
+        emit([{**describe(b), "value": b.value.tolist(), "seconds": seconds} for b, seconds in results])
         return
-    columns = ["L"] if scope is ScopeName.whole else ["lowest L", "highest L"]
     say(f"ℓ2 Lipschitz constant, {scope.value}")
-    shown = table("method", *columns, "seconds")
+    columns = ["method", "", "seconds"] + ["slack"] * any(b.guarantee == "upper" for b, _ in results)
+    shown = table(*columns)
     for b, seconds in results:
-        own = torch.eye(len(b.value), dtype=torch.bool) if b.value.ndim == 2 else torch.zeros(b.value.shape).bool()
-        values = b.value.cpu()[~own]
-        sign = "≤" if b.guarantee == "upper" else "≈"
-        ends = [values.min(), values.max()][: len(columns)]
-        shown.add_row(b.method, *(f"{sign} {float(v):.6g}" for v in ends), f"{seconds:.2f}")
+        excess = [f"{rounded(100 * b.slack, 2, up=True)} %"] if isinstance(b, UpperBound) else []
+        shown.add_row(b.method, b.shown(), f"{seconds:.2f}", *excess)
     console.print(shown)
     if guarantee is GuaranteeName.estimate:
         console.print(
             "[yellow]Estimates from below, not guarantees.[/yellow] For a proof: --guarantee upper", soft_wrap=True
         )
+    else:
+        worst = max((b for b, _ in results), key=lambda b: b.failure if isinstance(b, UpperBound) else 0.0)
+        say(f"Upper bounds for the network in real arithmetic: {worst.proof()}.")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from lipcert.bounds import lipschitz
-from lipcert.bounds.lipschitz import DENSE_LIMIT
+from lipcert.bounds import graph_bound
+from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SLACK
+from lipcert.bounds.result import rounded
 from lipcert.certify.radius import CertifiedRadii, Radii, radii
 from lipcert.cli.common import (
     DataOption,
@@ -19,6 +22,7 @@ from lipcert.cli.common import (
     DownloadOption,
     JsonOption,
     console,
+    describe,
     emit,
     find_device,
     guarded,
@@ -27,11 +31,19 @@ from lipcert.cli.common import (
     say,
     table,
 )
-from lipcert.cli.options import GuaranteeName, MethodName, ScopeName
+from lipcert.cli.options import (
+    DenseLimitOption,
+    FailureOption,
+    GuaranteeName,
+    MethodName,
+    ScopeName,
+    SlackOption,
+)
 from lipcert.data import Dataset, load
 from lipcert.errors import ConfigError, DataError
+from lipcert.graph import trace
 from lipcert.train import RunFolder
-from lipcert.train.evaluate import predict
+from lipcert.train.evaluate import predict, predict_exactly, radius_key
 from lipcert.train.run_folder import write_text
 from lipcert.train.summary import versions
 
@@ -42,50 +54,103 @@ def certify_run(
     folder: RunFolder,
     data: Dataset,
     *,
-    method: str,
-    scope: str,
-    guarantee: str,
-    dense_limit: int,
+    bounding: Mapping[str, Any],
     epsilons: list[float],
     device: torch.device,
 ) -> tuple[dict[str, Any], Radii]:
-    """Bound the model of a run and certify its predictions on a data set."""
+    """Bound the model of a run and certify its predictions on a data set.
+
+    Args:
+        bounding: keyword arguments of :func:`lipcert.lipschitz`.
+    """
     model, header = folder.load_model()
     if tuple(header["input_shape"]) != data.input_shape or len(header["classes"]) != data.num_classes:
         raise DataError(
             f"the model takes {tuple(header['input_shape'])} and knows {len(header['classes'])} classes, but "
             f"{data.name} holds {data.input_shape} and {data.num_classes}."
         )
+    if tuple(header["classes"]) != tuple(data.classes):
+        a, b = next((a, b) for a, b in zip(header["classes"], data.classes, strict=True) if a != b)
+        raise DataError(
+            f"the model's classes are not those of {data.name}: where it says {a!r} the data says {b!r}. Certify it on "
+            "the data set that it was trained on."
+        )
     model = model.to(device)
     began = time.monotonic()
-    bound = lipschitz(
-        model,
-        data.input_shape,
-        method=method,  # type: ignore[arg-type]
-        scope=scope,  # type: ignore[arg-type]
-        guarantee=guarantee,  # type: ignore[arg-type]
-        dense_limit=dense_limit,
-    )
+    graph = trace(model, data.input_shape)
+    bound = graph_bound(graph, **bounding)
     seconds = time.monotonic() - began
-    logits, labels = predict(model, data, device=device)
-    result = radii(logits, bound, labels)
-    values = bound.value[bound.value > 0]
+    if bound.guarantee == "upper":
+        logits, errors, labels = predict_exactly(graph, data, device=device)
+        result = radii(logits, bound, labels, errors=errors)
+    else:
+        logits, labels = predict(model, data, device=device)
+        result = radii(logits, bound, labels)
+    low, high = bound.ends()
     document = {
         "run": str(folder.path),
         "data": {"name": data.name, "split": data.split, "samples": len(data), "sha256": data.fingerprint},
         "units": "l2, raw input in [0, 1]",
-        "method": bound.method,
-        "scope": bound.scope,
-        "guarantee": bound.guarantee,
+        **describe(bound),
         "certified": isinstance(result, CertifiedRadii),
         "precision": "real arithmetic",
-        "bound": {"low": float(values.min()), "high": float(values.max()), "seconds": seconds},
+        "bound": {"low": low, "high": high, "seconds": seconds},
         "clean_accuracy": result.clean_accuracy,
-        "accuracy_at": {f"{e:.6g}": result.robust_accuracy(e) for e in epsilons},
+        "accuracy_at": {radius_key(e): result.robust_accuracy(e) for e in epsilons},
         "mean_radius_of_correct": float(result.radius[result.correct].mean()) if result.correct.any() else 0.0,
         "versions": versions(),
     }
     return document, result
+
+
+def _target(save: Path, folder: RunFolder) -> Path:
+    """The file that ``--save`` names, links followed.
+
+    Raises:
+        ConfigError: it cannot be written, or must not be.
+    """
+    target = Path(os.path.realpath(save))
+    if save.is_dir():
+        reason = "is a folder"
+    elif save.exists() and not save.is_file():
+        reason = "is not an ordinary file"
+    elif save.exists() and os.path.samestat(save.stat(), os.fstat(1)):
+        reason = "is where the results are printed"
+    elif not target.parent.is_dir():
+        reason = f"there is no folder {target.parent}"
+    elif any(os.path.realpath(file) == str(target) for file in folder.files):
+        reason = f"is a file of the run in {folder.path}"
+    else:
+        return target
+    raise ConfigError(f"--save {save}: {reason}; give the path of a file to write.")
+
+
+def _save(target: Path, document: Mapping[str, Any], result: Radii) -> None:
+    """Write a certificate with radius, prediction and label of each sample."""
+    samples = {
+        "radius": result.radius.tolist(),
+        "prediction": result.prediction.tolist(),
+        "label": result.labels.tolist() if result.labels is not None else [],
+    }
+    write_text(target, json.dumps({**document, "samples": samples}) + "\n")
+
+
+def _show(document: Mapping[str, Any], result: Radii) -> None:
+    """Print a certificate for people."""
+    certain, data = isinstance(result, CertifiedRadii), document["data"]
+    say(f"{data['name']}, {data['split']}: {data['samples']:,} samples")
+    shown = table("", "accuracy")
+    shown.add_row("clean", percent(document["clean_accuracy"]))
+    for key, share in document["accuracy_at"].items():
+        at = rounded(float(key), 6, up=False)
+        shown.add_row(f"{'certified' if certain else 'estimated'} at {at}", percent(share))
+    console.print(shown)
+    bound = result.bound
+    say(f"{bound.method}, {bound.scope}: {bound.shown(5)}, {document['bound']['seconds']:.1f} s")
+    if certain:
+        say(f"Upper bounds, {bound.proof()}, for the network in real arithmetic; ℓ2, raw input in [0, 1].")
+    else:
+        console.print("[yellow]Not a certificate:[/yellow] the bound is an estimate from below.", soft_wrap=True)
 
 
 def certify(
@@ -99,9 +164,9 @@ def certify(
     guarantee: Annotated[
         GuaranteeName, typer.Option("--guarantee", help="upper certifies; estimate does not.")
     ] = GuaranteeName.upper,
-    dense_limit: Annotated[
-        int, typer.Option("--dense-limit", min=1, help="Largest smaller side of a matrix formed for an upper bound.")
-    ] = DENSE_LIMIT,
+    dense_limit: DenseLimitOption = DENSE_LIMIT,
+    failure: FailureOption = FAILURE,
+    slack: SlackOption = SLACK,
     save: Annotated[
         Path | None, typer.Option("--save", help="Write radius, prediction and label of each sample.")
     ] = None,
@@ -125,40 +190,28 @@ def certify(
         config = folder.config()
         epsilons = [parse_epsilon(e) for e in epsilon] if epsilon else list(config.train.eval_epsilons)
         where = find_device(device)
-        if save is not None and not save.absolute().parent.is_dir():
-            raise ConfigError(f"--save {save}: there is no folder {save.absolute().parent}")
+        target = None if save is None else _target(save, folder)
         samples = load(config.data.name, split, root=data, download=download)
         document, result = certify_run(
             folder,
             samples,
-            method=method.value,
-            scope=scope.value,
-            guarantee=guarantee.value,
-            dense_limit=dense_limit,
+            bounding={
+                "method": method.value,
+                "scope": scope.value,
+                "guarantee": guarantee.value,
+                "dense_limit": dense_limit,
+                "failure": failure,
+                "slack": slack,
+            },
             epsilons=epsilons,
             device=where,
         )
-        if save is not None:
-            rows = {
-                "radius": result.radius.tolist(),
-                "prediction": result.prediction.tolist(),
-                "label": result.labels.tolist() if result.labels is not None else [],
-            }
-            write_text(save, json.dumps({**document, "samples": rows}) + "\n")
-    if as_json:
-        emit(document)
-        return
-    certain = isinstance(result, CertifiedRadii)
-    say(f"{document['data']['name']}, {split}: {len(samples):,} samples")
-    shown = table("", "accuracy")
-    shown.add_row("clean", percent(document["clean_accuracy"]))
-    for radius, share in document["accuracy_at"].items():
-        shown.add_row(f"{'certified' if certain else 'estimated'} at {radius}", percent(share))
-    console.print(shown)
-    low, high = document["bound"]["low"], document["bound"]["high"]
-    sign = "≤" if certain else "≈"
-    say(f"{method.value}, {scope.value}: L {sign} {low:.4g} … {high:.4g}, {document['bound']['seconds']:.1f} s")
-    if certain:
-        say("Proved upper bounds, for the network in real arithmetic; ℓ2, raw input in [0, 1].")
-    else:
-        console.print("[yellow]Not a certificate:[/yellow] the bound is an estimate from below.", soft_wrap=True)
+    try:
+        if as_json:
+            emit(document)
+        else:
+            _show(document, result)
+    finally:  # even if nobody reads on; and after the results, which a full disk must not cost
+        if target is not None:
+            with guarded():
+                _save(target, document, result)

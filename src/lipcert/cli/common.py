@@ -17,14 +17,35 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lipcert.bounds import Bound, UpperBound
 from lipcert.errors import ConfigError, LipcertError
 from lipcert.train import Interrupted
+from lipcert.train.factory import default_device
 
-__all__ = ["DataOption", "DeviceOption", "DownloadOption", "JsonOption", "command", "console", "emit", "fail",
-           "find_device", "guarded", "parse_epsilon", "percent", "say", "table"]  # fmt: skip
+__all__ = [
+    "DataOption",
+    "DeviceOption",
+    "DownloadOption",
+    "JsonOption",
+    "command",
+    "console",
+    "describe",
+    "emit",
+    "fail",
+    "find_device",
+    "folder_name",
+    "guarded",
+    "parse_epsilon",
+    "percent",
+    "say",
+    "table",
+]
 
 console = Console(highlight=False)
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+# What torch says where it has no type for it: the CPU's allocator, CUDA's driver, sizes beyond 64 bits.
+_NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "Storage size calculation overflowed")
 
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="Where the data sets lie.", envvar="LIPCERT_DATA", show_default="./data")
@@ -73,6 +94,13 @@ def guarded(after_stop: str = "") -> Iterator[None]:
     except OSError as error:  # a full disk, a name that is too long, a folder that may not be read
         where = f"{error.filename}: " if error.filename else ""
         fail(f"{where}{error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _NO_MEMORY):
+            raise
+        fail(
+            "there is not enough memory. To train, choose a smaller train.batch_size; to bound or certify, a lower "
+            "--dense-limit; or another --device."
+        )
 
 
 def find_device(name: str | None) -> torch.device:
@@ -82,7 +110,7 @@ def find_device(name: str | None) -> torch.device:
         ConfigError: there is no such device, or it is neither a CPU nor a CUDA device.
     """
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name) if name else default_device()
         if device.type in ("cpu", "cuda"):
             torch.empty(0, device=device)
             return device
@@ -93,10 +121,20 @@ def find_device(name: str | None) -> torch.device:
     raise ConfigError(f"--device is cpu, cuda or cuda:N; got {name!r}. Here torch finds {here}.")
 
 
+def describe(bound: Bound) -> dict[str, Any]:
+    """What a bound is and how it was proved, for a JSON document."""
+    proof = {}
+    if isinstance(bound, UpperBound):
+        methods = sorted({n.method for n in bound.norms.values()})
+        proof = {"failure_probability": bound.failure, "relative_slack": bound.slack, "norms": methods}
+    return {"method": bound.method, "scope": bound.scope, "guarantee": bound.guarantee, **proof}
+
+
 def emit(document: Any) -> None:
     """Print one JSON document; numbers that are not finite become null."""
     json.dump(_finite(document), sys.stdout, indent=2)
     sys.stdout.write("\n")
+    sys.stdout.flush()  # before anything on stderr
 
 
 def _finite(value: Any) -> Any:
@@ -105,6 +143,17 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def folder_name(text: str | Path) -> Path:
+    """A folder to write to, as an option gives it.
+
+    Raises:
+        typer.BadParameter: the name is empty, as that of a variable that is not set: it would be the current folder.
+    """
+    if not str(text).strip():
+        raise typer.BadParameter("a folder's name cannot be empty; the current folder is '.'")
+    return Path(text)
 
 
 def parse_epsilon(text: str) -> float:

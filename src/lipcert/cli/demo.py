@@ -8,10 +8,10 @@ from typing import Annotated
 import torch
 import typer
 
-from lipcert.bounds.lipschitz import DENSE_LIMIT
+from lipcert.bounds.result import rounded
 from lipcert.certify.radius import Radii
 from lipcert.cli.certify import certify_run
-from lipcert.cli.common import console, guarded, percent, say, table
+from lipcert.cli.common import console, folder_name, guarded, percent, say, table
 from lipcert.data import load
 from lipcert.errors import ConfigError, LipcertError
 from lipcert.train import RunFolder, Trainer, load_config
@@ -26,7 +26,9 @@ _RUNS = {
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Where the runs and the picture go.")] = Path("runs/demo"),
+    out: Annotated[
+        Path, typer.Option("--out", help="Where the runs and the picture go.", parser=folder_name, metavar="PATH")
+    ] = Path("runs/demo"),
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=1, help="Train for less, or more.", show_default="60")
@@ -52,16 +54,14 @@ def demo(
             document, radii = certify_run(
                 folder,
                 data,
-                method="liplt",
-                scope="pairwise",
-                guarantee="upper",
-                dense_limit=DENSE_LIMIT,
+                bounding={"method": "liplt", "scope": "pairwise", "guarantee": "upper"},
                 epsilons=epsilons,
                 device=device,
             )
             results[name] = {"clean": document["clean_accuracy"], **document["accuracy_at"]}, radii
     columns = list(next(iter(results.values()))[0])
-    shown = table("trained with", *(c if c == "clean" else f"certified at {c}" for c in columns))
+    names = [c if c == "clean" else f"certified at {rounded(float(c), 6, up=False)}" for c in columns]
+    shown = table("trained with", *names)
     for name, (numbers, _) in results.items():
         shown.add_row(name, *(percent(numbers[c]) for c in columns))
     say(f"\nDigits, {len(data)} test images. Proved ℓ2 radii (LipLT, pairwise), pixels in [0, 1]:")

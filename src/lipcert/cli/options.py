@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Annotated
 
-__all__ = ["GuaranteeName", "MethodName", "ScopeName"]
+import typer
+
+__all__ = ["DenseLimitOption", "FailureOption", "GuaranteeName", "MethodName", "ScopeName", "SlackOption"]
+
+DenseLimitOption = Annotated[
+    int, typer.Option("--dense-limit", min=1, help="Largest smaller side of a matrix formed for an upper bound.")
+]
+FailureOption = Annotated[
+    float,
+    typer.Option("--failure", help="Probability with which the norms of larger blocks may fail; 0: deterministic."),
+]
+SlackOption = Annotated[float, typer.Option("--slack", help="Relative excess of such a norm to aim at.")]
 
 
 class MethodName(Enum):

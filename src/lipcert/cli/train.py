@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lipcert.bounds.result import rounded
 from lipcert.cli.common import (
     DataOption,
     DeviceOption,
@@ -16,6 +17,7 @@ from lipcert.cli.common import (
     console,
     emit,
     find_device,
+    folder_name,
     guarded,
     percent,
     say,
@@ -33,7 +35,7 @@ def train(
         str | None, typer.Argument(help="A ready configuration (see `lipcert configs`) or the path of a TOML file.")
     ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it: section.key=value …")] = None,
-    out: Annotated[Path, typer.Option("--out", help="The run's folder.")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option("--out", help="The run's folder.", parser=folder_name, metavar="PATH")] = ...,  # type: ignore[assignment]
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     data: DataOption = None,
     download: DownloadOption = False,
@@ -65,10 +67,8 @@ def train(
         else:
             settings = load_config(config, overrides or [])
         reporter = SilentReporter() if quiet else Reporter()
-        if not resume and folder.exists:
-            raise ConfigError(
-                f"{out} holds a run already. Go on with it (--resume), choose another folder, or delete it."
-            )
+        if not resume:
+            folder.check_new()
         trainer = Trainer(settings, out, root=data, download=download, device=find_device(device), reporter=reporter)
         summary = trainer.fit(resume=resume)
     if as_json:
@@ -78,6 +78,6 @@ def train(
     shown = table("", summary["split"])
     shown.add_row("clean accuracy", percent(summary["clean_accuracy"]))
     for epsilon, share in summary["estimated_certified_accuracy"].items():
-        shown.add_row(f"estimated certified at {epsilon}", percent(share))
+        shown.add_row(f"estimated certified at {rounded(float(epsilon), 6, up=False)}", percent(share))
     console.print(shown)
     say(f"The bound is an estimate while training. To certify the run: {command('lipcert', 'certify', out, *where)}")

@@ -46,26 +46,24 @@ def read_tar_members(path: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
     """
     found: dict[str, bytes] = {}
     try:
-        with (
-            gzip.open(path, "rb") as stream,
-            tarfile.open(
-                fileobj=_Limited(stream, path),  # type: ignore[call-overload]  # it wants no more than read()
-                mode="r|",
-            ) as archive,
-        ):
-            for count, member in enumerate(archive):
-                if count > _MOST_TAR_MEMBERS:
-                    raise DataError(f"{path}: has more than {_MOST_TAR_MEMBERS} members: not the archive it should be")
-                name = member.name.removeprefix("./")
-                if name not in limits:
-                    continue
-                content = archive.extractfile(member) if member.isreg() else None
-                if content is None or name in found or member.size > limits[name]:
-                    problem = "is there twice" if name in found else f"is too large ({member.size} bytes)"
-                    problem = "is not a regular file" if content is None else problem
-                    raise DataError(f"{path}: the member {name} {problem}: not the archive it should be")
-                found[name] = content.read()
-            while stream.read(1 << 20):  # to the end, where gzip's checksum is
+        with gzip.open(path, "rb") as stream:
+            limited = _Limited(stream, path)
+            with tarfile.open(fileobj=limited, mode="r|") as archive:  # type: ignore[call-overload]  # read() will do
+                for count, member in enumerate(archive):
+                    if count > _MOST_TAR_MEMBERS:
+                        raise DataError(
+                            f"{path}: has more than {_MOST_TAR_MEMBERS} members: not the archive it should be"
+                        )
+                    name = member.name.removeprefix("./")
+                    if name not in limits:
+                        continue
+                    content = archive.extractfile(member) if member.isreg() else None
+                    if content is None or name in found or member.size > limits[name]:
+                        problem = "is there twice" if name in found else f"is too large ({member.size} bytes)"
+                        problem = "is not a regular file" if content is None else problem
+                        raise DataError(f"{path}: the member {name} {problem}: not the archive it should be")
+                    found[name] = content.read()
+            while limited.read(1 << 20):  # to the end, where gzip's checksum is
                 pass
     except (EOFError, zlib.error, tarfile.TarError, OSError, ValueError) as error:
         raise DataError(f"{path}: damaged or truncated archive ({error}); fetch it again") from error

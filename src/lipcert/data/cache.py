@@ -1,9 +1,7 @@
 """Decoded images kept on disk, so that a folder of files is decoded once.
 
 A cache file belongs to one folder, split and size. It says in its metadata from which state of the files it
-was made and carries a checksum of its content; where either does not fit it is made again. It is written
-under a name of its own and renamed, so that a reader sees an old file or a new one, and two writers at once
-do no harm.
+was made and carries a checksum of its content; where either does not fit it is made again.
 """
 
 from __future__ import annotations
@@ -12,13 +10,13 @@ import hashlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from lipcert.files import replacing
 
 from .dataset import Dataset
 from .files import Item
@@ -95,17 +93,10 @@ def _write(path: Path, key: str, dataset: Dataset) -> bool:
         "classes": json.dumps(dataset.classes),
         "fingerprint": dataset.fingerprint,
     }
-    part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()  # with the mode that the umask allows; safetensors would let nobody else read the file
-        mode = part.stat().st_mode & 0o777
-        save_file({"images": dataset.images, "labels": dataset.labels}, part, metadata=meta)
-        part.chmod(mode)
-        os.replace(part, path)
+        with replacing(path) as part:
+            save_file({"images": dataset.images, "labels": dataset.labels}, part, metadata=meta)
     except (OSError, SafetensorError):
         return False
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
     return True

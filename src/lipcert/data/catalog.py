@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from lipcert.errors import DataError
 
 from .cifar import CIFAR10, CIFAR100, CifarLayout, read_cifar
-from .dataset import Dataset
+from .dataset import Dataset, first_whole
 from .digits import read_digits
 from .download import download
 from .idx import find_idx, read_idx_pair
@@ -18,8 +18,6 @@ from .registry import DatasetInfo, Request, register
 from .tiny_imagenet import read_tiny_imagenet
 
 __all__: list[str] = []
-
-Found = TypeVar("Found")
 
 _DIGITS = DatasetInfo(
     name="digits",
@@ -145,8 +143,13 @@ def _cifar100(request: Request) -> Dataset:
 @register(_TINY)
 def _tiny_imagenet(request: Request) -> Dataset:
     folder = request.root / "tiny-imagenet-200"
-    _located(request, _TINY, lambda: folder if folder.is_dir() else None)
-    return read_tiny_imagenet(folder, request.split, cache_root=request.root)
+    read = partial(read_tiny_imagenet, folder, request.split, cache_root=request.root)
+    if not folder.is_dir() or not request.download:
+        return _located(request, _TINY, lambda: read() if folder.is_dir() else None)
+    try:
+        return read()
+    except DataError as error:
+        raise DataError(f"{error}. To have the data set fetched again, delete {folder}") from error
 
 
 @register(_FOLDER)
@@ -159,24 +162,27 @@ def _folder(request: Request) -> Dataset:
 
 def _read_idx(request: Request, info: DatasetInfo, folders: tuple[str, ...], classes: tuple[str, ...]) -> Dataset:
     places = [request.root / folder for folder in folders]
-    images, labels = _located(request, info, lambda: find_idx(places, request.split))
-    return read_idx_pair(images, labels, name=info.name, split=request.split, classes=classes)
+    read = partial(read_idx_pair, name=info.name, split=request.split, classes=classes)
+    return _located(
+        request, info, lambda: first_whole(partial(read, *pair) for pair in find_idx(places, request.split))
+    )
 
 
 def _read_cifar(request: Request, info: DatasetInfo, layout: CifarLayout) -> Dataset:
     return _located(request, info, lambda: read_cifar(request.root, request.split, layout))
 
 
-def _located(request: Request, info: DatasetInfo, look: Callable[[], Found | None]) -> Found:
-    """Look for something; if it is not there, fetch the data set where that is allowed, and look again."""
+def _located(request: Request, info: DatasetInfo, look: Callable[[], Dataset | None]) -> Dataset:
+    """Look for a data set; if it is not there or damaged, fetch it where that is allowed, and look again."""
+    damaged = False
     try:
         found = look()
     except DataError:
         if not request.download:
             raise
-        found = None  # perhaps only a file is missing
+        found, damaged = None, True
     if found is None and request.download:
-        download(info.name, request.root)
+        download(info.name, request.root, repair=damaged)
         found = look()
     if found is None:
         raise DataError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from lipcert.errors import DataError
 
 from .archives import read_tar_members
-from .dataset import Dataset
+from .dataset import Dataset, first_whole
 from .pickles import read_pickle
 
 __all__ = ["CIFAR10", "CIFAR100", "CifarLayout", "read_cifar"]
@@ -81,20 +82,26 @@ CIFAR100 = CifarLayout(
     label_key="fine_labels",
 )
 
+Contents = list[tuple[str, bytes, int]]
 Batch = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
+Parser = Callable[[str, bytes, int, CifarLayout], Batch]
 
 
 def read_cifar(root: Path, split: str, layout: CifarLayout) -> Dataset | None:
-    """Read one split, shape (3, 32, 32), from the first place under ``root`` that has it; None if none has.
+    """Read one split, shape (3, 32, 32), from the first place under ``root`` that has it whole; None if none has it.
 
     In ``root``, then ``root/cifar10`` and the like: the unpacked folder and the ``.tar.gz`` of the binary
     version, then those of the Python version, whose pickles are read as data and never run. An archive is
     read where it is.
 
     Raises:
-        DataError: a file is missing, or does not have exactly the size, the number of images or the labels it
-            must.
+        DataError: what is wrong in the first place that has it, if none has it whole: a file is missing, or
+            does not have exactly the size, the number of images or the labels it must.
     """
+    return first_whole(_attempts(root, split, layout))
+
+
+def _attempts(root: Path, split: str, layout: CifarLayout) -> Iterator[Callable[[], Dataset]]:
     for place in (root, root / layout.name, root / layout.name.upper()):
         for (folder, stem), suffix, parse in (
             (layout.binary, ".bin", _parse_binary),
@@ -103,18 +110,19 @@ def read_cifar(root: Path, split: str, layout: CifarLayout) -> Dataset | None:
             names = {f"{file}{suffix}": count for file, count in layout.files[split].items()}
             for source, read in ((place / folder, _read_folder), (place / f"{stem}.tar.gz", _read_archive)):
                 if source.exists():
-                    contents = read(source, folder, names)
-                    return _join(layout, split, [parse(*item, layout) for item in contents])
-    return None
+                    yield partial(_read, layout, split, partial(read, source, folder, names), parse)
+
+
+def _read(layout: CifarLayout, split: str, read: Callable[[], Contents], parse: Parser) -> Dataset:
+    batches = [parse(*item, layout) for item in read()]
+    images = np.concatenate([pixels for pixels, _ in batches]).reshape(-1, 3, 32, 32)
+    labels = np.concatenate([labels for _, labels in batches])
+    return Dataset(layout.name, split, torch.from_numpy(images), torch.from_numpy(labels), layout.classes)
 
 
 def _limit(count: int) -> int:
     """How many bytes a file of ``count`` images can have at most, in either version."""
     return count * _MOST_PER_IMAGE + 4096
-
-
-Contents = list[tuple[str, bytes, int]]
-Parser = Callable[[str, bytes, int, CifarLayout], Batch]
 
 
 def _read_folder(source: Path, _: str, names: dict[str, int]) -> Contents:
@@ -162,9 +170,3 @@ def _parse_python(path: str, content: bytes, count: int, layout: CifarLayout) ->
     if not all(type(label) is int and 0 <= label < len(layout.classes) for label in labels):
         raise DataError(f"{path}: a label is not an integer from 0 to {len(layout.classes) - 1}")
     return pixels, np.array(labels, dtype=np.int64)
-
-
-def _join(layout: CifarLayout, split: str, batches: list[Batch]) -> Dataset:
-    images = np.concatenate([pixels for pixels, _ in batches]).reshape(-1, 3, 32, 32)
-    labels = np.concatenate([labels for _, labels in batches])
-    return Dataset(layout.name, split, torch.from_numpy(images), torch.from_numpy(labels), layout.classes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,7 +11,7 @@ import torch
 
 from lipcert.errors import DataError
 
-__all__ = ["SPLITS", "Dataset", "as_float", "check_split"]
+__all__ = ["SPLITS", "Dataset", "as_float", "check_split", "first_whole"]
 
 SPLITS = ("train", "test")
 
@@ -185,3 +185,19 @@ class Dataset:
         if low < -len(self) or high >= len(self):
             raise DataError(f"{what}: index {high if high >= len(self) else low} is outside its {len(self)} images")
         return where
+
+
+def first_whole(attempts: Iterable[Callable[[], Dataset]]) -> Dataset | None:
+    """Return what the first attempt returns that finds nothing wrong; None if there are none.
+
+    Raises :class:`DataError`, the first one met, if all do.
+    """
+    first = None
+    for attempt in attempts:
+        try:
+            return attempt()
+        except DataError as error:
+            first = first or error
+    if first is not None:
+        raise first
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 import torch
-from PIL import Image, features
+from PIL import Image, ImageFile, PpmImagePlugin, TiffImagePlugin, features
 
 from lipcert.errors import DataError
 
@@ -93,6 +94,7 @@ def _decode(path: Path, grey: bool, size: tuple[int, int] | None) -> npt.NDArray
 def _opened(path: Path) -> Image.Image:
     try:
         image = Image.open(path, formats=_FORMATS)
+        bits = _bits(path, image)
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: refused, more than {_MOST_PIXELS} pixels") from error
     except Exception as error:
@@ -100,12 +102,28 @@ def _opened(path: Path) -> Image.Image:
     problem = ""
     if image.width * image.height > _MOST_PIXELS:
         problem = f"refused, {image.width}x{image.height} is more than {_MOST_PIXELS} pixels"
-    elif image.mode in ("I", "F") or image.mode.startswith("I;"):
-        problem = f"has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits"
+    elif bits > 8:
+        problem = f"has more than 8 bits a channel ({bits}); convert it to 8 bits"
     if problem:
         image.close()
         raise DataError(f"{path}: {problem}")
     return image
+
+
+def _bits(path: Path, image: ImageFile.ImageFile) -> int:
+    """How many bits a channel has in the file: of 16 in a coloured image, Pillow drops 8 without a word."""
+    if image.mode == "F":
+        return 32
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return int(max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))))
+    if image.format == "PNG":
+        with path.open("rb") as file:
+            return file.read(25)[24]  # in IHDR, the first chunk, after width and height
+    if isinstance(image, PpmImagePlugin.PpmImageFile) and image.mode != "1":  # bitmaps have no largest value
+        with path.open("rb") as file:
+            header = re.sub(rb"#[^\r\n]*[\r\n]", b"", file.read(image.tile[0][2]))  # up to the pixels
+        return int(header.split()[-1]).bit_length()
+    return 8
 
 
 def _broken(path: Path, error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -76,17 +77,20 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def download(name: str, root: str | os.PathLike[str] | None = None, *, mirror: str | None = None) -> list[Path]:
+def download(
+    name: str, root: str | os.PathLike[str] | None = None, *, mirror: str | None = None, repair: bool = False
+) -> list[Path]:
     """Fetch the files of a data set that are not there yet; return where all of them are.
 
     Files are checked against the published checksums under a temporary name and appear under their own names
-    only when all are there. A file that is there already is left alone.
+    only when all are there. A file that is there already is left alone, unless it is to be repaired.
 
     Args:
         name: a downloadable data set, see :func:`lipcert.data.available`.
         root: the folder to put it under, made if need be; by default :func:`lipcert.data.default_root`.
         mirror: an address to fetch ``mirror/NAME/FILE`` from instead of the publisher's; by default the
             environment variable ``LIPCERT_MIRROR``, if set.
+        repair: replace files that are there but have another checksum. (An unpacked folder has none.)
 
     Raises:
         DataError: the data set has no known source, the server does not answer, a checksum is wrong, or the
@@ -101,11 +105,15 @@ def download(name: str, root: str | os.PathLike[str] | None = None, *, mirror: s
         raise DataError(f"the mirror {mirror!r} (LIPCERT_MIRROR) must start with http:// or https://")
     folder = place / source.folder
     targets = [folder / source.unpack] if source.unpack else [folder / file for file in source.files]
-    if all(target.exists() for target in targets):
-        return targets
     try:
+        if source.unpack:
+            missing = [] if targets[0].exists() else list(source.files)
+        else:
+            checks = source.files if repair else dict.fromkeys(source.files)
+            missing = [file for file, checksum in checks.items() if not _is_there(folder / file, checksum)]
+        if not missing:
+            return targets
         with _made(place), tempfile.TemporaryDirectory(prefix=".lipcert-download-", dir=place) as temporary:
-            missing = [file for file in source.files if source.unpack or not (folder / file).exists()]
             fetched = [_fetch(base + file, source.files[file], Path(temporary), folder) for file in missing]
             if source.unpack:
                 fetched = [extract_zip(fetched[0], Path(temporary), source.unpack)]
@@ -115,6 +123,14 @@ def download(name: str, root: str | os.PathLike[str] | None = None, *, mirror: s
     except OSError as error:
         raise DataError(f"cannot write under {place} ({error.strerror or error}); choose another root=") from error
     return targets
+
+
+def _is_there(path: Path, checksum: str | None) -> bool:
+    """Whether a file is there, and has the checksum, if one is given."""
+    if checksum is None or not path.is_file():
+        return path.exists()
+    kind, _, expected = checksum.partition(":")
+    return hashlib.new(kind, path.read_bytes()).hexdigest() == expected
 
 
 def _fetch(url: str, checksum: str, temporary: Path, folder: Path) -> Path:

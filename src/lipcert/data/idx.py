@@ -6,7 +6,8 @@ import gzip
 import math
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import BinaryIO
 
@@ -81,6 +82,9 @@ def read_idx_pair(images: Path, labels: Path, *, name: str, split: str, classes:
 
     Raises :class:`DataError` where :func:`read_idx` does and if the two do not belong together.
     """
+    for path, other in ((images, labels), (labels, images)):
+        if other.is_file() and not path.is_file():
+            raise DataError(f"{path}(.gz) is missing beside {other.name}")
     pixels, targets = read_idx(images, 3), read_idx(labels, 1)
     if len(pixels) != len(targets):
         raise DataError(f"{images} holds {len(pixels)} images but {labels} holds {len(targets)} labels")
@@ -96,28 +100,18 @@ def read_idx_pair(images: Path, labels: Path, *, name: str, split: str, classes:
         raise DataError(f"{images} and {labels}: {error}") from error
 
 
-def find_idx(folders: Sequence[Path], split: str) -> tuple[Path, Path] | None:
-    """Return the images' and the labels' file of a split in the first folder that has either, or None.
+def find_idx(folders: Sequence[Path], split: str) -> Iterator[tuple[Path, Path]]:
+    """Yield the images' and the labels' file of a split, in each folder that has either, as they are to be tried.
 
     Both spellings ``train-images-idx3-ubyte`` and ``train-images.idx3-ubyte`` are taken, with or without
-    ``.gz``. Raises :class:`DataError` if one of the two files is missing from that folder.
+    ``.gz``; a folder that has several yields all pairs. Where one of the two is missing, its usual name stands for it.
     """
     for folder in folders:
-        kinds = ("images?idx3-ubyte", "labels?idx1-ubyte")
-        images, labels = (_first(folder, f"{_STEMS[split]}-{kind}") for kind in kinds)
-        if images is not None and labels is not None:
-            return images, labels
-        if images is not None:
-            raise DataError(f"{folder}: {_STEMS[split]}-labels-idx1-ubyte(.gz) is missing beside {images.name}")
-        if labels is not None:
-            raise DataError(f"{folder}: {_STEMS[split]}-images-idx3-ubyte(.gz) is missing beside {labels.name}")
-    return None
+        kinds = [f"{_STEMS[split]}-{kind}" for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+        images, labels = ([path for path in _spellings(folder, kind) if path.is_file()] for kind in kinds)
+        if images or labels:
+            yield from product(images or [folder / kinds[0]], labels or [folder / kinds[1]])
 
 
-def _first(folder: Path, pattern: str) -> Path | None:
-    for suffix in ("", ".gz"):
-        for sign in "-.":
-            path = folder / (pattern.replace("?", sign) + suffix)
-            if path.is_file():
-                return path
-    return None
+def _spellings(folder: Path, name: str) -> list[Path]:
+    return [folder / (stem + suffix) for suffix in ("", ".gz") for stem in (name, name.replace("-idx", ".idx"))]

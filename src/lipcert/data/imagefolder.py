@@ -29,11 +29,11 @@ def image_folder(
 ) -> Dataset:
     """Load one split of a folder of images, ``path/{train,test}/CLASS/*.jpg`` or ``path/CLASS/*.jpg``.
 
-    With a folder ``train``, the splits are ``train`` and ``test`` (or ``val``, where there is no ``test``).
-    Without one, a fifth of each class is the test split: its images are ranked by the SHA-256 of
-    ``CLASS/FILE`` and the first fifth (rounded down, at least one) taken, so the split depends on nothing but
-    the names. Classes are the folders' names in sorted order; images come by class, then by file name. The
-    result is (N, 1, H, W) if every image of both splits is grey, else (N, 3, H, W) in RGB.
+    The folders ``train`` and ``test`` (or ``val``, where there is no ``test``) are the splits; with only one of
+    them there is only that split. With neither, a fifth of each class is the test split: its images are ranked
+    by the SHA-256 of ``CLASS/FILE`` and the first fifth (rounded down, at least one) taken, so the split depends
+    on nothing but the names. Classes are the folders' names in sorted order; images come by class, then by file
+    name. The result is (N, 1, H, W) if every image of every split is grey, else (N, 3, H, W) in RGB.
 
     Args:
         path: the folder.
@@ -57,15 +57,15 @@ def image_folder(
         names = "'test' or 'val'" if split == "test" else "'train'"
         raise DataError(f"{folder}: has no folder {names} with class folders in it, so no {split} split")
     items = splits[split]
+    # All splits count, for one coloured image among the test images makes the training images coloured too.
+    everything = [item for part in splits.values() for item in part]
 
     def build() -> Dataset:
-        everything = [item for part in splits.values() for item in part]
         grey = all(is_grey(folder / item.name) for item in everything)
         images = decode_images([folder / item.name for item in items], grey=grey, size=shape)
         return Dataset(folder.resolve().name, split, images, torch.tensor([item.label for item in items]), classes)
 
-    # Both splits count, for one coloured image among the test images makes the training images coloured too.
-    key = files_key([*items, *splits["train"], *splits.get("test", [])], [decoder_version(), split, shape, classes])
+    key = files_key([*items, *everything], [decoder_version(), split, shape, classes])
     return cached(slot_name(folder, root, split, shape), key, root, build)
 
 

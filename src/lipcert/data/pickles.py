@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import pickletools
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -193,8 +194,9 @@ class _Reader:
         sizes = tuple(side for side in shape if isinstance(side, int) and side >= 0) if isinstance(shape, tuple) else ()
         if shape != sizes or not isinstance(dtype, _Bytes) or not isinstance(content, bytes):
             raise _RefusedError("an array is not of unsigned bytes")
-        if math.prod(sizes) != len(content):
-            raise _RefusedError(f"an array of shape {sizes} comes with {len(content)} bytes")
+        # Many huge sides would take minutes to multiply, and pages to print.
+        if len(sizes) > 2 or any(side > len(content) for side in sizes) or math.prod(sizes) != len(content):
+            raise _RefusedError(f"an array of shape {reprlib.repr(sizes)} comes with {len(content)} bytes")
         target.content = np.frombuffer(content, dtype=np.uint8).reshape(
             sizes, order="F" if fortran in (True, 1) else "C"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lipcert.errors import DataError
+from lipcert.hints import did_you_mean
 
 from .dataset import Dataset, check_split
 
@@ -96,7 +96,7 @@ def load(
             the root); or the name of an image folder that lies directly under the root.
         split: ``"train"`` or ``"test"``.
         root: where the data is; by default :func:`default_root`.
-        download: fetch what is missing into the root first. Without it nothing ever touches the network.
+        download: fetch what is missing or damaged into the root first. Without it nothing ever touches the network.
 
     Returns:
         The images as uint8 (N, C, H, W) and the labels as int64 (N,), on the CPU, in the published order.
@@ -136,9 +136,8 @@ def _unknown(name: str, root: Path) -> str:
     folders = []
     if root.is_dir():
         folders = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    close = difflib.get_close_matches(name.lower(), names + folders, n=1, cutoff=0.5)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
-    return f"unknown data set '{name}'.{hint} Known: {', '.join(names)}; or an image folder's name in {root}."
+    hint = did_you_mean(name, names + folders, f"there are: {', '.join(names)}")
+    return f"unknown data set '{name}'; {hint}; or an image folder's name in {root}"
 
 
 def _check(info: DatasetInfo, dataset: Dataset, root: Path) -> None:

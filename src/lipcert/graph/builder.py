@@ -197,14 +197,15 @@ class Builder:
         source: int,
         slopes: Callable[[Live], Slopes],
         function: Callable[[Tensor, Live], Tensor],
+        departure: float = 0.0,
     ) -> int:
-        """Add a slope-bounded activation."""
+        """Add a slope-bounded activation; ``departure`` as in :class:`Elementwise`."""
         shape = self.shape_of(call)
         if shape != self.nodes[source].shape:
             raise call.refuse("its result does not have the shape of its input.")
         return self._add(
             self._key(call, (source,), "elementwise"),
-            lambda i: Elementwise(i, call.operation, call.place, (source,), shape, function, slopes),
+            lambda i: Elementwise(i, call.operation, call.place, (source,), shape, function, slopes, departure),
         )
 
     def vector_map(

@@ -65,6 +65,48 @@ def _check_deterministic(constants: Iterable[fx.Node]) -> None:
             )
 
 
+# Constants may have the batch size in their shape (zeros for a state, say) as long as it stays there: nothing may be
+# computed from it. These make a shape, or keep one.
+_SHAPED = frozenset(
+    """
+    zeros ones full empty new_zeros new_ones new_full zeros_like ones_like full_like
+    expand broadcast_to view reshape _unsafe_view unsqueeze cat stack
+    add sub mul div neg to _to_copy clone contiguous detach detach_ lift_fresh_copy alias type_as
+    """.split()  # noqa: SIM905 - a list of one hundred quotes is harder to read
+)
+
+
+def _sized_by_batch(value: object) -> bool:
+    return isinstance(value, Tensor) and any(isinstance(n, torch.SymInt) for n in value.shape)
+
+
+def _keeps_batch(node: fx.Node, name: str) -> bool:
+    """Whether an operation on constants that are sized by the batch treats all their rows alike."""
+    if name == "slice":
+        _, dim, start, end, step = [*node.args, 0, None, None, 1][:5] if len(node.args) < 5 else node.args
+        return bool(dim != 0 or (start in (None, 0) and end in (None, 2**63 - 1) and step == 1))
+    return name in _SHAPED
+
+
+def _check_batch_size(nodes: Iterable[fx.Node], dependent: set[fx.Node]) -> None:
+    """Refuse numbers that are computed from the batch size: a graph has none, so they would be another network's."""
+    for node in nodes:
+        name = str(node.target).removeprefix("aten.").split(".")[0]
+        if name == "sym_size" or (name == "slice" and node in dependent):  # the rule of slicing sees to the latter
+            continue
+        value, arguments = node.meta.get("val"), [*node.args, *node.kwargs.values()]
+        numbers = [a for a in arguments if isinstance(a, fx.Node) and isinstance(a.meta.get("val"), torch.SymInt)]
+        sized = [n for n in (node, *node.all_input_nodes) if _sized_by_batch(n.meta.get("val"))]
+        mixed = node not in dependent and sized and not (_keeps_batch(node, name) and _sized_by_batch(value))
+        if numbers or mixed or isinstance(value, torch.SymInt):
+            raise UnsupportedError(
+                str(node.target),
+                module_path(node),
+                "it computes with the batch size, so the network is another one for each size of batch.",
+                "Write the number that is meant, or divide by x.shape[0] outside of the module.",
+            )
+
+
 def _build(recorded: Capture) -> Graph:
     result = next(n for n in recorded.nodes if n.op == "output")
     returned = result.args[0]
@@ -76,6 +118,7 @@ def _build(recorded: Capture) -> Graph:
     needed = _needed(output)
     check_in_place(recorded.nodes, {*needed, result}, recorded.input)
     _check_deterministic([n for n in needed if n not in dependent])
+    _check_batch_size([n for n in recorded.nodes if n in needed], dependent)
     b = Builder(recorded.input)
     for node in recorded.nodes:
         if node is recorded.input or node not in dependent or node not in needed:
@@ -146,7 +189,9 @@ def _check(graph: Graph, module: nn.Module) -> None:
         x = torch.rand(sample.shape, generator=generator, dtype=torch.float64).to(sample) * scale + shift
         with torch.no_grad(), in_eval_mode(module):
             expected, fewer = module(x.clone()), [_fewer(module, x, n) for n in (1, 2)]
-            values = graph.forward(x)
+            with torch.enable_grad():
+                fewer.append(_fewer(module, x.requires_grad_(), 3).detach())
+            values = graph.forward(x.requires_grad_(False))
             noise = float((graph.forward(x.double())[graph.output] - values[graph.output]).abs().max())
         if not _close(values[graph.output], expected, tolerance):
             raise TraceError(
@@ -158,8 +203,9 @@ def _check(graph: Graph, module: nn.Module) -> None:
             y.shape[1:] != expected.shape[1:] or not _close(y, expected[: len(y)], tolerance, 10 * noise) for y in fewer
         ):
             raise TraceError(
-                "the module's output for a sample depends on the other samples of the batch, so a per-sample "
-                "guarantee would be meaningless. Use BatchNorm with stored statistics, in eval mode."
+                "the module's output for a sample depends on the other samples of the batch, or on whether gradients "
+                "are wanted, so a guarantee for each sample would be meaningless. Use BatchNorm with stored "
+                "statistics, in eval mode, and no `if torch.is_grad_enabled()`."
             )
         _check_slopes(graph, values, tolerance)
 

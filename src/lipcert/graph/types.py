@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from lipcert.errors import TraceError
+
 if TYPE_CHECKING:
     from lipcert.graph.capture import Capture
 
@@ -133,14 +135,21 @@ class Nonlinear(Node):
 
 @dataclass(frozen=True, eq=False)
 class Elementwise(Nonlinear):
-    """A slope-bounded function applied to each entry."""
+    """A slope-bounded function applied to each entry.
+
+    ``departure`` is how far torch's function departs from it, beyond rounding (softplus gives way to x for large x).
+    """
 
     slopes: Callable[[Live], Slopes]
+    departure: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class VectorMap(Nonlinear):
-    """A map with ``‖f(z) − f(z')‖ ≤ constant·‖z − z'‖`` that is not elementwise (max pooling, sorting)."""
+    """A map with ``‖f(z) − f(z')‖ ≤ constant·‖z − z'‖`` that is not elementwise (max pooling, sorting).
+
+    Every entry of its result is one of its input's, or lies between two of them.
+    """
 
     constant: float
 
@@ -215,6 +224,14 @@ class Graph:
     output: int
     capture: Capture
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refused: a graph belongs to one module, and a copy would go on reading that one's weights."""
+        raise TraceError(
+            "a traced graph, and what holds one (a TrainingBound, say), cannot be copied or pickled: it reads the "
+            "weights of the module that it was traced from. Copy the module and trace the copy; keep a TrainingBound "
+            "outside of the module that is copied, and save its state_dict()."
+        )
+
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input."""
@@ -254,16 +271,55 @@ class Graph:
         values = self.resolve(x.dtype, x.device) if resolved is None else resolved
         results: list[Tensor] = []
         for node in self.nodes:
+            results.append(x if isinstance(node, InputNode) else self._value(node, results, values))
+        return results
+
+    def evaluate(self, x: Tensor, resolved: Resolved) -> Tensor:
+        """The output at a batch; like :meth:`forward`, but no value is kept longer than it is needed."""
+        last = {i: node.index for node in self.nodes[: self.output + 1] for i in node.inputs}
+        results: list[Tensor] = []
+        gone = x.new_zeros(())
+        for node in self.nodes[: self.output + 1]:
+            results.append(x if isinstance(node, InputNode) else self._value(node, results, resolved))
+            for i in node.inputs:
+                if last[i] == node.index:
+                    results[i] = gone
+        return results[self.output]
+
+    def _value(self, node: Node, results: Sequence[Tensor], resolved: Resolved) -> Tensor:
+        operands = [results[i] for i in node.inputs]
+        if isinstance(node, Affine):
+            out = node.apply(operands, resolved.coefficients[node.index])
+            return out if node.offset is None else out + node.offset(resolved.live)
+        assert isinstance(node, Nonlinear)
+        return node.function(operands[0], resolved.live)
+
+    def sizes(self, largest: Tensor, resolved: Resolved, *, per_rounding: float) -> Tensor:
+        """How large the output, and everything that is summed up in it, can be where ``|x| ≤ largest``.
+
+        ``|W|·s + |b|`` at affine maps, ``|φ(0)| + ℓ·s`` at activations. A computation with n roundings on each path
+        errs by at most ``γ_n`` times this, entry by entry.
+
+        Args:
+            largest: (1, *input_shape), not negative.
+            resolved: the numbers.
+            per_rounding: the γ_n with which the result will be multiplied; what errs absolutely is divided by it.
+
+        Returns:
+            (1, *output_shape).
+        """
+        absolute, results = resolved.absolute(), list[Tensor]()
+        for node in self.nodes[: self.output + 1]:
             operands = [results[i] for i in node.inputs]
             if isinstance(node, InputNode):
-                results.append(x)
+                size = largest
             elif isinstance(node, Affine):
-                out = node.apply(operands, values.coefficients[node.index])
-                if node.offset is not None:
-                    out = out + node.offset(values.live)
-                results.append(out)
-            elif isinstance(node, Nonlinear):
-                results.append(node.function(operands[0], values.live))
-            else:  # pragma: no cover - there are no other kinds
-                raise TypeError(f"unknown node kind {type(node).__name__}")
-        return results
+                size = node.apply(operands, absolute.coefficients[node.index])
+                size = size if node.offset is None else size + node.offset(resolved.live).abs()
+            elif isinstance(node, Elementwise):
+                still = node.function(torch.zeros_like(operands[0]), resolved.live).abs()
+                size = still + operands[0] * resolved.slopes[node.index].lipschitz + node.departure / per_rounding
+            else:
+                size = operands[0].max().expand(1, *node.shape)
+            results.append(size + 2.0**-900)  # more than what underflow can take from it
+        return results[self.output]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from lipcert.errors import ConfigError, ShapeError
+from lipcert.hints import did_you_mean
 
 __all__ = ["ACTIVATIONS", "MaxMin", "make_activation"]
 
@@ -66,9 +66,8 @@ def make_activation(name: str, channels: int) -> nn.Module:
     ReLU()
     """
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        near = difflib.get_close_matches(str(name), ACTIVATIONS, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ConfigError(f"unknown activation {name!r}; {hint}there are: {', '.join(ACTIVATIONS)}")
+        hint = did_you_mean(str(name), ACTIVATIONS, f"there are: {', '.join(ACTIVATIONS)}")
+        raise ConfigError(f"unknown activation {name!r}; {hint}")
     if name == "maxmin" and channels % 2:
         raise ConfigError(f"activation 'maxmin' sorts pairs of channels: {channels} is odd; use even widths")
     return ACTIVATIONS[name]()

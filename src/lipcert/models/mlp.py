@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lipcert.errors import ConfigError
 from lipcert.models.activations import make_activation
+from lipcert.models.options import positive_integers
 from lipcert.models.registry import register
 
 __all__ = ["mlp"]
@@ -38,12 +38,9 @@ def mlp(
     >>> sum(p.numel() for p in net.parameters())  # (64 + 1)·32 + (32 + 1)·10
     2410
     """
-    is_list = isinstance(widths, Sequence) and not isinstance(widths, str)
-    if not is_list or not all(isinstance(w, int) and not isinstance(w, bool) and w > 0 for w in widths):
-        raise ConfigError(f"mlp: widths must be a list of positive integers; got {widths!r}")
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     width = math.prod(input_shape)
-    for i, out in enumerate(widths, 1):
+    for i, out in enumerate(positive_integers("mlp: widths", widths), 1):
         layers[f"fc{i}"] = nn.Linear(width, out)
         layers[f"act{i}"] = make_activation(activation, out)
         width = out

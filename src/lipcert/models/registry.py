@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -11,7 +10,9 @@ from typing import Any, TypeVar
 from torch import nn
 
 from lipcert.errors import ConfigError
+from lipcert.hints import did_you_mean
 from lipcert.models.normalize import Normalize
+from lipcert.models.options import is_positive_integer, positive_integers
 
 __all__ = ["available", "build", "options_of", "register"]
 
@@ -56,15 +57,10 @@ def available() -> list[str]:
     return sorted(_BUILDERS)
 
 
-def _hint(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean '{near[0]}'? " if near else ""
-
-
 def _builder(name: str) -> Callable[..., nn.Module]:
     if name not in _BUILDERS:
-        names = available()
-        raise ConfigError(f"unknown model {name!r}; {_hint(str(name), names)}there are: {', '.join(names)}")
+        hint = did_you_mean(str(name), available(), f"there are: {', '.join(available())}")
+        raise ConfigError(f"unknown model {name!r}; {hint}")
     return _BUILDERS[name]
 
 
@@ -79,10 +75,6 @@ def options_of(name: str) -> dict[str, Any]:
     """
     parameters = inspect.signature(_builder(name)).parameters
     return {key: p.default for key, p in parameters.items() if key not in _FIXED}
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def build(
@@ -119,15 +111,14 @@ def build(
     known = list(options_of(name))
     unknown = [key for key in options if key not in known]
     if unknown:
-        hints = "".join(_hint(key, known) for key in unknown)
-        raise ConfigError(
-            f"model '{name}' has no option {', '.join(map(repr, unknown))}; {hints}"
-            f"there are: {', '.join(known) or 'none'}"
-        )
-    shape = tuple(input_shape)
-    if not shape or not all(_is_size(n) for n in shape):
-        raise ConfigError(f"input_shape must hold positive integers, without the batch; got {input_shape!r}")
-    if not _is_size(num_classes) or num_classes < 2:
+        hint = f"there are: {', '.join(known) or 'none'}"
+        for key in reversed(unknown):
+            hint = did_you_mean(key, known, hint)
+        raise ConfigError(f"model '{name}' has no option {', '.join(map(repr, unknown))}; {hint}")
+    shape = positive_integers("input_shape", input_shape)
+    if not shape:
+        raise ConfigError("input_shape is empty; it is the shape of one input, without the batch")
+    if not is_positive_integer(num_classes) or num_classes < 2:
         raise ConfigError(f"num_classes must be an integer of at least 2; got {num_classes!r}")
     if (mean is None) != (std is None):
         raise ConfigError("normalisation needs both mean and std (or neither)")
@@ -141,5 +132,6 @@ def build(
             "give one number, or one for each channel"
         )
     # One flat Sequential: the names of the layers are the same with normalisation and without.
-    rest = model.named_children() if type(model) is nn.Sequential else [("net", model)]
+    # (A layer that is there twice is also twice among its items; ``named_children`` leaves repeats out.)
+    rest = zip(model._modules, model, strict=True) if type(model) is nn.Sequential else [("net", model)]
     return nn.Sequential(OrderedDict([("normalize", first), *rest]))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lipcert.errors import ConfigError
 from lipcert.models.activations import make_activation
+from lipcert.models.options import positive_integers
 from lipcert.models.registry import register
 
 __all__ = ["BasicBlock", "resnet_small"]
@@ -65,14 +66,6 @@ class BasicBlock(nn.Module):
         return result
 
 
-def _sizes(name: str, value: object) -> list[int]:
-    is_list = isinstance(value, Sequence) and not isinstance(value, str)
-    items = list(value) if is_list else []  # type: ignore[call-overload]
-    if len(items) != 3 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in items):
-        raise ConfigError(f"resnet-small: {name} must be a list of three positive integers; got {value!r}")
-    return items
-
-
 @register("resnet-small")
 def resnet_small(
     *,
@@ -104,7 +97,8 @@ def resnet_small(
         raise ConfigError(f"model 'resnet-small' takes images (channels, height, width); got {input_shape}")
     if not isinstance(norm, bool):
         raise ConfigError(f"resnet-small: norm must be true or false; got {norm!r}")
-    stages, depth = _sizes("widths", widths), _sizes("blocks", blocks)
+    stages = positive_integers("resnet-small: widths", widths, length=3)
+    depth = positive_integers("resnet-small: blocks", blocks, length=3)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for name, layer in _conv(input_shape[0], stages[0], 3, 1, norm):
         layers[f"stem_{name}"] = layer

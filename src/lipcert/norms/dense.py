@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import torch
@@ -36,6 +36,7 @@ __all__ = [
     "dense_norms",
     "forming_error",
     "gamma",
+    "path_error",
     "relative_error",
     "rows_error",
     "smaller_side",
@@ -46,6 +47,7 @@ _UNIT = 2.0**-53
 _TINY = 2.0**-1022
 _DECOMPOSITION = 16.0  # a safe stand-in for LAPACK's modest polynomial, times the larger dimension
 _MAX_SVD = 2048
+_MEMORY = 2**28  # entries of matrices held at once where that saves passes (2 GiB)
 _CHUNK = 2**25  # entries of the widest layer in flight at once
 
 
@@ -103,17 +105,38 @@ def block(loop: LoopMap, pair: Pair) -> Tensor:
     n_in, n_out = math.prod(loop.source_shape(j)), math.prod(loop.target_shape(k))
     step = _chunk(loop)
     if n_out <= n_in:
-        starts = range(0, n_out, step)
-        parts = [adjoint_rows(loop, k, [j], start, min(start + step, n_out))[j] for start in starts]
-    else:
-        parts = []
-        for start in range(0, n_in, step):
-            stop = min(start + step, n_in)
-            plan = loop.plan([Group(stop - start, frozenset({j}), frozenset({k}))])
-            with torch.no_grad():
-                out = loop.run(plan, {j: _basis(start, stop, loop.source_shape(j), loop)})
-            parts.append(out[k].reshape(stop - start, -1))
+        return _from_target(loop, k, [j])[j]
+    parts = []
+    for start in range(0, n_in, step):
+        stop = min(start + step, n_in)
+        plan = loop.plan([Group(stop - start, frozenset({j}), frozenset({k}))])
+        with torch.no_grad():
+            out = loop.run(plan, {j: _basis(start, stop, loop.source_shape(j), loop)})
+        parts.append(out[k].reshape(stop - start, -1))
     return torch.cat(parts)
+
+
+def _from_target(loop: LoopMap, target: int, sources: Sequence[int]) -> dict[int, Tensor]:
+    """The explicit matrices from several sources to one target, all by the same adjoint passes."""
+    rows, step = math.prod(loop.target_shape(target)), _chunk(loop)
+    parts = [adjoint_rows(loop, target, sources, i, min(i + step, rows)) for i in range(0, rows, step)]
+    return {j: torch.cat([p[j] for p in parts]) for j in sources}
+
+
+def _blocks(loop: LoopMap, pairs: Iterable[Pair]) -> Iterator[tuple[Pair, Tensor]]:
+    """The matrices of several blocks; those with few rows at the same target are made together, if memory allows."""
+    alone: list[Pair] = []
+    together: dict[int, list[int]] = {}
+    for k, j in pairs:
+        wide = math.prod(loop.target_shape(k)) <= math.prod(loop.source_shape(j))
+        together.setdefault(k, []).append(j) if wide else alone.append((k, j))
+    for k, sources in together.items():
+        entries = math.prod(loop.target_shape(k)) * sum(math.prod(loop.source_shape(j)) for j in sources)
+        if entries > _MEMORY:
+            alone += [(k, j) for j in sources]
+        else:
+            yield from (((k, j), matrix) for j, matrix in _from_target(loop, k, sources).items())
+    yield from ((pair, block(loop, pair)) for pair in alone)
 
 
 Lost: TypeAlias = tuple[list[float], list[float]]
@@ -132,6 +155,14 @@ def underflow(loop: LoopMap) -> Lost:
 def relative_error(loop: LoopMap) -> float:
     """A pass of T or of its adjoint errs by at most this times the same pass of |T|, entry by entry."""
     return gamma(2 * _roundings(loop)) * (1 + gamma(2 * _roundings(loop)))
+
+
+def path_error(loop: LoopMap) -> float:
+    """The whole network, activations included, errs by at most this times :meth:`Graph.sizes`, entry by entry.
+
+    16 roundings are allowed for the evaluation of one activation.
+    """
+    return gamma(2 * (_roundings(loop) + 16 * len(loop.graph.nodes))) * (1 + 2.0**-10)
 
 
 def absolute_norm(loop: LoopMap, pair: Pair) -> float:
@@ -215,7 +246,7 @@ def dense_norms(loop: LoopMap, pairs: Iterable[Pair]) -> dict[Pair, Norm]:
     """
     _require_float64(loop)
     norms, lost = {}, underflow(loop)
-    for pair in pairs:
-        value = _spectral_norm_upper(block(loop, pair)) + forming_error(loop, pair, lost)
+    for pair, matrix in _blocks(loop, pairs):
+        value = _spectral_norm_upper(matrix) + forming_error(loop, pair, lost)
         norms[pair] = Norm(value * (1 + 4 * _UNIT), value, "dense")
     return norms

@@ -19,16 +19,17 @@ Frobenius norm), its product with vᵀ follows the same recurrence with errors o
 and that ratio falls as φ grows, so what is ruled out at one φ is ruled out at all larger ones. More columns q make δ
 larger, and the test able to bear more rounding.
 
-The growth of T_k beyond the spectrum is the argument of Kuczyński and Woźniakowski, "Estimating the largest eigenvalue
-by the power and Lanczos algorithms with a random start" (1992), for Lanczos; the fixed recurrence and the account of
-its rounding are ours.
+The probability is that of ideal Gaussian numbers, for which those of torch's generator, seeded by the operating system,
+stand in. The growth of T_k beyond the spectrum is the argument of Kuczyński and Woźniakowski, "Estimating the largest
+eigenvalue by the power and Lanczos algorithms with a random start" (1992), for Lanczos; the fixed recurrence and the
+account of its rounding are ours.
 """
 
 from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,7 @@ _COLUMNS = (2, 3, 4, 6, 8, 12, 16, 24)
 _HUGE = 1e100  # beyond this the recurrence stops: λ lies far above c, and the growth so far says how far
 _RANGE = 1e-70, 1e100  # norms whose squares, and those of what matters beside them, are normal numbers
 _ATTEMPTS = 4
+_ROUGH = 0.05
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def _growth(index: int, steps: int, phi: float) -> float:
     return top / (1 + math.exp(-2 * steps * phi)) / math.sinh(phi)
 
 
-def _largest_phi(norm: float, errors: Sequence[float], delta: float) -> float:
+def _least_phi(norm: float, errors: Sequence[float], delta: float) -> float:
     """The least φ at which ``norm < cosh(kφ)·(δ − Σ ε_i U_{k−i}/T_k)`` is certain, by bisection."""
     steps = len(errors)
 
@@ -107,19 +109,55 @@ def _columns_and_steps(block: _Block, failure: float, slack: float) -> tuple[int
     return columns, math.ceil(math.acosh(4 / 3 * size / delta) / phi)
 
 
-def _describe(loop: LoopMap, pairs: Iterable[Pair], scale: dict[Pair, float], slack: float) -> list[_Block]:
+def _segment_norms(loop: LoopMap, failure: float, seed: int) -> dict[Pair, float]:
+    """Rough upper bounds on the affine maps between activations, of which the blocks are sums of products."""
+    segments = LoopMap(loop.graph, loop.resolved, centred=False)
+    found = probable_norms(segments, segments.pairs(), failure=failure, slack=_ROUGH, seed=seed)
+    return {pair: norm.upper for pair, norm in found.items()}
+
+
+def _rounding(loop: LoopMap, pairs: Sequence[Pair], failure: float, seed: int) -> dict[Pair, tuple[float, float]]:
+    """For each block a bound E on ``‖fl(A p) − A p‖/‖p‖``, for Aᵀ too, and a bound N on its norm.
+
+    Of a single segment S, E = γ‖|S|‖. A block of a centred map is a sum over paths of products of segments, and
+    ``Π(‖S‖ + γ‖|S|‖) − Π‖S‖``, summed over paths, bounds its error: far better than γ‖|A|‖ where A is deep.
+    """
+    relative = relative_error(loop)
+    if not loop.centred or loop.depth < 2:
+        sizes = {p: absolute_norm(loop, p) for p in pairs}
+        return {p: (relative * s, s) for p, s in sizes.items()}
+    flat = LoopMap(loop.graph, loop.resolved, centred=False)
+    norms = _segment_norms(loop, failure, seed)
+    errors = {p: relative * absolute_norm(flat, p) for p in norms}
+    shares = [loop.shares(j) for j in range(loop.depth + 1)]
+    found: dict[Pair, tuple[float, float]] = {}
+    for k in range(1, loop.depth + 2):
+        for j in range(k):
+            own, slip = norms.get((k, j), 0.0) * shares[j][1], errors.get((k, j), 0.0) * shares[j][1]
+            for i in range(j + 1, k):
+                if (k, i) in norms and (i, j) in found:
+                    error, norm = found[i, j]
+                    own += norms[k, i] * shares[i][0] * norm
+                    slip += shares[i][0] * (norms[k, i] * error + errors[k, i] * (norm + error))
+            if own or slip:
+                found[k, j] = slip * _SAFE, own * _SAFE
+    return {p: found.get(p, (0.0, 0.0)) for p in pairs}
+
+
+def _describe(
+    loop: LoopMap, rounding: Mapping[Pair, tuple[float, float]], scale: Mapping[Pair, float], slack: float
+) -> list[_Block]:
     lost = underflow(loop)
     blocks = []
-    for k, j in pairs:
+    for (k, j), (error, most) in rounding.items():
         norm = scale[k, j]
         if norm > _RANGE[1]:
             raise BoundError("a block's norm exceeds 1e100: scale the weights, or form it (raise dense_limit).")
         centre = max(norm * (1 + slack / 4), _RANGE[0]) ** 2
         n_in, n_out = math.prod(loop.source_shape(j)), math.prod(loop.target_shape(k))
-        spread, relative = absolute_norm(loop, (k, j)), relative_error(loop)
-        # forward: γ·spread·‖p‖ + lost, then through Aᵀ, ‖A‖ ≤ spread; backward the same of what came forward
-        each = relative * spread * spread * (2 + relative)
-        still = math.sqrt(n_out) * lost[0][k] * spread * (1 + relative) + math.sqrt(n_in) * lost[1][j]
+        # forward E·‖p‖ + lost, then through Aᵀ, ‖A‖ ≤ N; backward the same of what came forward
+        each = error * (2 * most + error)
+        still = math.sqrt(n_out) * lost[0][k] * (most + error) + math.sqrt(n_in) * lost[1][j]
         blocks.append(_Block((k, j), n_in, 4 / centre, (each * _SAFE, still * _SAFE)))
     return blocks
 
@@ -179,7 +217,7 @@ def _test(
     delta = _least_projection(columns, failure)
     bounds = []
     for b in blocks:
-        phi = _largest_phi(norms[b.pair], errors[b.pair], delta)
+        phi = _least_phi(norms[b.pair], errors[b.pair], delta)
         bounds.append((seen[b.pair], math.sqrt(2 * (1 + math.cosh(phi)) / b.alpha) * (1 + 2.0**-40)))
     return bounds
 
@@ -209,12 +247,15 @@ def probable_norms(
     if not pairs:
         return {}
     seed = secrets.randbits(62) if seed is None else seed
-    estimates = estimate_norms(loop, pairs, seed=seed ^ 1, tolerance=min(1e-6, slack / 100))
+    estimates = estimate_norms(loop, pairs, seed=seed ^ 1, tolerance=min(1e-6, slack / 1e5))
+    rounding = _rounding(loop, pairs, failure / 8, seed ^ 2)
     least = {p: float(v) for p, v in estimates.items()}
     norms: dict[Pair, Norm] = {}
-    open_pairs, each = pairs, failure / (len(pairs) * _ATTEMPTS)
+    open_pairs, each = pairs, 7 / 8 * failure / (len(pairs) * _ATTEMPTS)
     for attempt in range(_ATTEMPTS):
-        for (columns, steps), blocks in _grouped(_describe(loop, open_pairs, least, slack), each, slack).items():
+        for (columns, steps), blocks in _grouped(
+            _describe(loop, {p: rounding[p] for p in open_pairs}, least, slack), each, slack
+        ).items():
             found = _test(loop, blocks, columns, steps, each, seed + 100 * attempt + columns)
             for (seen, upper), pair in zip(found, (b.pair for b in blocks), strict=True):
                 least[pair] = max(least[pair], seen) if least[pair] <= upper else seen

@@ -42,6 +42,8 @@ def upper_norms(
         raise BoundError("upper bounds are computed in float64: resolve the graph with dtype=torch.float64.")
     if not 0 <= failure < 0.1:
         raise BoundError(f"failure is a probability, such as 1e-12, and less than 0.1; got {failure}.")
+    if not 1e-9 <= slack <= 1:
+        raise BoundError(f"slack is a relative excess between 1e-9 and 1, such as 0.001; got {slack}.")
     pairs = list(pairs)
     large = [pair for pair in pairs if smaller_side(loop, pair) > limit]
     if large and not failure:

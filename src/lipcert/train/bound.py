@@ -105,8 +105,7 @@ class TrainingBound(nn.Module):
         arrived = [g for k in self._plan.delivered for g in self._plan.rows(k) if g < len(self.pairs)]
         self._order = torch.tensor([arrived.index(g) for g in range(len(self.pairs))], dtype=torch.int64)
         self._create_state(seed)
-        for _ in range(warmup):
-            self._power_step()
+        self._power_steps(warmup)
 
     def _create_state(self, seed: int) -> None:
         loop, resolved = self._loop, self._loop.resolved
@@ -121,8 +120,7 @@ class TrainingBound(nn.Module):
             empty = torch.zeros((classes, *loop.source_shape(j)), dtype=resolved.dtype, device=resolved.device)
             self.register_buffer(f"rows_{j}", _in_layout(empty, layout))
         shape = {"global": (), "class": (classes,), "pairwise": (classes, classes)}[self.scope]
-        zeros = resolved.coefficients and torch.zeros((), dtype=resolved.dtype, device=resolved.device)
-        assert isinstance(zeros, Tensor)
+        zeros = torch.zeros((), dtype=resolved.dtype, device=resolved.device)
         self.register_buffer("norms", zeros.new_zeros(len(self.pairs)))
         self.register_buffer("value", zeros.new_zeros(shape))
         self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
@@ -213,12 +211,14 @@ class TrainingBound(nn.Module):
         for state, new in zip((vectors, memory), next_vectors(gradient, vectors, memory), strict=True):
             state.copy_(new)
 
-    def _power_step(self) -> None:
-        """Improve vectors and rows at the present weights without a gradient."""
+    def _power_steps(self, count: int) -> None:
+        """Improve the vectors at the present weights without a gradient; the rows, which are exact, are made once."""
         with ordinary_mode():
             with torch.no_grad():
                 resolved = self.graph.resolve(self.value.dtype, self.value.device)
             resolved = resolved.with_tensors([t.detach() for t in resolved.tensors()])
+            for _ in range(count - 1):
+                self._iterate(resolved)
             self._pass(
                 resolved,
                 [],
@@ -227,9 +227,8 @@ class TrainingBound(nn.Module):
             )
 
     def refresh(self, iterations: int = 1) -> Tensor:
-        """Bring the state up to the present weights by power iterations; returns the value, no gradient."""
-        for _ in range(iterations):
-            self._power_step()
+        """Bring the state up to the present weights by power iterations (at least one); the value, no gradient."""
+        self._power_steps(iterations)
         return self.value.clone()
 
     def deferred(self, resolved: Resolved, tensors: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:
@@ -240,7 +239,7 @@ class TrainingBound(nn.Module):
         if turn:
             scale = size / self.get_buffer("stale_size").clamp_min(torch.finfo(size.dtype).tiny)
             scale = torch.where(self.get_buffer("stale_size") > 0, scale, torch.zeros_like(scale))
-            return [t if t is None else self.get_buffer(f"stale_{i}") * scale for i, t in enumerate(tensors)]
+            return [self.get_buffer(f"stale_{i}") * scale for i in range(len(tensors))]
         for _ in range(self.iterations - 1):
             self._iterate(resolved.with_tensors([t.detach() for t in tensors]))
         with torch.enable_grad():

@@ -17,7 +17,7 @@ from lipcert.errors import CheckpointError
 from lipcert.train.safefile import digest, read_file, write_file
 from lipcert.train.state_tree import flatten, unflatten
 
-__all__ = ["check_matches", "load_state", "load_weights", "save_state", "save_weights"]
+__all__ = ["check_matches", "load_state", "load_weights", "put_weights", "read_weights", "save_state", "save_weights"]
 
 _STATE, _WEIGHTS = "lipcert-state", "lipcert-weights"
 _VERSION = "1"
@@ -204,6 +204,44 @@ def _mismatches(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> li
     return lines + ([f"other dtypes: {first(dtypes)}"] if dtypes else [])
 
 
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file of :func:`save_weights`, or any safetensors file, and check what can be checked without its module.
+
+    Returns:
+        The tensors, on the CPU, and the header given to :func:`save_weights`; empty for files from elsewhere.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    path = Path(path)
+    tensors, metadata = read_file(path)
+    if not metadata.get("format", "").startswith("lipcert"):
+        return tensors, {}
+    _verify(path, _WEIGHTS, tensors, metadata)
+    return tensors, _parsed_header(path, metadata)
+
+
+def put_weights(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Put weights into a module of the same architecture, strictly; on an error it is left as it was.
+
+    Args:
+        module: changed in place; its device is kept, and its dtype, which must hold the weights exactly.
+        tensors: with the names of its ``state_dict()``.
+        path: of the file that they come from, for the message.
+
+    Raises:
+        CheckpointError: keys, shapes or dtypes do not fit.
+    """
+    lines = _mismatches(tensors, _weights(module))
+    if lines:
+        listed = "".join(f"\n  - {line}" for line in lines)
+        raise CheckpointError(f"the weights in {path} do not fit the module:{listed}")
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"the module refuses the weights in {path}: {error}") from error
+
+
 def load_weights(path: str | Path, module: nn.Module) -> dict[str, Any]:
     """Load weights into a module of the same architecture, strictly; on an error it is left as it was.
 
@@ -223,18 +261,6 @@ def load_weights(path: str | Path, module: nn.Module) -> dict[str, Any]:
     >>> load_weights(file, nn.Linear(2, 3))
     {'name': 'linear'}
     """
-    path = Path(path)
-    tensors, metadata = read_file(path)
-    header: dict[str, Any] = {}
-    if "format" in metadata and metadata["format"].startswith("lipcert"):
-        _verify(path, _WEIGHTS, tensors, metadata)
-        header = _parsed_header(path, metadata)
-    lines = _mismatches(tensors, _weights(module))
-    if lines:
-        listed = "".join(f"\n  - {line}" for line in lines)
-        raise CheckpointError(f"the weights in {path} do not fit the module:{listed}")
-    try:
-        module.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"the module refuses the weights in {path}: {error}") from error
+    tensors, header = read_weights(path)
+    put_weights(module, tensors, path)
     return header

@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from lipcert.errors import ConfigError
+from lipcert.hints import did_you_mean
 from lipcert.train import toml
-from lipcert.train.config_errors import did_you_mean, explain
+from lipcert.train.config_errors import explain
 from lipcert.train.schema import RunConfig
 
 __all__ = ["RunConfig", "available_configs", "load_config", "parse_config"]

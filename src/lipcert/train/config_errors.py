@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-__all__ = ["did_you_mean", "explain"]
+from lipcert.hints import did_you_mean
 
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A question with the nearest known word, or nothing.
-
-    >>> did_you_mean("epoch", ["epochs", "ema"])
-    "did you mean 'epochs'?"
-    """
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean '{near[0]}'?" if near else ""
+__all__ = ["explain"]
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
@@ -71,12 +61,8 @@ def _kind_mistake(given: object, place: _Place) -> str:
     kind = given.get("kind") if isinstance(given, dict) else None
     if kind is None:
         return f"needs a key 'kind', one of {', '.join(kinds)}"
-    return " ".join(
-        filter(
-            None,
-            [f"unknown kind {kind!r};", did_you_mean(str(kind), kinds), f"there are: {', '.join(kinds)}"],
-        )
-    )
+    hint = did_you_mean(str(kind), kinds, f"there are: {', '.join(kinds)}")
+    return f"unknown kind {kind!r}; {hint}"
 
 
 def _say(detail: ErrorDetails, place: _Place) -> str:

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lipcert.bounds.result import Bound
+from lipcert.certify import exact_logits
 from lipcert.certify.radius import Radii, radii
 from lipcert.data import Batches, Dataset
+from lipcert.graph import Graph
+from lipcert.graph.capture import in_eval_mode
 
-__all__ = ["Evaluation", "evaluate", "predict"]
+__all__ = ["Evaluation", "evaluate", "predict", "predict_exactly", "radius_key"]
+
+
+def radius_key(epsilon: float) -> str:
+    """The key of a radius in a JSON document: different for different radii, and read back exactly.
+
+    >>> radius_key(36 / 255), radius_key(1)
+    ('0.1411764705882353', '1.0')
+    """
+    return repr(float(epsilon))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is reported of an epoch: shares of the samples, and the range of the bound over pairs of classes."""
+    """What is reported of an epoch: shares of the samples, and the range of the bound over pairs of classes.
+
+    ``robust`` has the keys of :func:`radius_key`.
+    """
 
     clean: float
-    robust: dict[float, float]
+    robust: dict[str, float]
     bound_low: float
     bound_high: float
     collapsed: bool
@@ -28,14 +44,25 @@ class Evaluation:
 def predict(module: nn.Module, data: Dataset, *, device: torch.device, batch_size: int = 1000) -> tuple[Tensor, Tensor]:
     """Logits (N, C) in float32 of a model in eval mode, and labels (N,), on the CPU."""
     batches = Batches(data, batch_size, shuffle=False, seed=0, device=device)
-    was_training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            parts = [(module(x).float().cpu(), y.cpu()) for x, y in batches.epoch(0)]
-    finally:
-        module.train(was_training)
+    with in_eval_mode(module), torch.no_grad():
+        parts = [(module(x).float().cpu(), y.cpu()) for x, y in batches.epoch(0)]
     return torch.cat([z for z, _ in parts]), torch.cat([y for _, y in parts])
+
+
+def predict_exactly(
+    graph: Graph, data: Dataset, *, device: torch.device, batch_size: int = 100
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of the real-arithmetic network, (N, C) in float64, bounds on their errors, and labels, on the CPU."""
+    batches = Batches(data, batch_size, shuffle=False, seed=0, device=device)
+    labels = []
+
+    def inputs() -> Iterator[Tensor]:
+        for x, y in batches.epoch(0):
+            labels.append(y.cpu())
+            yield x
+
+    logits, errors = exact_logits(graph, inputs())
+    return logits.cpu(), errors.cpu(), torch.cat(labels)
 
 
 def evaluate(
@@ -47,7 +74,7 @@ def evaluate(
     values = bound.value[bound.value > 0]
     summary = Evaluation(
         clean=result.clean_accuracy,
-        robust={e: result.robust_accuracy(e) for e in epsilons},
+        robust={radius_key(e): result.robust_accuracy(e) for e in epsilons},
         bound_low=float(values.min()) if values.numel() else 0.0,
         bound_high=float(values.max()) if values.numel() else 0.0,
         collapsed=bool((result.prediction == result.prediction[0]).all()),

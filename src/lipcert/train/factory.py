@@ -12,7 +12,12 @@ from lipcert.train.losses import CRMLoss, CrossEntropy, GloRoLoss, LMTLoss
 from lipcert.train.schedules import value_at
 from lipcert.train.schema import AdamConfig, CEConfig, CRMConfig, GloRoConfig, LMTConfig, LossConfig, RunConfig
 
-__all__ = ["average_into", "load_optimizer", "make_batches", "make_loss", "make_optimizer"]
+__all__ = ["average_into", "default_device", "load_optimizer", "make_batches", "make_loss", "make_optimizer"]
+
+
+def default_device() -> torch.device:
+    """CUDA where there is one, otherwise the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def make_loss(config: LossConfig) -> nn.Module:

@@ -67,7 +67,7 @@ class Reporter(SilentReporter):
             self._bar.update(self._bar.task_ids[0], completed=done, epoch=epoch, note=note)
 
     def epoch(self, record: Mapping[str, Any]) -> None:  # noqa: D102
-        shares = "  ".join(f"@{e} {v:6.2%}" for e, v in record["estimated_certified"].items())
+        shares = "  ".join(f"@{float(e):.4g} {v:6.2%}" for e, v in record["estimated_certified"].items())
         low, high = record["bound"]
         self.console.print(
             f"epoch {record['epoch']:>4}  loss {record['loss']:8.4f}  train {record['train_accuracy']:6.2%}  "

@@ -9,23 +9,37 @@ summary.json             the outcome: accuracies, bound, seconds, versions, data
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from pydantic import BaseModel
 from torch import nn
 
 from lipcert.errors import CheckpointError, ConfigError
+from lipcert.files import replacing
 from lipcert.models import build
-from lipcert.train.checkpoint import load_weights, save_weights
+from lipcert.models.options import is_positive_integer
+from lipcert.train.checkpoint import put_weights, read_weights, save_weights
 from lipcert.train.config import load_config
-from lipcert.train.safefile import read_file
 from lipcert.train.schema import ModelConfig, RunConfig
 
-__all__ = ["RunFolder", "build_model", "write_text"]
+__all__ = ["MOST_INPUTS", "RunFolder", "build_model", "write_text"]
+
+MOST_INPUTS = 2**28
+"""Numbers in one input, above which a shape is taken for a mistake: no model is built for it."""
+
+
+class _Summary(BaseModel):
+    """What others read in a summary; there is more in it."""
+
+    name: str
+    epochs: int
+    split: str
+    clean_accuracy: float
+    estimated_certified_accuracy: dict[float, float]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -34,18 +48,11 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         CheckpointError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def build_model(config: ModelConfig, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -66,6 +73,10 @@ def build_model(config: ModelConfig, input_shape: tuple[int, ...], num_classes: 
     return build(config.name, input_shape=input_shape, num_classes=num_classes, mean=mean, std=std, **options)
 
 
+def _is_shape(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and bool(value) and all(map(is_positive_integer, value))
+
+
 class RunFolder:
     """The files of one run.
 
@@ -82,20 +93,40 @@ class RunFolder:
         self.summary_file = self.path / "summary.json"
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The paths of a run's files; not all of them need be there yet."""
+        return self.config_file, self.metrics_file, self.checkpoint_file, self.model_file, self.summary_file
+
+    @property
     def exists(self) -> bool:
         """Whether there is a run in the folder."""
         return self.config_file.exists()
+
+    def check_new(self) -> None:
+        """Refuse a folder in which a new run would mix with another one.
+
+        A configuration alone is no run yet, but one that ended before anything came of it: it may be replaced.
+
+        Raises:
+            ConfigError: the folder holds a run, or files of one.
+        """
+        left = [file.name for file in self.files[1:] if file.exists()]
+        if left and self.exists:
+            raise ConfigError(
+                f"{self.path} holds a run already. Go on with it (--resume), choose another folder, or delete it."
+            )
+        if left:
+            raise ConfigError(
+                f"{self.path} holds files of another run: choose another --out or delete them ({', '.join(left)})."
+            )
 
     def create(self, config: RunConfig) -> None:
         """Start a run: make the folder and write its configuration.
 
         Raises:
-            ConfigError: the folder holds a run already, or is a file.
+            ConfigError: see :meth:`check_new`; or the folder is a file.
         """
-        if self.exists:
-            raise ConfigError(
-                f"{self.path} holds a run already. Go on with it (--resume), choose another folder, or delete it."
-            )
+        self.check_new()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -126,15 +157,23 @@ class RunFolder:
             raise CheckpointError(f"cannot write {self.metrics_file}: {error.strerror or error}") from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics; one that was cut short, when the run was killed, is left out."""
+        """All lines of metrics; one that was cut short, when the run was killed, is left out.
+
+        Raises:
+            CheckpointError: a line is whole, but does not say of which epoch it is.
+        """
         if not self.metrics_file.exists():
             return []
         records = []
-        for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
+        lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
                 record = json.loads(line)
-                if isinstance(record, dict) and "epoch" in record:
-                    records.append(record)
+            except (ValueError, RecursionError):
+                continue
+            if not isinstance(record, dict) or not is_positive_integer(record.get("epoch")):
+                raise CheckpointError(f"{self.metrics_file} is damaged: line {number} has no epoch. Delete that line.")
+            records.append(record)
         return records
 
     def drop_metrics_after(self, epoch: int) -> None:
@@ -148,15 +187,19 @@ class RunFolder:
         write_text(self.summary_file, json.dumps(summary, indent=2) + "\n")
 
     def summary(self) -> dict[str, Any] | None:
-        """The outcome, or None while the run is not finished."""
+        """The outcome, or None while the run is not finished.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
         if not self.summary_file.exists():
             return None
+        content = self.summary_file.read_bytes()
         try:
-            found = json.loads(self.summary_file.read_text(encoding="utf-8"))
+            _Summary.model_validate_json(content, strict=True)
+            found: dict[str, Any] = json.loads(content)
         except ValueError as error:
-            raise CheckpointError(f"{self.summary_file} is damaged: it is not JSON") from error
-        if not isinstance(found, dict):
-            raise CheckpointError(f"{self.summary_file} is damaged: it is not a table")
+            raise CheckpointError(f"{self.summary_file} is damaged: it is not the summary of a run") from error
         return found
 
     # --- the model ----------------------------------------------------------------------------------------
@@ -184,16 +227,18 @@ class RunFolder:
             )
             raise CheckpointError(f"there is no trained model in {self.path}; {hint}")
         config = self.config()
-        _, metadata = read_file(self.model_file)
-        try:
-            header = json.loads(metadata["header"])
-            shape, classes = tuple(int(n) for n in header["input_shape"]), list(header["classes"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self.model_file} does not say which model it belongs to") from error
+        tensors, header = read_weights(self.model_file)
+        shape, classes = header.get("input_shape"), header.get("classes")
+        if not _is_shape(shape) or not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+            raise CheckpointError(f"{self.model_file} does not say which model it belongs to")
+        if math.prod(shape) > MOST_INPUTS:
+            raise CheckpointError(
+                f"{self.model_file} is damaged: no model takes inputs of the shape {shape} that it says"
+            )
         if header.get("config") != config.fingerprint():
             raise CheckpointError(
                 f"{self.model_file} belongs to another configuration than {self.config_file}: one of them was replaced"
             )
-        module = build_model(config.model, shape, len(classes))
-        load_weights(self.model_file, module)
+        module = build_model(config.model, tuple(shape), len(classes))
+        put_weights(module, tensors, self.model_file)
         return module.eval(), header

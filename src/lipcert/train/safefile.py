@@ -6,11 +6,8 @@ the header, the tensors. No pickle: reading a file executes nothing.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lipcert.errors import CheckpointError
+from lipcert.files import replacing
 
 __all__ = ["digest", "read_file", "read_metadata", "write_file"]
 
@@ -45,16 +43,6 @@ def digest(tensors: Mapping[str, Tensor], *texts: str) -> str:
     return found.hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the renaming itself durable, where the system can (Windows cannot open folders)."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and strings; after a failure or a crash the file at ``path`` is the old one, whole.
 
@@ -69,20 +57,12 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
             f"cannot save {path}: what is to be saved beside the tensors is larger than "
             f"{MAX_HEADER // 2**20} MiB; put large lists of numbers into tensors"
         )
-    # In the same folder, so that the renaming stays within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(tensors), temporary, metadata=dict(metadata))
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(dict(tensors), temporary, metadata=dict(metadata))
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"cannot save {path}: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -16,17 +16,13 @@ from lipcert.train.schema import (
     CosineLR,
     CRMConfig,
     ExponentialLR,
-    GloRoConfig,
-    GloRoTradesConfig,
-    LMTConfig,
+    LossConfig,
+    LrConfig,
     OneCycleLR,
     Ramp,
 )
 
-__all__ = ["interpolate", "learning_rate", "loss_values", "value_at"]
-
-AnyLoss = CEConfig | CRMConfig | LMTConfig | GloRoConfig | GloRoTradesConfig
-AnyLr = ConstantLR | CosineLR | OneCycleLR | ExponentialLR
+__all__ = ["average_decay", "interpolate", "learning_rate", "loss_values", "value_at"]
 
 
 def interpolate(
@@ -65,8 +61,10 @@ def value_at(value: float | Ramp, epoch: float) -> float:
     return interpolate(value.start, value.end, (epoch - begin) / (end - begin), value.shape)
 
 
-def loss_values(loss: AnyLoss, epoch: float) -> dict[str, float] | None:
+def loss_values(loss: LossConfig, epoch: float) -> dict[str, float] | None:
     """What to assign to the loss module's attributes at an epoch; None while plain cross-entropy is used.
+
+    CRM of weight 0 is plain cross-entropy: it has no backward pass through the bound, which then falls behind.
 
     >>> config = CRMConfig(kind="crm", temperature=5.0, radius_cap=2.2, weight=30.0, start_epoch=10)
     >>> loss_values(config, 9.99) is None
@@ -77,7 +75,19 @@ def loss_values(loss: AnyLoss, epoch: float) -> dict[str, float] | None:
     if isinstance(loss, CEConfig) or epoch < loss.start_epoch:
         return None
     names = [name for name in ("epsilon", "radius_cap", "weight") if hasattr(loss, name)]
-    return {name: value_at(getattr(loss, name), epoch) for name in names}
+    values = {name: value_at(getattr(loss, name), epoch) for name in names}
+    return None if isinstance(loss, CRMConfig) and values["weight"] == 0 else values
+
+
+def average_decay(decay: float, step: int) -> float:
+    """The decay of the averaged weights at a step, counted from 0: ``min(decay, (1 + step)/(10 + step))``.
+
+    A long average of a short run would be that of its random start.
+
+    >>> [round(average_decay(0.9999, step), 4) for step in (0, 10, 90, 10**6)]
+    [0.1, 0.55, 0.91, 0.9999]
+    """
+    return min(decay, (1 + step) / (10 + step))
 
 
 def _decayed(epoch: float, epochs: float, lr: float, schedule: ConstantLR | CosineLR | ExponentialLR) -> float:
@@ -90,7 +100,7 @@ def _decayed(epoch: float, epochs: float, lr: float, schedule: ConstantLR | Cosi
     return interpolate(lr, schedule.final_lr, (epoch - begin) / (epochs - begin), shape)
 
 
-def learning_rate(step: int, *, steps_per_epoch: int, epochs: int, lr: float, schedule: AnyLr) -> float:
+def learning_rate(step: int, *, steps_per_epoch: int, epochs: int, lr: float, schedule: LrConfig) -> float:
     """The learning rate of a step, counted from 0.
 
     With e = step/steps_per_epoch: what a schedule reaches at the end of the run it reaches at e = epochs,

@@ -127,7 +127,12 @@ class TrainConfig(Section):
     batch_size: int = Field(ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = False
-    ema: float = Field(default=0.0, ge=0, lt=1, description="decay per step of the averaged weights; 0 is off")
+    ema: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="decay per step of the averaged weights, at most (1 + step)/(10 + step); 0 is off",
+    )
     eval_every: int = Field(default=1, ge=1, description="in epochs")
     checkpoint_every: int = Field(default=1, ge=1, description="in epochs")
     eval_epsilons: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False)] = Field(

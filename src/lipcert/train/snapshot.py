@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lipcert.train.evaluate import Evaluation
 from lipcert.train.factory import load_optimizer
 
 if TYPE_CHECKING:
@@ -15,20 +17,21 @@ __all__ = ["put_back", "take"]
 
 
 def take(trainer: Trainer) -> dict[str, Any]:
-    """The state: weights, optimizer, bound, averages, random numbers, and where in the run it is."""
+    """The state: weights, optimizer, bounds, averages, random numbers, where in the run it is, what was found last."""
     t = trainer
     state: dict[str, Any] = {
         "model": t.model.state_dict(),
         "optimizer": t.optimizer.state_dict(),
         "bound": t.bound.state_dict(),
+        "evaluation_bound": t.evaluation_bound.state_dict(),
         "sums": t.sums,
         "elapsed": t.elapsed,
         "random": torch.get_rng_state(),
         "counters": [t.epoch, t.batch, t.seconds, t.flat, t.robust_before],
+        "found": None if t.found is None else asdict(t.found),
     }
-    if t.averaged is not None and t.averaged_bound is not None:
+    if t.averaged is not None:
         state["averaged"] = t.averaged.state_dict()
-        state["averaged_bound"] = t.averaged_bound.state_dict()
     if t.device.type == "cuda":
         state["random_cuda"] = torch.cuda.get_rng_state(t.device)
     return state
@@ -44,12 +47,13 @@ def put_back(trainer: Trainer, state: dict[str, Any]) -> None:
     t.model.load_state_dict(state["model"])
     load_optimizer(t.optimizer, state["optimizer"])
     t.bound.load_state_dict(state["bound"])
-    if t.averaged is not None and t.averaged_bound is not None:
+    t.evaluation_bound.load_state_dict(state["evaluation_bound"])
+    if t.averaged is not None:
         t.averaged.load_state_dict(state["averaged"])
-        t.averaged_bound.load_state_dict(state["averaged_bound"])
     t.sums.copy_(state["sums"])
     t.elapsed = state.get("elapsed", 0.0)
     torch.set_rng_state(state["random"])
     if t.device.type == "cuda" and "random_cuda" in state:
         torch.cuda.set_rng_state(state["random_cuda"], t.device)
     t.epoch, t.batch, t.seconds, t.flat, t.robust_before = state["counters"]
+    t.found = None if state["found"] is None else Evaluation(**state["found"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from lipcert.train.evaluate import Evaluation
     from lipcert.train.trainer import Trainer
 
 __all__ = ["summarise", "versions"]
@@ -20,9 +21,8 @@ def versions() -> dict[str, str]:
     return {"lipcert": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def summarise(trainer: Trainer) -> dict[str, Any]:
+def summarise(trainer: Trainer, found: Evaluation) -> dict[str, Any]:
     """Final accuracies (estimates: certifying is another command), cost, versions and data of a finished run."""
-    found = trainer.evaluate()
     return {
         "name": trainer.config.name,
         "config": trainer.config.fingerprint(),
@@ -30,7 +30,7 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "epochs": trainer.epoch,
         "split": trainer.eval_split,
         "clean_accuracy": found.clean,
-        "estimated_certified_accuracy": {f"{e:.6g}": v for e, v in found.robust.items()},
+        "estimated_certified_accuracy": found.robust,
         "bound_estimate": {
             "method": trainer.config.bound.method,
             "scope": trainer.config.bound.scope,

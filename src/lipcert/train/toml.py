@@ -34,7 +34,7 @@ def loads(text: str) -> dict[str, Any]:
     """
     try:
         document: dict[str, Any] = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: a mistake, or an integer of thousands of digits
         raise ConfigError(f"not valid TOML: {error}") from error
     return document
 
@@ -51,8 +51,8 @@ def parse_value(text: str) -> Any:
     text = text.strip()
     try:
         document = tomllib.loads(f"value = {text}")
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        if _BARE_WORD.fullmatch(text):
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, tomllib.TOMLDecodeError) and _BARE_WORD.fullmatch(text):
             return text
         raise ConfigError(
             f"{text!r} is neither a TOML value nor a single word (numbers are written 0.9, not .9; text with "

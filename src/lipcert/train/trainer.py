@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +17,20 @@ from lipcert.errors import BoundError, CheckpointError, TrainingError
 from lipcert.train.bound import TrainingBound
 from lipcert.train.checkpoint import check_matches, load_state, save_state
 from lipcert.train.evaluate import Evaluation, evaluate
-from lipcert.train.factory import average_into, make_batches, make_loss, make_optimizer
+from lipcert.train.factory import average_into, default_device, make_batches, make_loss, make_optimizer
 from lipcert.train.health import advice, check_finite, is_stuck
 from lipcert.train.interrupt import Interrupted, stop_on_signal
 from lipcert.train.losses import certified_radii
 from lipcert.train.progress import SilentReporter
 from lipcert.train.run_folder import RunFolder, build_model
-from lipcert.train.schedules import learning_rate, loss_values
+from lipcert.train.schedules import average_decay, learning_rate, loss_values
 from lipcert.train.schema import RunConfig
 from lipcert.train.snapshot import put_back, take
 from lipcert.train.summary import summarise
 
-__all__ = ["Interrupted", "Trainer", "make_loss", "make_optimizer"]
+__all__ = ["Interrupted", "Trainer"]
 
-_SETTLE = 20  # power iterations before a bound is looked at that has not been used for a while
+_SETTLE = 40  # power iterations before a bound is looked at that has not been used for a while
 
 
 class Trainer:
@@ -61,7 +61,7 @@ class Trainer:
     ) -> None:
         self.config, self.folder = config, RunFolder(out)
         self.reporter = reporter or SilentReporter()
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device or default_device())
         self.train_data = load(config.data.name, "train", root=root, download=download)
         if config.data.validation:
             self.train_data, self.eval_data = split(self.train_data, config.data.validation, config.seed)
@@ -84,7 +84,9 @@ class Trainer:
         kind: dict[str, Any] = {"method": b.method, "scope": b.scope, "seed": c.seed}
         self.bound = TrainingBound(self.model, shape, every=b.every, iterations=b.power_iterations, **kind)
         self.averaged = copy.deepcopy(self.model) if c.train.ema else None
-        self.averaged_bound = None if self.averaged is None else TrainingBound(self.averaged, shape, **kind)
+        # A bound of its own: looking at a run, however often, leaves no trace in it.
+        self.evaluation_bound = TrainingBound(self.deployed, shape, **kind)
+        self.found: Evaluation | None = None  # by the last evaluation
         self.epoch, self.batch, self.seconds, self.flat = 0, 0, 0.0, 0
         # Of this epoch: loss, hits, samples, hits with a radius above the first of eval_epsilons (an estimate).
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
@@ -156,8 +158,11 @@ class Trainer:
         try:
             with stop_on_signal() as stopped:
                 while self.epoch < c.epochs:
+                    if steps == 0:
+                        self._stop()
                     steps = self._run_epoch(stopped, steps)
-            summary = summarise(self)
+            assert self.found is not None  # the last epoch is always evaluated
+            summary = summarise(self, self.found)
             self.folder.save_model(self.deployed, self.config, self.train_data.input_shape, self.train_data.classes)
             self.folder.write_summary(summary)
             return summary
@@ -196,10 +201,8 @@ class Trainer:
             if steps is not None:
                 steps -= 1
             if stopped() or steps == 0:
-                self._check_finite(float(self.sums[0]), self.model)
                 self._spend(began)
-                self.save()
-                raise Interrupted(f"stopped in epoch {number} of {c.epochs}; the state is saved in {self.folder.path}")
+                self._stop()
         loss, hits, seen, _ = self.sums.tolist()
         self._check_finite(loss, self.model)
         self.epoch, self.batch = number, 0
@@ -208,14 +211,14 @@ class Trainer:
         elapsed, self.elapsed = self.elapsed, 0.0
         last = self.epoch == c.epochs
         if last or self.epoch % c.eval_every == 0:
-            found = self.evaluate()
+            self.found = found = self.evaluate()
             record = {
                 "epoch": self.epoch,
                 "loss": loss / seen,
                 "train_accuracy": hits / seen,
                 "split": self.eval_split,
                 "clean": found.clean,
-                "estimated_certified": {f"{e:.4g}": v for e, v in found.robust.items()},
+                "estimated_certified": found.robust,
                 "bound": [found.bound_low, found.bound_high],
                 "lr": self.optimizer.param_groups[0]["lr"],
                 "seconds": elapsed,
@@ -227,6 +230,12 @@ class Trainer:
         if last or self.epoch % c.checkpoint_every == 0:
             self.save()
         return steps
+
+    def _stop(self) -> NoReturn:
+        self._check_finite(float(self.sums[0]), self.model)
+        self.save()
+        epoch, epochs = self.epoch + 1, self.config.train.epochs
+        raise Interrupted(f"stopped in epoch {epoch} of {epochs}; the state is saved in {self.folder.path}")
 
     def _spend(self, began: float) -> None:
         spent = time.monotonic() - began
@@ -248,7 +257,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.optimizer.clip_norm)
         self.optimizer.step()
         if self.averaged is not None:
-            average_into(self.averaged, self.model, c.train.ema)
+            average_into(self.averaged, self.model, average_decay(c.train.ema, done))
         with torch.no_grad():
             hits = (logits.argmax(1) == y).sum()
             robust = torch.zeros_like(hits)
@@ -274,8 +283,8 @@ class Trainer:
     def evaluate(self) -> Evaluation:
         """Accuracies of the deployed weights on the evaluation split, with the bound estimated."""
         c = self.config
-        bound = self.bound if self.averaged_bound is None else self.averaged_bound
-        estimate = Estimate(bound.refresh(_SETTLE).double().cpu(), c.bound.method, c.bound.scope)
+        value = self.evaluation_bound.refresh(_SETTLE)
+        estimate = Estimate(value.double().cpu(), c.bound.method, c.bound.scope)
         try:
             return evaluate(self.deployed, self.eval_data, estimate, c.train.eval_epsilons, device=self.device)[0]
         except BoundError as error:

@@ -43,10 +43,10 @@ _FIXED: dict[str, Slopes] = {
 }
 
 
-def _plain(b: Builder, call: Call, slopes: Slopes) -> Value:
+def _plain(b: Builder, call: Call, slopes: Slopes, departure: float = 0.0) -> Value:
     name = "self" if "self" in call.arguments else "input"
     source = b.signal(call, name)
-    return b.elementwise(call, source, lambda live: slopes, lambda z, live: call.run(**{name: z}))
+    return b.elementwise(call, source, lambda live: slopes, lambda z, live: call.run(**{name: z}), departure)
 
 
 @rule(*_FIXED)
@@ -130,14 +130,16 @@ def softplus(b: Builder, call: Call) -> Value:
     """``log(1 + e^{βx})/β``: slopes in [0, 1].
 
     Above ``threshold`` torch returns x itself, a jump by ``log(1 + e^{−threshold})/β``. At the default of 20 that
-    is 2e-9, below float32's rounding there; a low threshold would make a real jump and is refused.
+    is 2e-9, below float32's rounding there; a low threshold or a small β would make a real jump and is refused.
     """
-    if _number(call, "beta") <= 0 or _number(call, "threshold") < 20:
+    beta, limit = _number(call, "beta"), _number(call, "threshold")
+    jump = math.log1p(math.exp(-limit)) / beta if beta > 0 else math.inf
+    if limit < 20 or jump > 1e-6:
         raise call.refuse(
-            "with beta ≤ 0 or a threshold below 20 it jumps, and a jump has no Lipschitz constant.",
-            "Keep the default threshold of 20.",
+            "with a small beta or a threshold below 20 it jumps, and a jump has no Lipschitz constant.",
+            "Keep the default threshold of 20, and beta above 0.01.",
         )
-    return _plain(b, call, Slopes(0.0, 1.0))
+    return _plain(b, call, Slopes(0.0, 1.0), departure=jump)
 
 
 @rule("hardtanh", "clamp", "clamp_min", "clamp_max", "clip")

@@ -19,8 +19,16 @@ def average_pool(b: Builder, call: Call) -> Value:
     source = b.signal(call, "self")
     dims = int(call.name.rstrip("d")[-1])
     window = None if "adaptive" in call.name else math.prod(_spread(call["kernel_size"], dims)) + 1
-    return b.affine(
-        call, [source], lambda xs, cs: call.run(self=xs[0]), terms=None if window is None else (window, window)
+    terms = None if window is None else (window, window)
+    divisor = call.get("divisor_override")
+    if divisor is None:
+        return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0]), terms=terms)
+    return b.affine(  # it may be negative, and signs belong into coefficients
+        call,
+        [source],
+        lambda xs, cs: call.run(self=xs[0], divisor_override=1) * cs[0],
+        coefficients=[lambda live: 1.0 / divisor],
+        terms=terms,
     )
 
 

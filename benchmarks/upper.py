@@ -1,0 +1,55 @@
+"""Proved upper bounds of the published networks at their real input sizes: slack, seconds and memory.
+
+``LIPCERT_RUNS=DIR:DIR…`` adds trained models, as `lipcert train` leaves them.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lipcert.bounds import UpperBound, lipschitz
+from lipcert.models import build
+from lipcert.train import RunFolder
+
+_PUBLISHED = {"4c3f": ((1, 28, 28), 10), "6c2f": ((3, 32, 32), 10), "8c2f": ((3, 64, 64), 200)}
+
+
+def _models() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
+    found: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
+    for path in filter(None, os.environ.get("LIPCERT_RUNS", "").split(os.pathsep)):
+        module, header = RunFolder(Path(path)).load_model()
+        found[header["name"] if "name" in header else Path(path).name] = module, tuple(header["input_shape"])
+    for name, (shape, classes) in _PUBLISHED.items():
+        torch.manual_seed(0)
+        found[f"{name}, fresh weights"] = build(name, input_shape=shape, num_classes=classes).eval(), shape
+    return found
+
+
+def main() -> None:
+    """Print one line for each network and slack; memory is the process's highest so far."""
+    columns = f"{'network':>24} {'aim':>7} {'highest L':>12} {'upper / seen − 1':>17} {'failure':>8}"
+    print(f"{columns} {'s':>7} {'GiB':>5}  norms")
+    for name, (module, shape) in _models().items():
+        for slack in (1e-3, 2e-4):
+            began = time.perf_counter()
+            bound = lipschitz(module, shape, scope="pairwise", guarantee="upper", slack=slack)
+            seconds = time.perf_counter() - began
+            assert isinstance(bound, UpperBound)
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            methods = dict(Counter(n.method for n in bound.norms.values()))
+            print(
+                f"{name:>24} {slack:>7.0e} {bound.ends()[1]:>12.6g} {bound.slack:>17.2e} {bound.failure:>8.0e} "
+                f"{seconds:>7.1f} {memory:>5.1f}  {methods}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

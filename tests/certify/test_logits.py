@@ -1,0 +1,97 @@
+"""The logits behind a certificate are those of the real-arithmetic network, enclosed: no margin is all rounding."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import lipcert
+from cases import named, traced
+from exact import rational
+from lipcert.certify import exact_logits
+
+
+def _shifted() -> nn.Sequential:
+    """y_0 = x, y_1 = 0, by way of numbers at which float32 has lost all digits behind the point."""
+    net = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 2)).eval()
+    with torch.no_grad():
+        net[0].weight.fill_(1.0)
+        net[0].bias.fill_(2.0**24)
+        net[1].weight.copy_(torch.tensor([[1.0], [0.0]]))
+        net[1].bias.copy_(torch.tensor([-(2.0**24), 0.0]))
+    return net
+
+
+def test_a_large_bias_does_not_lend_a_radius() -> None:
+    """In float32 the margin at 1.3 comes out as 2; the prediction flips at 0."""
+    net, x = _shifted(), torch.tensor([[1.3]])
+    assert float(net(x)[0, 0]) == 2.0
+    radius = float(lipcert.certify(net, x).radius)
+    assert 1.3 - 1e-6 < radius <= float(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_radius_exceeds_that_of_float64_logits(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 5)).to(dtype).eval()
+    x = torch.rand(500, 20).to(dtype)
+    result = lipcert.certify(net, x)
+    z = net.double()(x.double())
+    margins = z.max(1).values[:, None] - z
+    own = torch.nn.functional.one_hot(z.argmax(1), 5).bool()
+    true = (margins / result.bound.value[z.argmax(1)]).masked_fill(own, float("inf")).min(1).values
+    assert bool((result.radius <= true).all())
+    assert bool((result.radius >= true * (1 - 1e-6) - 1e-9).all())
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), exponent=st.integers(-40, 40), size=st.integers(1, 6))
+def test_the_enclosure_in_rational_numbers(seed: int, exponent: int, size: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    net = nn.Sequential(nn.Linear(size, 5), nn.ReLU(), nn.Linear(5, 3)).double().eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) * 2.0**exponent)
+    x = torch.rand(2, size, generator=generator)
+    logits, errors = exact_logits(lipcert.trace(net, (size,)), [x])
+    first, second = net[0], net[2]
+    for row, found, error in zip(rational(x), logits.tolist(), errors.tolist(), strict=True):
+        hidden = [
+            max(Fraction(0), sum(w * v for w, v in zip(ws, row, strict=True)) + b)
+            for ws, (b,) in zip(rational(first.weight), rational(first.bias[:, None]), strict=True)
+        ]
+        for a, (ws, (b,)) in enumerate(zip(rational(second.weight), rational(second.bias[:, None]), strict=True)):
+            true = sum(w * v for w, v in zip(ws, hidden, strict=True)) + b
+            assert abs(true - Fraction(found[a])) <= Fraction(error[a])
+
+
+@pytest.mark.parametrize("name", named()[::4])
+def test_every_kind_of_layer_is_enclosed_and_closely(name: str) -> None:
+    """Against the same float64 module; the allowance stays far below what float32 would need."""
+    graph = traced(name)
+    x = torch.rand((4, *graph.input_shape), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits, errors = exact_logits(graph, [x[:3], x[3:]])
+    with torch.no_grad():
+        true = graph.capture.module(x.clone())
+    assert bool(((logits - true).abs() <= errors).all())
+    assert float(errors.max()) <= 1e-6 * max(1.0, float(true.abs().max()))
+
+
+def test_the_output_alone_is_the_last_of_all_values() -> None:
+    graph = traced("residual-two-open")
+    x = torch.rand((3, *graph.input_shape), dtype=torch.float64)
+    assert torch.equal(graph.evaluate(x, graph.resolve()), graph.forward(x)[graph.output])
+
+
+def test_an_input_that_is_not_finite_spoils_no_other() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x = torch.rand(3, 3)
+    x[1, 0] = float("inf")
+    radius = lipcert.certify(net, x).radius
+    assert radius[1] == 0
+    assert float(radius[0]) == pytest.approx(float(lipcert.certify(net, x[:1]).radius), rel=1e-9)
