@@ -50,6 +50,7 @@ _HUGE = 1e100  # beyond this the recurrence stops: λ lies far above c, and the 
 _RANGE = 1e-70, 1e100  # norms whose squares, and those of what matters beside them, are normal numbers
 _ATTEMPTS = 4
 _ROUGH = 0.05
+_LOOKS = 160
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,8 @@ def probable_norms(
     if not pairs:
         return {}
     seed = secrets.randbits(62) if seed is None else seed
-    estimates = estimate_norms(loop, pairs, seed=seed ^ 1, tolerance=min(1e-6, slack / 1e5))
+    # only the scale, and soon enough: a test whose scale was low sees a better one, and is made again
+    estimates = estimate_norms(loop, pairs, seed=seed ^ 1, tolerance=slack / 1e5, max_iterations=_LOOKS)
     rounding = _rounding(loop, pairs, failure / 8, seed ^ 2)
     least = {p: float(v) for p, v in estimates.items()}
     norms: dict[Pair, Norm] = {}
