@@ -34,7 +34,9 @@ def normalised(value: Tensor) -> tuple[Tensor, Tensor]:
 _MOMENTUM = 0.98**2 / 4
 
 
-def next_vectors(gradient: Tensor, vectors: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+def next_vectors(
+    gradient: Tensor, vectors: Tensor, memory: Tensor, signs: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """One step of power iteration with momentum: x' = Bx − βy, where B = AᵀA and y is the vector before x.
 
     With β = (cλ)²/4, λ being the Rayleigh quotient at x, an eigenvalue μ ≤ cλ fades by c/(1 + √(1−c²)) a step
@@ -46,19 +48,27 @@ def next_vectors(gradient: Tensor, vectors: Tensor, memory: Tensor) -> tuple[Ten
         gradient: a positive multiple of Bx, row by row.
         vectors: x, of unit norm.
         memory: y in the scale in which λ = 1; zero at the start.
+        signs: (rows,), where the multiple may be negative: its sign; a row with 0 stays as it is.
 
     Returns:
         The new x, of unit norm, and the new y. A row whose gradient is zero or not finite stays as it is.
     """
-    direction, length = normalised(gradient)
-    shape = (-1, *(1,) * (vectors.ndim - 1))
-    quotient = (
-        (direction * vectors).reshape(len(vectors), -1).sum(1).clamp_min(0).reshape(shape)
-    )  # λ/‖Bx‖, in rounding ≥ 0
-    following, size = normalised(direction - (_MOMENTUM * quotient) * memory)
-    moved = (torch.isfinite(length) & (size > 0)).reshape(shape)
-    remembered = vectors * (quotient / size.reshape(shape))
-    return torch.where(moved, following, vectors), torch.where(moved, remembered, memory)
+    shape, tiny = (-1, *(1,) * (vectors.ndim - 1)), torch.finfo(vectors.dtype).tiny
+    length = row_norms(gradient)
+    scale = (1 if signs is None else signs) / length.clamp_min(tiny)
+    products = gradient * vectors
+    quotient = (products if products.ndim == 1 else products.sum(tuple(range(1, products.ndim)))) * scale
+    quotient = quotient.clamp_min(0)  # λ/‖Bx‖, in rounding ≥ 0
+    following = (gradient * scale.reshape(shape)).addcmul_(memory, (-_MOMENTUM * quotient).reshape(shape))
+    size = row_norms(following)
+    moved = torch.isfinite(length) & (size > 0)
+    inverse = 1 / size.clamp_min(tiny)
+    following.mul_(inverse.reshape(shape))
+    remembered = vectors * (quotient * inverse).reshape(shape)
+    if bool(moved.all()):
+        return following, remembered
+    rows = moved.reshape(shape)
+    return torch.where(rows, following, vectors), torch.where(rows, remembered, memory)
 
 
 def random_seeds(loop: LoopMap, pairs: Iterable[Pair], *, seed: int, rows: int = 1) -> dict[Pair, Tensor]:

@@ -182,7 +182,7 @@ class TrainingBound(nn.Module):
                 gradient = next(found)
                 count = len(v)
                 if gradient is not None:
-                    self._advance(j, gradient * weights[at : at + count].sign().reshape(-1, *(1,) * (v.ndim - 1)))
+                    self._advance(j, gradient, weights[at : at + count].sign())
                 at += count
             for j in injected:
                 gradient = next(found)
@@ -205,10 +205,10 @@ class TrainingBound(nn.Module):
         for j, gradient in zip(vectors, gradients, strict=True):
             self._advance(j, gradient)
 
-    def _advance(self, source: int, gradient: Tensor) -> None:
-        """One power iteration of the blocks from one source; ``gradient`` holds a positive multiple of AᵀAu."""
+    def _advance(self, source: int, gradient: Tensor, signs: Tensor | None = None) -> None:
+        """One power iteration of the blocks from one source; see :func:`next_vectors`."""
         vectors, memory = self.get_buffer(f"vectors_{source}"), self.get_buffer(f"memory_{source}")
-        for state, new in zip((vectors, memory), next_vectors(gradient, vectors, memory), strict=True):
+        for state, new in zip((vectors, memory), next_vectors(gradient, vectors, memory, signs), strict=True):
             state.copy_(new)
 
     def _power_steps(self, count: int) -> None:
