@@ -83,7 +83,8 @@ def _sized_by_batch(value: object) -> bool:
 def _keeps_batch(node: fx.Node, name: str) -> bool:
     """Whether an operation on constants that are sized by the batch treats all their rows alike."""
     if name == "slice":
-        _, dim, start, end, step = [*node.args, 0, None, None, 1][:5] if len(node.args) < 5 else node.args
+        defaults: list[object] = [0, None, None, 1]
+        dim, start, end, step = list(node.args[1:]) + defaults[len(node.args) - 1 :]
         return bool(dim != 0 or (start in (None, 0) and end in (None, 2**63 - 1) and step == 1))
     return name in _SHAPED
 
