@@ -1,7 +1,7 @@
 """Proved upper bounds of the published networks at their real input sizes: slack, seconds and memory.
 
 ``LIPCERT_RUNS=DIR:DIR…`` adds trained models, as `lipcert train` leaves them; ``LIPCERT_LARGE=1`` adds 8C2F, which
-takes some ten minutes for each line on two cores.
+takes long.
 """
 
 from __future__ import annotations

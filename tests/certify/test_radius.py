@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lipcert.bounds import Estimate, UpperBound
-from lipcert.certify import CertifiedRadii, EstimatedRadii, certify, radii
+from lipcert.certify import CertifiedRadii, EstimatedRadii, certify
+from lipcert.certify import radii as radii_of
 from lipcert.errors import BoundError, ModuleStateError, ShapeError, UnsupportedError
 
 
@@ -21,6 +23,10 @@ def _net(seed: int = 0, widths: tuple[int, ...] = (4, 8, 3), dtype: torch.dtype 
     for a, b in zip(widths, widths[1:]):  # noqa: B905, RUF007
         modules += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*modules[:-1]).to(dtype).eval()
+
+
+radii = partial(radii_of, errors=torch.zeros(()))
+"""Of logits that are exact."""
 
 
 def _upper(value: object) -> UpperBound:
@@ -188,6 +194,26 @@ def test_labels_that_do_not_fit(y: object, says: str) -> None:
 def test_inputs_that_do_not_fit(x: object) -> None:
     with pytest.raises(ShapeError):
         certify(_net(), x)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("y", ["cat", [0, 1, None, 2], torch.ones(4).bool(), torch.ones(4, dtype=torch.complex64)])
+def test_labels_that_are_no_integers(y: object) -> None:
+    with pytest.raises(ShapeError, match="one integer"):
+        certify(_net(), torch.rand(4, 4, dtype=torch.float64), y)  # type: ignore[arg-type]
+
+
+def test_an_upper_bound_asks_how_exact_the_logits_are() -> None:
+    """Else rounded logits would make radii that call themselves certified."""
+    with pytest.raises(BoundError, match="exact_logits"):
+        radii_of(torch.rand(2, 3), _upper(1.0))
+
+
+def test_what_is_no_bound_or_no_logits() -> None:
+    for bound in (1.0, torch.tensor(1.0)):
+        with pytest.raises(BoundError, match=r"lipcert\.lipschitz"):
+            certify(_net(), torch.rand(4, 4, dtype=torch.float64), bound=bound)  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match="real"):
+        radii(torch.rand(2, 3, dtype=torch.complex64), _upper(1.0))
 
 
 def test_bounds_that_do_not_fit() -> None:

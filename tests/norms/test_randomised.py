@@ -14,7 +14,7 @@ import lipcert
 from cases import loop_map, named
 from exact import chain, chain_blocks, is_upper_bound
 from lipcert.errors import BoundError
-from lipcert.loop import LoopMap, Pair
+from lipcert.loop import LoopMap, Pair, Plan
 from lipcert.norms import randomised, upper_norms
 from lipcert.norms.randomised import probable_norms
 
@@ -103,10 +103,10 @@ def test_errors_of_the_size_allowed_that_hide_the_leading_vector(level: float, m
     """Every product errs against the leading eigenvector, by all that the analysis grants rounding."""
     matrix = _spectrum([1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
     loop, top = _linear(matrix), torch.linalg.eigh(matrix.T @ matrix).eigenvectors[:, -1]
-    products = randomised._products
+    products = randomised.gram_products
 
-    def spoilt(of: LoopMap, vectors: dict[Pair, Tensor]) -> dict[Pair, Tensor]:
-        found = products(of, vectors)
+    def spoilt(of: LoopMap, plan: Plan, vectors: dict[Pair, Tensor]) -> dict[Pair, Tensor]:
+        found = products(of, plan, vectors)
         for pair, value in found.items():
             along = value @ top
             most = level * vectors[pair].norm(dim=1)
@@ -120,7 +120,7 @@ def test_errors_of_the_size_allowed_that_hide_the_leading_vector(level: float, m
 
     monkeypatch.setattr(randomised, "_start", unlucky)
     monkeypatch.setattr(randomised, "estimate_norms", lambda *_, **__: {(1, 0): torch.tensor(0.9**0.5).double()})
-    monkeypatch.setattr(randomised, "_products", spoilt)
+    monkeypatch.setattr(randomised, "gram_products", spoilt)
     monkeypatch.setattr(randomised, "relative_error", lambda _: level / 2)
     assert probable_norms(loop, loop.pairs(), failure=1e-12, seed=0)[1, 0].upper >= 1
     # and the foil: an analysis that forgets rounding is fooled once there is enough of it

@@ -22,7 +22,6 @@ from lipcert.train.losses import (
     CrossEntropy,
     GloRoLoss,
     LMTLoss,
-    certified_radii,
     crm_loss,
     crm_term,
     cross_entropy,
@@ -30,6 +29,7 @@ from lipcert.train.losses import (
     gloro_loss,
     gloro_trades_loss,
     lmt_loss,
+    margin_radii,
 )
 
 SCOPES = ["global", "class", "pairwise"]
@@ -118,7 +118,7 @@ def test_crm_by_hand() -> None:
     z = torch.tensor([[4.0, 2.0, 0.0], [0.0, 2.0, 1.0], [9.0, 3.0, -1.0]])
     y = torch.tensor([0, 0, 0])
     bound = torch.tensor([[0.0, 2.0, 2.0], [2.0, 0.0, 1.0], [2.0, 1.0, 0.0]])
-    radii = certified_radii(z, y, bound)
+    radii = margin_radii(z, y, bound)
     assert radii.tolist() == [[INF, 1, 2], [INF, -1, -0.5], [INF, 3, 5]]
     soft = math.log(math.exp(-5) + math.exp(-10)) / 5
     got = crm_term(z, y, bound, temperature=5.0, radius_cap=2.5)
@@ -180,7 +180,7 @@ def test_lmt_with_a_global_bound_is_the_published_one() -> None:
 def test_gloro_predicts_bottom_exactly_when_the_radius_is_too_small() -> None:
     z, _, bound = sample(2, n=200)
     top = z.argmax(1)
-    certified = certified_radii(z, top, bound).amin(1) > 0.3
+    certified = margin_radii(z, top, bound).amin(1) > 0.3
     assert torch.equal(gloro_logits(z, bound, 0.3).argmax(1) < 4, certified)
     assert certified.any()
     assert not certified.all()
@@ -217,11 +217,11 @@ def test_radii_have_right_gradients_and_no_nan() -> None:
     bound.requires_grad_()
 
     def finite(logits: Tensor, free: Tensor) -> Tensor:
-        radii = certified_radii(logits, y, free)
+        radii = margin_radii(logits, y, free)
         return radii[torch.isfinite(radii)]
 
     assert torch.autograd.gradcheck(finite, (z, bound))
-    for reduced in (certified_radii(z, y, bound).amin(1).sum(), torch.exp(-certified_radii(z, y, bound)).sum()):
+    for reduced in (margin_radii(z, y, bound).amin(1).sum(), torch.exp(-margin_radii(z, y, bound)).sum()):
         for gradient in torch.autograd.grad(reduced, (z, bound)):
             assert torch.isfinite(gradient).all()
 
@@ -232,7 +232,7 @@ def test_only_vulnerable_samples_get_a_gradient(seed: int, form: str, scope: str
     z, y, bound = sample(seed, n=8, scope=scope, dtype=torch.float32)
     z.requires_grad_()
     bound.requires_grad_()
-    least = certified_radii(z, y, bound).amin(1)
+    least = margin_radii(z, y, bound).amin(1)
     vulnerable = (least >= 0) & (least < 0.5)
     term = crm_term(z, y, bound, temperature=4.0, radius_cap=0.5, form=form)
     to_z, to_bound = torch.autograd.grad(term, (z, bound))
@@ -264,7 +264,7 @@ def test_a_tie_is_vulnerable_and_pulled_apart_evenly() -> None:
 def test_the_soft_radius_is_a_lower_bound(seed: int, t: float, scope: str) -> None:
     z, _, bound = sample(seed, n=1, scope=scope)
     y = z.argmax(1)
-    least = certified_radii(z, y, bound).amin().item()
+    least = margin_radii(z, y, bound).amin().item()
     soft = -crm_term(z, y, bound, temperature=t, radius_cap=INF).item()
     assert soft <= least + 1e-12
     assert soft >= least - math.log(3) / t - 1e-12
@@ -377,7 +377,7 @@ def test_shapes_and_dtypes_are_checked(loss: Callable[..., Tensor]) -> None:
 
 def test_an_empty_batch_has_radii() -> None:
     z, y, bound = sample(10)
-    assert certified_radii(z[:0], y[:0], bound).shape == (0, 4)
+    assert margin_radii(z[:0], y[:0], bound).shape == (0, 4)
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, "1", None, True])

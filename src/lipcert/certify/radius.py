@@ -27,6 +27,7 @@ from lipcert.graph.capture import first_line
 
 __all__ = ["CertifiedRadii", "EstimatedRadii", "Radii", "certify", "logits_of", "radii"]
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _UNDERFLOWN = 2.0**-900  # no bound of use is smaller; what underflows is raised to something below this
 
 
@@ -114,6 +115,11 @@ def _share(hits: Tensor) -> float:
     return float(hits.double().mean()) if len(hits) else float("nan")
 
 
+def _check_kind(bound: object) -> None:
+    if not isinstance(bound, Bound):
+        raise BoundError(f"bound must be what lipcert.lipschitz returns; got a {type(bound).__name__}.")
+
+
 def radii(logits: Tensor, bound: Bound, labels: Tensor | None = None, *, errors: Tensor | None = None) -> Radii:
     """Radii from logits and a bound, in float64, rounded down.
 
@@ -121,26 +127,34 @@ def radii(logits: Tensor, bound: Bound, labels: Tensor | None = None, *, errors:
         logits: (N, C); whatever dtype they were computed in, they are read as exact numbers.
         bound: of the same classes.
         labels: (N,) integers.
-        errors: (N, C), how far each logit may be from that of the network that the bound is of; 0 if omitted. For a
-            certificate they have to come from :func:`lipcert.certify.exact_logits`, as a float32 logit is rounded.
+        errors: broadcasts to (N, C): how far each logit may be from that of the network that the bound is of, as
+            :func:`lipcert.certify.exact_logits` says; zero if the logits are exact. An upper bound asks for them, as a
+            logit that a float32 network computes is rounded, and would make radii that are not certified.
 
     Returns:
         :class:`CertifiedRadii` for an upper bound, :class:`EstimatedRadii` for an estimate.
 
     Raises:
-        ShapeError: shapes that do not fit.
-        BoundError: a bound between two classes that is zero, negative or not finite.
+        ShapeError: shapes or dtypes that do not fit.
+        BoundError: an upper bound without ``errors``; a bound between two classes that is zero, negative or not finite.
 
     Example:
         >>> import torch
         >>> from lipcert.bounds import UpperBound
         >>> bound = UpperBound(torch.tensor(1.0, dtype=torch.float64), "liplt", "global")
-        >>> radii(torch.tensor([[3.0, 1.0], [1.0, 1.0]]), bound).radius.round(decimals=3).tolist()
+        >>> logits = torch.tensor([[3.0, 1.0], [1.0, 1.0]])
+        >>> radii(logits, bound, errors=torch.zeros(())).radius.round(decimals=3).tolist()
         [1.414, 0.0]
     """
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise ShapeError(f"logits must have shape (N, C) with C ≥ 2; got {tuple(logits.shape)}")
-    if labels is not None and (labels.shape != logits.shape[:1] or labels.is_floating_point()):
+    _check_kind(bound)
+    if bound.guarantee == "upper" and errors is None:
+        raise BoundError(
+            "with an upper bound, radii need to know how far the logits are from those of the real-arithmetic network: "
+            "use lipcert.certify, or give the logits and errors of lipcert.certify.exact_logits."
+        )
+    if logits.ndim != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
+        raise ShapeError(f"logits must be real and of shape (N, C), C ≥ 2; got {tuple(logits.shape)} of {logits.dtype}")
+    if labels is not None and (labels.shape != logits.shape[:1] or labels.dtype not in _INTEGERS):
         raise ShapeError(f"y must hold one integer for each of the {len(logits)} samples; got {tuple(labels.shape)}")
     classes = logits.shape[1]
     if labels is not None and labels.numel() and not bool(((labels >= 0) & (labels < classes)).all()):
@@ -159,7 +173,8 @@ def radii(logits: Tensor, bound: Bound, labels: Tensor | None = None, *, errors:
         top, prediction = z.max(1)
         margins = top[:, None] - z
         if errors is not None:
-            both = errors.to(z) + errors.to(z).gather(1, prediction[:, None])
+            each = errors.to(z).expand_as(z)
+            both = each + each.gather(1, prediction[:, None])
             margins = torch.nextafter(margins, -torch.ones_like(z)) - both * (1 + 2.0**-50)
         down = torch.nextafter(
             margins / pairs[prediction].clamp_min(torch.finfo(torch.float64).tiny), -torch.ones_like(z)
@@ -238,12 +253,17 @@ def certify(
         (0.707107, 1.0, 0.0)
     """
     check_mode(module)
+    if bound is not None:
+        _check_kind(bound)
     if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point():
         raise ShapeError(
             "x must be a floating-point batch of shape (N, *input_shape), with values in the input's units; got "
             + (f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__)
         )
-    labels = None if y is None else torch.as_tensor(y)
+    try:
+        labels = None if y is None else torch.as_tensor(y, dtype=None if len(y) else torch.int64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ShapeError(f"y must hold one integer for each sample: {first_line(error)}") from error
     graph = trace(module, tuple(x.shape[1:]))
     if bound is None:
         bound = graph_bound(

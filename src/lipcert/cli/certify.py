@@ -126,7 +126,7 @@ def _target(save: Path, folder: RunFolder) -> Path:
 
 
 def _save(target: Path, document: Mapping[str, Any], result: Radii) -> None:
-    """Write a certificate with radius, prediction and label of each sample."""
+    """Write the outcome, with radius, prediction and label of each sample."""
     samples = {
         "radius": result.radius.tolist(),
         "prediction": result.prediction.tolist(),
@@ -136,7 +136,7 @@ def _save(target: Path, document: Mapping[str, Any], result: Radii) -> None:
 
 
 def _show(document: Mapping[str, Any], result: Radii) -> None:
-    """Print a certificate for people."""
+    """Print the outcome for people, and whether it is a certificate."""
     certain, data = isinstance(result, CertifiedRadii), document["data"]
     say(f"{data['name']}, {data['split']}: {data['samples']:,} samples")
     shown = table("", "accuracy")

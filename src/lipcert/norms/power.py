@@ -6,14 +6,22 @@ iteration of all of them is one pass and one vector-Jacobian product.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from lipcert.loop import Group, LoopMap, Pair
+from lipcert.loop import Group, LoopMap, Pair, Plan
 
-__all__ = ["estimate_norms", "normalised", "random_seeds", "row_norms"]
+__all__ = [
+    "estimate_norms",
+    "gram_products",
+    "next_vectors",
+    "normalised",
+    "product_plan",
+    "random_seeds",
+    "row_norms",
+]
 
 
 def row_norms(value: Tensor) -> Tensor:
@@ -81,6 +89,27 @@ def random_seeds(loop: LoopMap, pairs: Iterable[Pair], *, seed: int, rows: int =
     return starts
 
 
+def product_plan(loop: LoopMap, vectors: Mapping[Pair, Tensor]) -> Plan:
+    """The plan of :func:`gram_products` for these blocks, in this order, and with as many rows of each."""
+    return loop.plan([Group(len(rows), frozenset({j}), frozenset({k})) for (k, j), rows in vectors.items()])
+
+
+def gram_products(
+    loop: LoopMap, plan: Plan, vectors: Mapping[Pair, Tensor], *, unit: bool = False
+) -> dict[Pair, Tensor]:
+    """``AᵀA·v`` for each row of each block, all in one pass and one vector-Jacobian product.
+
+    With ``unit`` it is divided by ‖Av‖, and its norm is then at most ‖A‖ for a v of unit norm, at any scale.
+    """
+    leaves = {pair: rows.detach().requires_grad_() for pair, rows in vectors.items()}
+    with torch.enable_grad():
+        seeds = {j: torch.cat([v for (_, i), v in leaves.items() if i == j]) for _, j in leaves}
+        images = list(loop.run(plan, seeds).values())
+        cotangents = [normalised(v.detach())[0] if unit else v.detach() for v in images]
+        back = torch.autograd.grad(images, list(leaves.values()), cotangents)
+    return dict(zip(leaves, back, strict=True))
+
+
 def estimate_norms(
     loop: LoopMap,
     pairs: Iterable[Pair],
@@ -99,19 +128,13 @@ def estimate_norms(
     known = {name: v.new_zeros((), dtype=torch.float64) for name, v in vectors.items()}
     done = 0
     while vectors and done < max_iterations:
-        names = list(vectors)
-        plan = loop.plan([Group(1, frozenset({j}), frozenset({k})) for k, j in names])
+        names, plan = list(vectors), product_plan(loop, vectors)
         before = {name: known[name] for name in names}
         for _ in range(check_every):
-            leaves = [vectors[name].requires_grad_() for name in names]
-            with torch.enable_grad():
-                seeds = {j: torch.cat([v for v, (_, i) in zip(leaves, names, strict=True) if i == j]) for _, j in names}
-                images = loop.run(plan, seeds)
-                directions = [normalised(v.detach())[0] for v in images.values()]
-                back = torch.autograd.grad(list(images.values()), leaves, directions)
-            for name, gradient in zip(names, back, strict=True):
+            found = gram_products(loop, plan, {name: vectors[name] for name in names}, unit=True)
+            for name, gradient in found.items():
                 known[name] = torch.maximum(known[name], row_norms(gradient)[0].double())
-                vectors[name], memory[name] = next_vectors(gradient, vectors[name].detach(), memory[name])
+                vectors[name], memory[name] = next_vectors(gradient, vectors[name], memory[name])
         grown = {name: float(known[name] - before[name]) for name in names}
         vectors = {name: vectors[name] for name in names if grown[name] > check_every * tolerance * float(known[name])}
         done += check_every

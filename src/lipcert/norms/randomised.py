@@ -36,9 +36,9 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import BoundError
-from lipcert.loop import Group, LoopMap, Pair
+from lipcert.loop import LoopMap, Pair
 from lipcert.norms.dense import absolute_norm, relative_error, underflow
-from lipcert.norms.power import estimate_norms
+from lipcert.norms.power import estimate_norms, gram_products, product_plan
 from lipcert.norms.result import Norm
 
 __all__ = ["probable_norms"]
@@ -163,18 +163,6 @@ def _describe(
     return blocks
 
 
-def _products(loop: LoopMap, vectors: dict[Pair, Tensor]) -> dict[Pair, Tensor]:
-    """``AᵀA·p`` for each row of each block, all in one pass and one vector-Jacobian product."""
-    names = sorted(vectors, key=lambda pair: (pair[1], pair[0]))
-    plan = loop.plan([Group(len(vectors[n]), frozenset({n[1]}), frozenset({n[0]})) for n in names])
-    with torch.enable_grad():
-        leaves = [vectors[n].detach().requires_grad_() for n in names]
-        seeds = {j: torch.cat([v for v, (_, i) in zip(leaves, names, strict=True) if i == j]) for _, j in names}
-        images = loop.run(plan, seeds)
-        back = torch.autograd.grad(list(images.values()), leaves, [v.detach() for v in images.values()])
-    return dict(zip(names, back, strict=True))
-
-
 def _start(loop: LoopMap, block: _Block, columns: int, generator: torch.Generator) -> Tensor:
     """G, transposed: a Gaussian of shape (columns, *source_shape)."""
     shape = (columns, *loop.source_shape(block.pair[1]))
@@ -196,9 +184,9 @@ def _test(
         present[b.pair] = start.to(device)
         norms[b.pair] = float(start.norm()) * _SAFE
     last, seen = dict.fromkeys(norms, 0.0), dict.fromkeys(norms, 0.0)
-    running = list(blocks)
+    running, plan = list(blocks), product_plan(loop, present)
     for step in range(steps):
-        images = _products(loop, {b.pair: present[b.pair] for b in running})
+        images = gram_products(loop, plan, {b.pair: present[b.pair] for b in running})
         for b in running:
             p, image = b.pair, images[b.pair]
             if norms[p] > 0:
@@ -212,7 +200,9 @@ def _test(
             norms[p] = float(following.norm()) * _SAFE
             if not math.isfinite(norms[p]):
                 raise BoundError("a block overflows float64: the weights are not finite or too large.")
-        running = [b for b in running if norms[b.pair] < _HUGE]
+        still = [b for b in running if norms[b.pair] < _HUGE]
+        if len(still) < len(running):
+            running, plan = still, product_plan(loop, {b.pair: present[b.pair] for b in still})
         if not running:
             break
     delta = _least_projection(columns, failure)

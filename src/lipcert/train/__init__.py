@@ -9,11 +9,11 @@ from lipcert.train.losses import (
     CrossEntropy,
     GloRoLoss,
     LMTLoss,
-    certified_radii,
     crm_loss,
     gloro_loss,
     gloro_trades_loss,
     lmt_loss,
+    margin_radii,
 )
 from lipcert.train.run_folder import RunFolder
 from lipcert.train.trainer import Interrupted, Trainer
@@ -29,10 +29,10 @@ __all__ = [
     "Trainer",
     "TrainingBound",
     "available_configs",
-    "certified_radii",
     "crm_loss",
     "gloro_loss",
     "gloro_trades_loss",
     "lmt_loss",
     "load_config",
+    "margin_radii",
 ]

@@ -12,7 +12,7 @@ from lipcert.bounds.pairs import check_bound, pair_rows
 from lipcert.errors import ConfigError
 from lipcert.train.loss_inputs import check_inputs, check_parameter, cross_entropy, own_label
 
-__all__ = ["certified_radii", "crm_loss", "crm_term"]
+__all__ = ["crm_loss", "crm_term", "margin_radii"]
 
 # A bound below this divides as this. It lowers radii only, and keeps 1/L and R/L finite in float32.
 _FLOOR = 1e-12
@@ -20,7 +20,7 @@ _FLOOR = 1e-12
 _NEGLIGIBLE = 800.0
 
 
-def certified_radii(logits: Tensor, labels: Tensor, bound: Tensor) -> Tensor:
+def margin_radii(logits: Tensor, labels: Tensor, bound: Tensor) -> Tensor:
     """Signed radii ``R_b = (z_y − z_b) / L_yb`` towards each class b, and ``+inf`` at b = y.
 
     The least entry of a row is the certified ℓ₂ radius of that sample, in the units of the raw input, if the
@@ -41,7 +41,7 @@ def certified_radii(logits: Tensor, labels: Tensor, bound: Tensor) -> Tensor:
     Source: Tsuzuku, Sato, Sugiyama 2018 (arXiv 1802.04034), Proposition 1.
 
     >>> z, y = torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0])
-    >>> certified_radii(z, y, torch.tensor([1.0, 1.0, 3.0]))
+    >>> margin_radii(z, y, torch.tensor([1.0, 1.0, 3.0]))
     tensor([[   inf, 1.0000, 0.2500]])
     """
     z, L = check_inputs(logits, labels, bound, empty=True)
@@ -63,7 +63,7 @@ def crm_term(
     """The robust term of certified-radius maximisation: ``(1/N)·Σ_{n vulnerable} h_n``.
 
     A sample is vulnerable when no logit exceeds that of its label and ``R = min_b R_b < radius_cap``, with
-    R_b of :func:`certified_radii`. (A tie counts: R = 0, and the term is what pulls the two apart.) The
+    R_b of :func:`margin_radii`. (A tie counts: R = 0, and the term is what pulls the two apart.) The
     others contribute exactly 0 and receive no gradient, neither do their L_yb. A NaN is not skipped: it makes
     the term NaN. With t the temperature:
 
@@ -97,7 +97,7 @@ def crm_term(
         raise ConfigError(f'form must be "soft" or "hard"; got {form!r}')
     z, L = check_inputs(logits, labels, bound)
     with torch.no_grad():
-        radii = certified_radii(z, labels, L)
+        radii = margin_radii(z, labels, L)
         least = radii.amin(dim=1, keepdim=True)
         vulnerable = ~((least < 0) | (least >= cap))  # written so that a NaN is one, and shows
         keep = vulnerable & ~own_label(labels, z.shape[1]) & ~(t * (radii - least) >= _NEGLIGIBLE)

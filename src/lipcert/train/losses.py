@@ -16,7 +16,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from lipcert.errors import ConfigError
-from lipcert.train.crm import certified_radii, crm_loss, crm_term
+from lipcert.train.crm import crm_loss, crm_term, margin_radii
 from lipcert.train.loss_inputs import check_parameter, cross_entropy
 from lipcert.train.worst_case import gloro_logits, gloro_loss, gloro_trades_loss, lmt_loss
 
@@ -25,7 +25,6 @@ __all__ = [
     "CrossEntropy",
     "GloRoLoss",
     "LMTLoss",
-    "certified_radii",
     "crm_loss",
     "crm_term",
     "cross_entropy",
@@ -33,6 +32,7 @@ __all__ = [
     "gloro_loss",
     "gloro_trades_loss",
     "lmt_loss",
+    "margin_radii",
 ]
 
 

@@ -20,7 +20,7 @@ from lipcert.train.evaluate import Evaluation, evaluate
 from lipcert.train.factory import average_into, default_device, make_batches, make_loss, make_optimizer
 from lipcert.train.health import advice, check_finite, is_stuck
 from lipcert.train.interrupt import Interrupted, stop_on_signal
-from lipcert.train.losses import certified_radii
+from lipcert.train.losses import margin_radii
 from lipcert.train.progress import SilentReporter
 from lipcert.train.run_folder import RunFolder, build_model
 from lipcert.train.schedules import average_decay, learning_rate, loss_values
@@ -262,7 +262,7 @@ class Trainer:
             hits = (logits.argmax(1) == y).sum()
             robust = torch.zeros_like(hits)
             if self.robust_before and c.train.eval_epsilons:
-                found = certified_radii(logits.float(), y, self.bound.value).min(1).values
+                found = margin_radii(logits.float(), y, self.bound.value).min(1).values
                 robust = (found > c.train.eval_epsilons[0]).sum()
             self.sums += torch.stack([loss.detach() * len(y), hits, torch.full_like(hits, len(y)), robust]).double()
 
