@@ -191,6 +191,21 @@ class LoopMap:
         top = torch.where(top > 0, top, torch.ones_like(top))
         return float((centre.abs() / top).max()), float((radius / top).max())
 
+    def radius(self, j: int) -> Coefficient:
+        """r_j, by which w_j is multiplied."""
+        return self._radius(self.nonlinear[j - 1])
+
+    def ratios(self, j: int) -> tuple[float, float]:
+        """``max |c_j|/r_j`` and ``1/min r_j``: they turn a change of z_j, or of u_j, into one of w_j."""
+        node = self.nonlinear[j - 1]
+        radius = torch.as_tensor(self.radius(j)).detach().double()
+        inverse = float(1 / radius.min())
+        if not self._passes(node):
+            return 0.0, inverse
+        centre = torch.as_tensor(self._centre(node)).detach().double().abs()
+        ratio = torch.where(centre > 0, centre / radius, torch.zeros_like(centre))
+        return float(ratio.max()), inverse
+
     # --- plans --------------------------------------------------------------------------------------------
     def plan(self, groups: Sequence[Group]) -> Plan:
         """Work out where each group's rows have to travel."""

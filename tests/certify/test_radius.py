@@ -260,7 +260,10 @@ def test_dtypes_agree(dtype: torch.dtype) -> None:
     exact = certify(_net(dtype=torch.float32).double(), torch.linspace(0, 1, 20).reshape(5, 4).double())
     result = certify(_net(dtype=torch.float32).to(dtype), torch.linspace(0, 1, 20).reshape(5, 4).to(dtype))
     assert result.radius.dtype == torch.float64
-    torch.testing.assert_close(result.radius, exact.radius, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(result.real, exact.real, rtol=1e-9, atol=1e-12)
+    assert result.precision == str(dtype).removeprefix("torch.")
+    assert bool((result.radius <= result.real).all())
+    torch.testing.assert_close(result.radius, exact.radius, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(result.bound.value, exact.bound.value, rtol=1e-12, atol=0)
 
 

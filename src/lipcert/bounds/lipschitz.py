@@ -32,6 +32,13 @@ def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
         raise BoundError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
 
 
+def _given(norms: Mapping[Pair, Norm], pairs: Sequence[Pair]) -> dict[Pair, Norm]:
+    if set(norms) != set(pairs):
+        odd = sorted(set(norms) ^ set(pairs))[0]
+        raise BoundError(f"the norms given are not those of this network's blocks: they differ at {odd}.")
+    return {pair: norms[pair] for pair in pairs}
+
+
 def lipschitz(
     module: nn.Module,
     input_shape: Sequence[int],
@@ -106,8 +113,13 @@ def graph_bound(
     failure: float = FAILURE,
     slack: float = SLACK,
     seed: int = 0,
+    norms: Mapping[Pair, Norm] | None = None,
 ) -> Bound:
-    """:func:`lipschitz` of a network that is traced already, at its present weights."""
+    """:func:`lipschitz` of a network that is traced already, at its present weights.
+
+    With ``norms`` an upper bound is made from these (a certificate's, say) instead of proving any: it is as good as
+    they are. They must be those of exactly the blocks that the bound needs.
+    """
     for name, given, kind in (
         ("method", method, Method),
         ("scope", scope, Scope),
@@ -127,25 +139,34 @@ def graph_bound(
         last, pairs = loop.depth + 1, loop.pairs() if scope == "global" else hidden_pairs(loop)
         proofs: dict[Pair, Norm] = {}
         if upper:
-            proofs = upper_norms(loop, pairs, limit=dense_limit, failure=failure, slack=slack)
+            if norms is None:
+                proofs = upper_norms(loop, pairs, limit=dense_limit, failure=failure, slack=slack)
+            else:
+                proofs = _given(norms, pairs)
             known = {p: loop.resolved.scalar(n.upper) for p, n in proofs.items()}
         else:
             known = estimate_norms(loop, pairs, seed=seed)
         head = {} if scope == "global" else (class_norms if scope == "class" else pairwise_norms)(loop, upper=upper)
 
-        def evaluate(norms: Mapping[Pair, Tensor], floor: float = 0.0) -> Tensor:
-            final = head or {j: norms[last, j] for j in range(last) if (last, j) in norms}
-            zero = torch.zeros_like(next(iter(final.values())))
-            return combine(final, hidden_bounds(loop, norms, floor=floor), zero, floor=floor)
+        def final(norms: Mapping[Pair, Tensor]) -> dict[int, Tensor]:
+            return head or {j: norms[last, j] for j in range(last) if (last, j) in norms}
 
-        value = evaluate(known, torch.finfo(torch.float64).tiny if upper else 0.0)
+        def evaluate(norms: Mapping[Pair, Tensor], floor: float = 0.0) -> tuple[dict[int, Tensor], Tensor]:
+            hidden, rows = hidden_bounds(loop, norms, floor=floor), final(norms)
+            return hidden, combine(rows, hidden, torch.zeros_like(next(iter(rows.values()))), floor=floor)
+
+        hidden, value = evaluate(known, torch.finfo(torch.float64).tiny if upper else 0.0)
         if upper:  # m_k sums up to k products, each of an m_j that has its own roundings in it
-            value = value * (1 + 4 * (last + 2) ** 2 * 2.0**-53)
-            seen = evaluate({p: loop.resolved.scalar(n.lower) for p, n in proofs.items()})
+            rounding = 1 + 4 * (last + 2) ** 2 * 2.0**-53
+            value = value * rounding
+            _, seen = evaluate({p: loop.resolved.scalar(n.lower) for p, n in proofs.items()})
     if not bool(torch.isfinite(value).all()):
         raise BoundError("the bound is not finite: the weights are so large that it overflows float64.")
     if not upper:
         return Estimate(value, method, scope)
     excess = float(torch.where(seen > 0, value / seen, torch.ones_like(value)).max()) - 1
-    risk = failure if any(n.failure for n in proofs.values()) else 0.0
-    return UpperBound(value, method, scope, risk, excess, proofs)
+    risk = min(1.0, sum(n.failure for n in proofs.values()) * (1 + 2.0**-30))
+    if norms is None:  # what was asked for: the sum of the shares differs from it in its last digits
+        risk = failure if risk else 0.0
+    constants = {k: float(m) * rounding for k, m in hidden.items() if k}
+    return UpperBound(value, method, scope, risk, excess, proofs, constants, final(known))

@@ -82,11 +82,15 @@ class UpperBound(Bound):
             same; 0 if every norm was proved by an explicit matrix.
         slack: the relative excess over what the same formula gives with the norms as they were seen to be.
         norms: the proof of each block's norm, by (target, source).
+        hidden: m_k, a Lipschitz constant of x ↦ z_k, for each activation k = 1…K.
+        heads: for each source j the norms ‖row·A_yj‖ that the value is made of, in its shape.
     """
 
     failure: float = 0.0
     slack: float = 0.0
     norms: Mapping[tuple[int, int], Norm] = field(default_factory=dict)
+    hidden: Mapping[int, float] = field(default_factory=dict)
+    heads: Mapping[int, Tensor] = field(default_factory=dict)
     guarantee: ClassVar[Guarantee] = "upper"
 
     def proof(self) -> str:

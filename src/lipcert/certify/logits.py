@@ -8,17 +8,21 @@ input of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from lipcert.graph import Graph
 from lipcert.graph.capture import ordinary_mode
+from lipcert.graph.types import Node
 from lipcert.loop import LoopMap
 from lipcert.norms.dense import path_error
 
-__all__ = ["exact_logits"]
+__all__ = ["enclosed", "exact_logits"]
+
+Watch: TypeAlias = Callable[[Node, Sequence[Tensor], Tensor], None]
 
 
 def exact_logits(graph: Graph, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
@@ -41,16 +45,27 @@ def exact_logits(graph: Graph, batches: Iterable[Tensor]) -> tuple[Tensor, Tenso
     logits, errors = [], []
     # γ_n holds for sums of products in any order, but not for the FFT and Winograd convolutions of cuDNN.
     with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
-        resolved = graph.resolve(torch.float64)
-        relative = path_error(LoopMap(graph, resolved))
+        loop = LoopMap(graph, graph.resolve(torch.float64))
+        relative = path_error(loop)
         for batch in batches:
-            x = batch.to(dtype=torch.float64, device=resolved.device, copy=True)
-            if len(x):
-                largest = x.abs().masked_fill(~torch.isfinite(x), 0).amax(0, keepdim=True)  # those end as NaN anyway
-                sizes = graph.sizes(largest, resolved, per_rounding=relative)
-            else:
-                sizes = x.new_zeros((1, *graph.output_shape))
-            found = graph.evaluate(x, resolved)
+            found, error, _ = enclosed(loop, batch, relative)
             logits.append(found)
-            errors.append((relative * sizes).expand_as(found))
+            errors.append(error)
     return torch.cat(logits), torch.cat(errors)
+
+
+def enclosed(
+    loop: LoopMap, batch: Tensor, relative: float, watch: Watch | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of one batch, bounds on their errors, and the input in float64, with zeros for what is not finite.
+
+    The logits of a sample that is not finite are NaN: a ReLU may hide an infinity, but nothing is certified by that.
+    """
+    x = batch.to(dtype=torch.float64, device=loop.resolved.device, copy=True)
+    finite = torch.isfinite(x)
+    x = torch.where(finite, x, torch.zeros_like(x))
+    found = loop.graph.evaluate(x, loop.resolved, watch)
+    largest = x.abs().amax(0, keepdim=True) if len(x) else x.new_zeros((1, *x.shape[1:]))
+    sizes = loop.graph.sizes(largest, loop.resolved, per_rounding=relative)[loop.graph.output]
+    whole = finite.flatten(1).all(1).reshape(-1, *(1,) * (found.ndim - 1))
+    return found.masked_fill(~whole, float("nan")), (relative * sizes).expand_as(found), x

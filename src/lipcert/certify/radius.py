@@ -3,29 +3,28 @@
     R(x) = min_{b ≠ a} (z_a − z_b) / L_ab,      a = argmax z(x)
 
 No input within distance R of x is classified otherwise by the real-arithmetic network, whose logits are enclosed
-(:mod:`lipcert.certify.logits`); rounding of the executed one is the business of precision="float32", which is not
-here yet. The radius is in the units of the module's
-input: with pixels in [0, 1] and normalisation inside the module, in pixels.
+(:mod:`lipcert.certify.logits`). The network that runs rounds, at x and everywhere in the ball; with
+E_ab = e_ab + f_ab·R for what that can change (:mod:`lipcert.certify.rounding`) it is
+
+    R(x) = min_{b ≠ a} (z_a − z_b − e_ab) / (L_ab + f_ab).
+
+The radius is in the units of the module's input: with pixels in [0, 1] and normalisation inside the module, in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SLACK, graph_bound
 from lipcert.bounds.pairs import pair_bounds
-from lipcert.bounds.result import Bound, Guarantee, Method, Scope
-from lipcert.certify.logits import exact_logits
+from lipcert.bounds.result import Bound, Guarantee
+from lipcert.certify.rounding import Precision, Rounding
 from lipcert.errors import BoundError, ShapeError
-from lipcert.graph import check_mode, trace
-from lipcert.graph.capture import first_line
 
-__all__ = ["CertifiedRadii", "EstimatedRadii", "Radii", "certify", "logits_of", "radii"]
+__all__ = ["CertifiedRadii", "EstimatedRadii", "Radii", "check_kind", "radii"]
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _UNDERFLOWN = 2.0**-900  # no bound of use is smaller; what underflows is raised to something below this
@@ -40,12 +39,19 @@ class Radii:
         prediction: (N,) int64, the class with the largest logit (−1 where a logit is not finite).
         labels: (N,) int64, or None if none were given.
         bound: the Lipschitz bound that the radii come from.
+        precision: the arithmetic in which no input within ``radius`` is classified otherwise: that of the module as it
+            runs (``"float32"``), or ``"real"``.
+        real: (N,) float64, the radii in real arithmetic; ``radius`` is never larger.
+        runner_up: (N,) int64, the class that limits ``radius``.
     """
 
     radius: Tensor
     prediction: Tensor
     labels: Tensor | None
     bound: Bound
+    precision: Precision
+    real: Tensor
+    runner_up: Tensor
     guarantee: ClassVar[Guarantee]
 
     def __len__(self) -> int:
@@ -115,12 +121,20 @@ def _share(hits: Tensor) -> float:
     return float(hits.double().mean()) if len(hits) else float("nan")
 
 
-def _check_kind(bound: object) -> None:
+def check_kind(bound: object) -> None:
+    """Refuse what is not a :class:`Bound`, with a message."""
     if not isinstance(bound, Bound):
         raise BoundError(f"bound must be what lipcert.lipschitz returns; got a {type(bound).__name__}.")
 
 
-def radii(logits: Tensor, bound: Bound, labels: Tensor | None = None, *, errors: Tensor | None = None) -> Radii:
+def radii(
+    logits: Tensor,
+    bound: Bound,
+    labels: Tensor | None = None,
+    *,
+    errors: Tensor | None = None,
+    rounding: Rounding | None = None,
+) -> Radii:
     """Radii from logits and a bound, in float64, rounded down.
 
     Args:
@@ -130,6 +144,8 @@ def radii(logits: Tensor, bound: Bound, labels: Tensor | None = None, *, errors:
         errors: broadcasts to (N, C): how far each logit may be from that of the network that the bound is of, as
             :func:`lipcert.certify.exact_logits` says; zero if the logits are exact. An upper bound asks for them, as a
             logit that a float32 network computes is rounded, and would make radii that are not certified.
+        rounding: what execution adds, as :func:`lipcert.certify.rounding.executed_logits` says; None for real
+            arithmetic.
 
     Returns:
         :class:`CertifiedRadii` for an upper bound, :class:`EstimatedRadii` for an estimate.
@@ -146,7 +162,7 @@ def radii(logits: Tensor, bound: Bound, labels: Tensor | None = None, *, errors:
         >>> radii(logits, bound, errors=torch.zeros(())).radius.round(decimals=3).tolist()
         [1.414, 0.0]
     """
-    _check_kind(bound)
+    check_kind(bound)
     if bound.guarantee == "upper" and errors is None:
         raise BoundError(
             "with an upper bound, radii need to know how far the logits are from those of the real-arithmetic network: "
@@ -176,114 +192,45 @@ def radii(logits: Tensor, bound: Bound, labels: Tensor | None = None, *, errors:
             each = errors.to(z).expand_as(z)
             both = each + each.gather(1, prediction[:, None])
             margins = torch.nextafter(margins, -torch.ones_like(z)) - both * (1 + 2.0**-50)
-        down = torch.nextafter(
-            margins / pairs[prediction].clamp_min(torch.finfo(torch.float64).tiny), -torch.ones_like(z)
-        )
-        down = torch.nextafter(down, -torch.ones_like(z)).clamp_min(0.0)  # one step for each of − and /
         own = torch.nn.functional.one_hot(prediction, classes).bool()
-        radius = down.masked_fill(own, float("inf")).min(1).values
-        radius = torch.where(finite, radius, torch.zeros_like(radius))
+        slopes = pairs[prediction].clamp_min(torch.finfo(torch.float64).tiny)
+        real, runner_up = _least(margins, slopes, own)
+        real = torch.where(finite, real, torch.zeros_like(real))
+        radius = real
+        if rounding is not None:
+            still, growing = _rounded(rounding, prediction, classes)
+            radius, runner_up = _least(margins - still, slopes + growing, own)
+            radius = torch.where(finite, torch.minimum(radius, rounding.reach.to(radius)), torch.zeros_like(radius))
+            radius = torch.minimum(radius, real)
         prediction = torch.where(finite, prediction, torch.full_like(prediction, -1))
     kind = CertifiedRadii if bound.guarantee == "upper" else EstimatedRadii
-    return kind(radius, prediction, None if labels is None else labels.to(prediction), bound)
+    return kind(
+        radius,
+        prediction,
+        None if labels is None else labels.to(prediction),
+        bound,
+        "real" if rounding is None else rounding.precision,
+        real,
+        runner_up,
+    )
 
 
-def logits_of(module: nn.Module, x: Tensor, *, batch_size: int = 512) -> Tensor:
-    """The module's outputs in float32 or wider, a batch at a time, without gradient and without autocast.
-
-    Raises:
-        ShapeError: the module does not accept the batch, or ``batch_size`` is not positive.
-    """
-    if batch_size < 1:
-        raise ShapeError(f"batch_size must be at least 1; got {batch_size}")
-    if not len(x):
-        return logits_of(module, x.new_zeros((1, *x.shape[1:])))[:0]
-    parts = []
-    device = next((p.device for p in module.parameters()), x.device)
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        for some in (x[i : i + batch_size] for i in range(0, len(x), batch_size)):
-            try:
-                parts.append(module(some.to(device, copy=True)))  # a copy: the module may work in place
-            except Exception as error:
-                raise ShapeError(
-                    f"the module does not accept a batch of shape {tuple(some.shape)} of {some.dtype}: "
-                    f"{first_line(error)}"
-                ) from error
-    return torch.cat(parts)
+def _least(margins: Tensor, slopes: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """The least ``margin/slope`` over the other classes, rounded down and not below 0, and the class it is that of."""
+    down = torch.nextafter(margins / slopes, -torch.ones_like(margins))
+    down = torch.nextafter(down, -torch.ones_like(margins))  # one step for each of − and /
+    down = torch.where(torch.isnan(down), torch.zeros_like(down), down).clamp_min(0.0)
+    least = down.masked_fill(own, float("inf")).min(1)
+    return least.values, least.indices
 
 
-def certify(
-    module: nn.Module,
-    x: Tensor,
-    y: Tensor | Sequence[int] | None = None,
-    *,
-    method: Method = "liplt",
-    scope: Scope = "pairwise",
-    guarantee: Guarantee = "upper",
-    dense_limit: int = DENSE_LIMIT,
-    failure: float = FAILURE,
-    slack: float = SLACK,
-    batch_size: int = 128,
-    bound: Bound | None = None,
-) -> Radii:
-    """Certify the predictions of a classifier on a batch.
-
-    Args:
-        module: a supported classifier in eval mode that maps (N, *shape) to logits (N, C).
-        x: (N, *shape), in the units in which the radius is wanted (pixels in [0, 1]).
-        y: (N,) labels; needed for accuracies only.
-        method, scope, guarantee, dense_limit, failure, slack: see :func:`lipcert.lipschitz`.
-        batch_size: samples evaluated at once.
-        bound: a bound of this module, at its present weights, computed before; then the options above are unused.
-
-    Returns:
-        :class:`CertifiedRadii` (``guarantee="upper"``) or :class:`EstimatedRadii`.
-
-    Raises:
-        lipcert.errors.LipcertError: what :func:`lipcert.lipschitz` and :func:`radii` raise.
-
-    Example:
-        A linear classifier's radius is its margin over the norm of the difference of two rows:
-
-        >>> import torch
-        >>> net = torch.nn.Linear(2, 2).eval()
-        >>> _ = net.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]])), net.bias.data.zero_()
-        >>> result = certify(net, torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
-        >>> round(float(result.radius), 6), result.certified_accuracy(0.7), result.certified_accuracy(0.71)
-        (0.707107, 1.0, 0.0)
-    """
-    check_mode(module)
-    if bound is not None:
-        _check_kind(bound)
-    if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point():
-        raise ShapeError(
-            "x must be a floating-point batch of shape (N, *input_shape), with values in the input's units; got "
-            + (f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__)
-        )
-    try:
-        labels = None if y is None else torch.as_tensor(y, dtype=None if len(y) else torch.int64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ShapeError(f"y must hold one integer for each sample: {first_line(error)}") from error
-    graph = trace(module, tuple(x.shape[1:]))
-    if bound is None:
-        bound = graph_bound(
-            graph,
-            method=method,
-            scope=scope,
-            guarantee=guarantee,
-            dense_limit=dense_limit,
-            failure=failure,
-            slack=slack,
-        )
-    errors: Tensor | None = None
-    if bound.guarantee == "upper":
-        if batch_size < 1:
-            raise ShapeError(f"batch_size must be at least 1; got {batch_size}")
-        batches = [x[i : i + batch_size] for i in range(0, max(len(x), 1), batch_size)]
-        logits, errors = exact_logits(graph, batches)
-    else:
-        logits = logits_of(module, x, batch_size=batch_size)
-    if logits.ndim == 2:  # a finite logit of an infinite input (a ReLU can hide it) certifies nothing
-        finite = torch.isfinite(x).flatten(1).all(1).to(logits.device)
-        logits = logits.masked_fill(~finite[:, None], float("nan"))
-    return radii(logits, bound, None if labels is None else labels.to(logits.device), errors=errors)
+def _rounded(rounding: Rounding, prediction: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """``E_ab = e_ab + f_ab·R`` at the predicted class a: (N, C) each, rounded up."""
+    last = rounding.final.double()
+    rows = torch.arange(len(last), device=last.device)
+    total = last + last[rows, prediction][:, None]
+    for j, gained in rounding.sources.items():
+        head = pair_bounds(rounding.heads[j].double(), classes, upward=True)[prediction]
+        total = total + head[..., None] * gained[:, None]
+    total = total * (1 + 2.0**-40)
+    return total[..., 0], total[..., 1]

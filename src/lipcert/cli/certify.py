@@ -14,7 +14,7 @@ import typer
 
 from lipcert.bounds import graph_bound
 from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SLACK
-from lipcert.bounds.result import rounded
+from lipcert.bounds.result import UpperBound, rounded
 from lipcert.certify.radius import CertifiedRadii, Radii, radii
 from lipcert.cli.common import (
     DataOption,
@@ -43,7 +43,7 @@ from lipcert.data import Dataset, load
 from lipcert.errors import ConfigError, DataError
 from lipcert.graph import trace
 from lipcert.train import RunFolder
-from lipcert.train.evaluate import predict, predict_exactly, radius_key
+from lipcert.train.evaluate import certify_data, predict, radius_key
 from lipcert.train.run_folder import write_text
 from lipcert.train.summary import versions
 
@@ -57,11 +57,13 @@ def certify_run(
     bounding: Mapping[str, Any],
     epsilons: list[float],
     device: torch.device,
+    precision: str | None = None,
 ) -> tuple[dict[str, Any], Radii]:
     """Bound the model of a run and certify its predictions on a data set.
 
     Args:
         bounding: keyword arguments of :func:`lipcert.lipschitz`.
+        precision: as in :func:`lipcert.certify`.
     """
     model, header = folder.load_model()
     if tuple(header["input_shape"]) != data.input_shape or len(header["classes"]) != data.num_classes:
@@ -80,9 +82,9 @@ def certify_run(
     graph = trace(model, data.input_shape)
     bound = graph_bound(graph, **bounding)
     seconds = time.monotonic() - began
-    if bound.guarantee == "upper":
-        logits, errors, labels = predict_exactly(graph, data, device=device)
-        result = radii(logits, bound, labels, errors=errors)
+    result: Radii
+    if isinstance(bound, UpperBound):
+        result = certify_data(graph, bound, data, device=device, precision=precision)
     else:
         logits, labels = predict(model, data, device=device)
         result = radii(logits, bound, labels)
@@ -93,7 +95,7 @@ def certify_run(
         "units": "l2, raw input in [0, 1]",
         **describe(bound),
         "certified": isinstance(result, CertifiedRadii),
-        "precision": "real arithmetic",
+        "precision": result.precision,
         "bound": {"low": low, "high": high, "seconds": seconds},
         "clean_accuracy": result.clean_accuracy,
         "accuracy_at": {radius_key(e): result.robust_accuracy(e) for e in epsilons},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -75,6 +76,21 @@ class Call:
     def refuse(self, reason: str, remedy: str = "") -> UnsupportedError:
         """The error that says why this call is not supported."""
         return UnsupportedError(self.operation, self.place, reason, remedy)
+
+
+# Weight expressions of these are what is stored, moved about or with its sign changed: nothing rounds.
+_EXACT = frozenset(
+    """
+    t transpose permute numpy_T mT view reshape _unsafe_view flatten unflatten squeeze unsqueeze expand
+    select slice narrow index_select split split_with_sizes chunk unbind flip roll repeat tril triu cat stack
+    detach clone alias contiguous lift_fresh_copy zeros ones zeros_like ones_like new_zeros new_ones
+    neg abs relu sym_size getitem
+    """.split()  # noqa: SIM905 - a list of fifty quotes is harder to read
+)
+
+
+def _operation(node: fx.Node) -> str:
+    return "getitem" if node.target is operator.getitem else str(node.target).removeprefix("aten.").split(".")[0]
 
 
 class Builder:
@@ -182,14 +198,33 @@ class Builder:
         shape: tuple[int, ...] | None = None,
         part: Any = None,
         terms: tuple[int, int] | None = None,
+        roundings: int | None = None,
+        offset_size: Callable[[Live], Tensor] | None = None,
     ) -> int:
-        """Add an affine map. ``part`` tells apart several nodes made from one call; ``terms`` as in :class:`Affine`."""
+        """Add an affine map. ``part`` tells apart several nodes made from one call; the rest as in :class:`Affine`."""
         shape = self.shape_of(call) if shape is None else shape
-        numbers = tuple(coefficients)
-        return self._add(
-            self._key(call, inputs, ("affine", part)),
-            lambda i: Affine(i, call.operation, call.place, tuple(inputs), shape, apply, numbers, offset, terms),
-        )
+        numbers, obstacle = tuple(coefficients), ""
+        if roundings is not None and self._computed(call):
+            roundings, obstacle = None, "its weights are computed in the forward"
+
+        def make(i: int) -> Node:
+            where = (i, call.operation, call.place, tuple(inputs), shape)
+            return Affine(*where, apply, numbers, offset, terms, roundings, obstacle, offset_size)
+
+        return self._add(self._key(call, inputs, ("affine", part)), make)
+
+    def _computed(self, call: Call) -> bool:
+        """Whether an argument is a weight expression that rounds."""
+        pending: list[fx.Node] = []
+        fx.node.map_arg(call.arguments, lambda n: None if self.is_signal(n) else pending.append(n))
+        while pending:
+            node = pending.pop()
+            if node.op == "placeholder":
+                continue
+            if _operation(node) not in _EXACT:
+                return True
+            pending += node.all_input_nodes
+        return False
 
     def elementwise(
         self,
@@ -198,15 +233,19 @@ class Builder:
         slopes: Callable[[Live], Slopes],
         function: Callable[[Tensor, Live], Tensor],
         departure: float = 0.0,
+        roundings: int = 16,
     ) -> int:
-        """Add a slope-bounded activation; ``departure`` as in :class:`Elementwise`."""
+        """Add a slope-bounded activation; ``departure`` and ``roundings`` as in :class:`Elementwise`."""
         shape = self.shape_of(call)
         if shape != self.nodes[source].shape:
             raise call.refuse("its result does not have the shape of its input.")
-        return self._add(
-            self._key(call, (source,), "elementwise"),
-            lambda i: Elementwise(i, call.operation, call.place, (source,), shape, function, slopes, departure),
-        )
+        errs = None if self._computed(call) else roundings
+
+        def make(i: int) -> Node:
+            where = (i, call.operation, call.place, (source,), shape)
+            return Elementwise(*where, function, slopes, departure, errs)
+
+        return self._add(self._key(call, (source,), "elementwise"), make)
 
     def vector_map(
         self,

@@ -118,12 +118,27 @@ class Affine(Node):
 
     ``terms`` says how many products an entry of the result sums at most, and an entry of the adjoint's result: what
     the rounding of a sum depends on. None where nobody has counted; it may then be all entries of the inputs.
+
+    ``roundings`` says how often an entry of the executed result is rounded at most, in whatever order its sum is made;
+    0 where entries are only moved. None where that is not known; ``obstacle`` then says why, if the operation itself
+    is not the reason. ``offset_size`` is what is rounded on the way to the offset, where that is more than the offset.
     """
 
     apply: Callable[[Sequence[Tensor], Sequence[Coefficient]], Tensor]
     coefficients: tuple[Callable[[Live], Coefficient], ...] = ()
     offset: Callable[[Live], Tensor] | None = None
     terms: tuple[int, int] | None = None
+    roundings: int | None = None
+    obstacle: str = ""
+    offset_size: Callable[[Live], Tensor] | None = None
+
+    def offset_terms(self, live: Live) -> Tensor:
+        """How large what is summed up to the offset is; zero if there is none."""
+        if self.offset_size is not None:
+            return self.offset_size(live)
+        if self.offset is not None:
+            return self.offset(live).abs()
+        return torch.zeros((), dtype=live.dtype, device=live.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,10 +153,12 @@ class Elementwise(Nonlinear):
     """A slope-bounded function applied to each entry.
 
     ``departure`` is how far torch's function departs from it, beyond rounding (softplus gives way to x for large x).
+    ``roundings`` n: the executed function errs by n·u·(|φ(0)| + max(|α|, |β|)·|z|) at most.
     """
 
     slopes: Callable[[Live], Slopes]
     departure: float = 0.0
+    roundings: int | None = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,13 +291,20 @@ class Graph:
             results.append(x if isinstance(node, InputNode) else self._value(node, results, values))
         return results
 
-    def evaluate(self, x: Tensor, resolved: Resolved) -> Tensor:
-        """The output at a batch; like :meth:`forward`, but no value is kept longer than it is needed."""
+    def evaluate(
+        self, x: Tensor, resolved: Resolved, watch: Callable[[Node, Sequence[Tensor], Tensor], None] | None = None
+    ) -> Tensor:
+        """The output at a batch; like :meth:`forward`, but no value is kept longer than it is needed.
+
+        ``watch(node, operands, value)`` is called at each node, in order.
+        """
         last = {i: node.index for node in self.nodes[: self.output + 1] for i in node.inputs}
         results: list[Tensor] = []
         gone = x.new_zeros(())
         for node in self.nodes[: self.output + 1]:
             results.append(x if isinstance(node, InputNode) else self._value(node, results, resolved))
+            if watch is not None:
+                watch(node, [results[i] for i in node.inputs], results[-1])
             for i in node.inputs:
                 if last[i] == node.index:
                     results[i] = gone
@@ -294,8 +318,8 @@ class Graph:
         assert isinstance(node, Nonlinear)
         return node.function(operands[0], resolved.live)
 
-    def sizes(self, largest: Tensor, resolved: Resolved, *, per_rounding: float) -> Tensor:
-        """How large the output, and everything that is summed up in it, can be where ``|x| ≤ largest``.
+    def sizes(self, largest: Tensor, resolved: Resolved, *, per_rounding: float) -> list[Tensor]:
+        """How large each node's value, and everything that is summed up in it, can be where ``|x| ≤ largest``.
 
         ``|W|·s + |b|`` at affine maps, ``|φ(0)| + ℓ·s`` at activations. A computation with n roundings on each path
         errs by at most ``γ_n`` times this, entry by entry.
@@ -306,7 +330,7 @@ class Graph:
             per_rounding: the γ_n with which the result will be multiplied; what errs absolutely is divided by it.
 
         Returns:
-            (1, *output_shape).
+            for each node up to the output (1, *shape).
         """
         absolute, results = resolved.absolute(), list[Tensor]()
         for node in self.nodes[: self.output + 1]:
@@ -315,11 +339,11 @@ class Graph:
                 size = largest
             elif isinstance(node, Affine):
                 size = node.apply(operands, absolute.coefficients[node.index])
-                size = size if node.offset is None else size + node.offset(resolved.live).abs()
+                size = size + node.offset_terms(resolved.live)
             elif isinstance(node, Elementwise):
                 still = node.function(torch.zeros_like(operands[0]), resolved.live).abs()
                 size = still + operands[0] * resolved.slopes[node.index].lipschitz + node.departure / per_rounding
             else:
                 size = operands[0].max().expand(1, *node.shape)
             results.append(size + 2.0**-900)  # more than what underflow can take from it
-        return results[self.output]
+        return results

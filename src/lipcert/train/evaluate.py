@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lipcert.bounds.result import Bound
-from lipcert.certify import exact_logits
+from lipcert.bounds.result import Bound, UpperBound
+from lipcert.certify.network import BATCH, certified
 from lipcert.certify.radius import Radii, radii
 from lipcert.data import Batches, Dataset
 from lipcert.graph import Graph
 from lipcert.graph.capture import in_eval_mode
 
-__all__ = ["Evaluation", "evaluate", "predict", "predict_exactly", "radius_key"]
+__all__ = ["Evaluation", "certify_data", "evaluate", "predict", "radius_key"]
 
 
 def radius_key(epsilon: float) -> str:
@@ -49,20 +48,12 @@ def predict(module: nn.Module, data: Dataset, *, device: torch.device, batch_siz
     return torch.cat([z for z, _ in parts]), torch.cat([y for _, y in parts])
 
 
-def predict_exactly(
-    graph: Graph, data: Dataset, *, device: torch.device, batch_size: int = 100
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of the real-arithmetic network, (N, C) in float64, bounds on their errors, and labels, on the CPU."""
-    batches = Batches(data, batch_size, shuffle=False, seed=0, device=device)
-    labels = []
-
-    def inputs() -> Iterator[Tensor]:
-        for x, y in batches.epoch(0):
-            labels.append(y.cpu())
-            yield x
-
-    logits, errors = exact_logits(graph, inputs())
-    return logits.cpu(), errors.cpu(), torch.cat(labels)
+def certify_data(
+    graph: Graph, bound: UpperBound, data: Dataset, *, device: torch.device, precision: str | None = None
+) -> Radii:
+    """Certified radii of every sample of a data set; ``precision`` as in :func:`lipcert.certify`."""
+    batches = Batches(data, BATCH, shuffle=False, seed=0, device=device)
+    return certified(graph, bound, (x for x, _ in batches.epoch(0)), data.labels, precision)
 
 
 def evaluate(

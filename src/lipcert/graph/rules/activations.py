@@ -43,16 +43,25 @@ _FIXED: dict[str, Slopes] = {
 }
 
 
-def _plain(b: Builder, call: Call, slopes: Slopes, departure: float = 0.0) -> Value:
+_EXACT = frozenset(("relu", "relu6", "abs", "absolute"))  # they select or change a sign
+_SIMPLE = 3  # roundings of a comparison and a product, the conversion of its factor included
+_OTHERS = 16  # allowed to any other function, as its library computes it
+
+
+def _plain(b: Builder, call: Call, slopes: Slopes, departure: float = 0.0, roundings: int = _OTHERS) -> Value:
     name = "self" if "self" in call.arguments else "input"
     source = b.signal(call, name)
-    return b.elementwise(call, source, lambda live: slopes, lambda z, live: call.run(**{name: z}), departure)
+
+    def function(z: Tensor, live: Live) -> Tensor:
+        return call.run(**{name: z})  # type: ignore[no-any-return]
+
+    return b.elementwise(call, source, lambda live: slopes, function, departure, roundings)
 
 
 @rule(*_FIXED)
 def fixed(b: Builder, call: Call) -> Value:
     """Activations without parameters: their slopes are a table."""
-    return _plain(b, call, _FIXED[call.name])
+    return _plain(b, call, _FIXED[call.name], roundings=0 if call.name in _EXACT else _OTHERS)
 
 
 @rule("gelu")
@@ -72,7 +81,7 @@ def _number(call: Call, name: str) -> float:
 def leaky_relu(b: Builder, call: Call) -> Value:
     """Slopes 1 and ``negative_slope``."""
     slope = _number(call, "negative_slope")
-    return _plain(b, call, Slopes(min(1.0, slope), max(1.0, slope)))
+    return _plain(b, call, Slopes(min(1.0, slope), max(1.0, slope)), roundings=_SIMPLE)
 
 
 @rule("rrelu")
@@ -81,7 +90,7 @@ def rrelu(b: Builder, call: Call) -> Value:
     if call["training"]:
         raise call.refuse("it is random.", "Call module.eval().")
     slope = (_number(call, "lower") + _number(call, "upper")) / 2
-    return _plain(b, call, Slopes(min(1.0, slope), max(1.0, slope)))
+    return _plain(b, call, Slopes(min(1.0, slope), max(1.0, slope)), roundings=_SIMPLE)
 
 
 @rule("prelu", "_prelu_kernel")
@@ -103,7 +112,7 @@ def prelu(b: Builder, call: Call) -> Value:
         w = weight(live).to(z.dtype)
         return torch.where(z > 0, z, w * z)
 
-    return b.elementwise(call, source, slopes, function)
+    return b.elementwise(call, source, slopes, function, roundings=_SIMPLE)
 
 
 @rule("elu")
@@ -148,7 +157,7 @@ def clamp(b: Builder, call: Call) -> Value:
     bounds = [call.get(k) for k in ("min_val", "max_val", "min", "max") if call.get(k) is not None]
     if not bounds or not all(isinstance(v, (int, float)) for v in bounds):
         raise call.refuse("its limits are tensors.", "Clamp to numbers.")
-    return _plain(b, call, Slopes(0.0, 1.0))
+    return _plain(b, call, Slopes(0.0, 1.0), roundings=_SIMPLE)  # its limits may be rounded
 
 
 @rule("threshold")

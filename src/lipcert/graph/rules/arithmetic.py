@@ -55,6 +55,7 @@ def _sum(b: Builder, call: Call, left: Any, right: Any, p: float, q: float) -> V
         offset=offset if constants else None,
         shape=shape,
         terms=_entrywise(b, inputs, shape),
+        roundings=4,
     )
 
 
@@ -91,7 +92,9 @@ def rsub(b: Builder, call: Call) -> Value:
 def neg(b: Builder, call: Call) -> Value:
     """``−x``."""
     source = b.signal(call, "self")
-    return b.affine(call, [source], lambda xs, cs: xs[0] * cs[0], coefficients=[_constant(-1.0)], terms=(1, 1))
+    return b.affine(
+        call, [source], lambda xs, cs: xs[0] * cs[0], coefficients=[_constant(-1.0)], terms=(1, 1), roundings=0
+    )
 
 
 def _scale(b: Builder, call: Call, signal: str, constant: Any, inverse: bool) -> Value:
@@ -112,6 +115,7 @@ def _scale(b: Builder, call: Call, signal: str, constant: Any, inverse: bool) ->
         coefficients=[coefficient],
         shape=shape,
         terms=_entrywise(b, [source], shape),
+        roundings=3,
     )
 
 
@@ -147,4 +151,10 @@ def reduce(b: Builder, call: Call) -> Value:
     if dims is None or not list(dims) or any(d % ndim == 0 for d in dims):
         raise call.refuse("it reduces over the batch.", "Name the dimensions, without the first: x.mean((2, 3)).")
     summed = math.prod(b.nodes[source].shape[d % ndim - 1] for d in dims)
-    return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0], dtype=None), terms=(summed + 1, 2))
+    return b.affine(
+        call,
+        [source],
+        lambda xs, cs: call.run(self=xs[0], dtype=None),
+        terms=(summed + 1, 2),
+        roundings=summed + 1,
+    )

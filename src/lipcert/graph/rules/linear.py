@@ -41,6 +41,7 @@ def linear(b: Builder, call: Call) -> Value:
         coefficients=[lambda live: live(call["weight"])],
         offset=_bias(call, len(b.nodes[source].shape) + 1, channels_first=False),
         terms=_turned(call["weight"].meta["val"].shape),
+        roundings=_turned(call["weight"].meta["val"].shape)[0] + 1,
     )
 
 
@@ -63,6 +64,7 @@ def convolution(b: Builder, call: Call) -> Value:
         coefficients=[lambda live: live(call["weight"])],
         offset=_bias(call, weight_dims, channels_first=True),
         terms=(across, inside) if transposed else (inside, across),
+        roundings=(across if transposed else inside) + 1,
     )
 
 
@@ -85,7 +87,20 @@ def batch_norm(b: Builder, call: Call) -> Value:
         shift = -scale(live) * _channel_view(live(call["running_mean"]), ndim)
         return shift if call["bias"] is None else shift + _channel_view(live(call["bias"]), ndim)
 
-    return b.affine(call, [source], lambda xs, cs: xs[0] * cs[0], coefficients=[scale], offset=offset, terms=(1, 1))
+    def offset_size(live: Live) -> Tensor:
+        shift = (scale(live) * _channel_view(live(call["running_mean"]), ndim)).abs()
+        return shift if call["bias"] is None else shift + _channel_view(live(call["bias"]), ndim).abs()
+
+    return b.affine(
+        call,
+        [source],
+        lambda xs, cs: xs[0] * cs[0],
+        coefficients=[scale],
+        offset=offset,
+        terms=(1, 1),
+        roundings=16,  # five make the scale, and it may be multiplied by x − μ or by x and by μ
+        offset_size=offset_size,
+    )
 
 
 @rule("matmul", "mm")
@@ -106,6 +121,7 @@ def matmul(b: Builder, call: Call) -> Value:
     if not x_first and rank < 3:
         raise call.refuse("it contracts the batch dimension.", "Write x @ W.T instead of W @ x.")
     sizes = [int(n) for n in matrix.meta["val"].shape]
+    summed = sizes[-2] if x_first and dims > 1 else sizes[-1]
     if x_first:
         return b.affine(
             call,
@@ -113,6 +129,7 @@ def matmul(b: Builder, call: Call) -> Value:
             lambda xs, cs: torch.matmul(xs[0], cs[0]),  # type: ignore[arg-type]
             coefficients=[lambda live: live(matrix)],
             terms=(sizes[0], sizes[1]) if dims == 2 else None,
+            roundings=summed,
         )
     return b.affine(
         call,
@@ -120,6 +137,7 @@ def matmul(b: Builder, call: Call) -> Value:
         lambda xs, cs: torch.matmul(cs[0], xs[0]),  # type: ignore[arg-type]
         coefficients=[lambda live: live(matrix)],
         terms=(sizes[1], sizes[0]) if dims == 2 else None,
+        roundings=summed,
     )
 
 
@@ -135,6 +153,7 @@ def addmm(b: Builder, call: Call) -> Value:
         coefficients=[lambda live: live(call["mat2"]) * call["alpha"]],
         offset=lambda live: live(call["self"]) * call["beta"],
         terms=_turned(call["mat2"].meta["val"].shape[::-1]),
+        roundings=int(call["mat2"].meta["val"].shape[0]) + 6,
     )
 
 

@@ -20,15 +20,18 @@ def average_pool(b: Builder, call: Call) -> Value:
     dims = int(call.name.rstrip("d")[-1])
     window = None if "adaptive" in call.name else math.prod(_spread(call["kernel_size"], dims)) + 1
     terms = None if window is None else (window, window)
+    sides = zip(b.nodes[source].shape[-dims:], b.shape_of(call)[-dims:], strict=True)
+    roundings = window or math.prod(-(-n // m) + 1 for n, m in sides) + 1
     divisor = call.get("divisor_override")
     if divisor is None:
-        return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0]), terms=terms)
+        return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0]), terms=terms, roundings=roundings)
     return b.affine(  # it may be negative, and signs belong into coefficients
         call,
         [source],
         lambda xs, cs: call.run(self=xs[0], divisor_override=1) * cs[0],
         coefficients=[lambda live: 1.0 / divisor],
         terms=terms,
+        roundings=roundings + 1,
     )
 
 
@@ -151,7 +154,8 @@ def pairwise_extreme(b: Builder, call: Call) -> Value:
         lambda xs, cs: torch.stack([x.expand(x.shape[0], *shape) for x in xs], dim=1),
         shape=(2, *shape),
         part="stack",
+        roundings=0,
     )
     both = b.vector_map(pair, stacked, 1.0, lambda z, live: z.sort(dim=1).values, (2, *shape))
     which = 1 if call.name in ("maximum", "max") else 0
-    return b.affine(pair, [both], lambda xs, cs: xs[0].select(1, which), shape=shape, part=which)
+    return b.affine(pair, [both], lambda xs, cs: xs[0].select(1, which), shape=shape, part=which, roundings=0)

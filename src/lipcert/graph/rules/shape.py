@@ -42,7 +42,9 @@ def reshape(b: Builder, call: Call) -> Value:
     assert isinstance(source, int)
     if b.nodes[source].shape == shape:
         return source
-    return b.affine(call, [source], lambda xs, cs: xs[0].reshape(xs[0].shape[0], *shape), shape=shape, terms=MOVED)
+    return b.affine(
+        call, [source], lambda xs, cs: xs[0].reshape(xs[0].shape[0], *shape), shape=shape, terms=MOVED, roundings=0
+    )
 
 
 @rule("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims")
@@ -54,7 +56,7 @@ def permute(b: Builder, call: Call) -> Value:
     order = [n - 2 for n in call.run(self=probe).shape]
     if order[0] != 0:
         raise call.refuse("it moves the batch dimension.", "Keep the batch first.")
-    return b.affine(call, [source], lambda xs, cs: xs[0].permute(order), terms=MOVED)
+    return b.affine(call, [source], lambda xs, cs: xs[0].permute(order), terms=MOVED, roundings=0)
 
 
 @rule("slice", "narrow", "select", "flip", "roll", "index_select")
@@ -76,8 +78,9 @@ def along_dimension(b: Builder, call: Call) -> Value:
             [source],
             lambda xs, cs: xs[0].index_select(call["dim"], cs[0].long()),  # type: ignore[union-attr]
             coefficients=[lambda live: live(call["index"])],
+            roundings=0,
         )
-    return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0]), terms=MOVED)
+    return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0]), terms=MOVED, roundings=0)
 
 
 @rule("chunk", "split", "split_with_sizes", "unbind", "tensor_split")
@@ -89,7 +92,9 @@ def pieces(b: Builder, call: Call) -> Value:
 
     def piece(i: int) -> int:
         shape = b.shape_of(call, metas[i])
-        return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0])[i], shape=shape, part=i, terms=MOVED)
+        return b.affine(
+            call, [source], lambda xs, cs: call.run(self=xs[0])[i], shape=shape, part=i, terms=MOVED, roundings=0
+        )
 
     return tuple(piece(i) for i in range(len(metas)))
 
@@ -131,7 +136,9 @@ def join(b: Builder, call: Call) -> Value:
         ]
         return combine(parts, dim=dim)
 
-    return b.affine(call, inputs, apply, offset=None if all(is_signal) else offset, shape=shape, terms=MOVED)
+    return b.affine(
+        call, inputs, apply, offset=None if all(is_signal) else offset, shape=shape, terms=MOVED, roundings=0
+    )
 
 
 @rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
@@ -146,14 +153,21 @@ def pad(b: Builder, call: Call) -> Value:
     constant = call.name == "constant_pad_nd" or (call.name == "pad" and call.get("mode", "constant") == "constant")
     terms = MOVED if constant else None
     if not value:
-        return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0]), terms=terms)
+        return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0]), terms=terms, roundings=1 if value else 0)
     shape = b.nodes[source].shape
 
     def offset(live: Any) -> Tensor:
         return call.run(self=torch.zeros((1, *shape), dtype=live.dtype, device=live.device))  # type: ignore[no-any-return]
 
     neutral = 0 if call.name == "constant_pad_nd" else None
-    return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0], value=neutral), offset=offset, terms=terms)
+    return b.affine(
+        call,
+        [source],
+        lambda xs, cs: call.run(self=xs[0], value=neutral),
+        offset=offset,
+        terms=terms,
+        roundings=1 if value else 0,
+    )
 
 
 @rule("expand", "expand_as", "broadcast_to")
@@ -163,7 +177,7 @@ def expand(b: Builder, call: Call) -> Value:
     source = b.carried(call, "self")
     assert isinstance(source, int)
     b.check_aligned(call, source, len(shape) + 1)
-    return b.affine(call, [source], lambda xs, cs: xs[0].expand(xs[0].shape[0], *shape), shape=shape)
+    return b.affine(call, [source], lambda xs, cs: xs[0].expand(xs[0].shape[0], *shape), shape=shape, roundings=0)
 
 
 @rule("repeat", "tile")
@@ -174,7 +188,7 @@ def repeat(b: Builder, call: Call) -> Value:
     times = [1] * (_rank(b, source) - len(times)) + times
     if len(times) != _rank(b, source) or times[0] != 1:
         raise call.refuse("it repeats the batch or adds a dimension in front of it.")
-    return b.affine(call, [source], lambda xs, cs: xs[0].repeat(times))
+    return b.affine(call, [source], lambda xs, cs: xs[0].repeat(times), roundings=0)
 
 
 @rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "upsample_nearest1d",
@@ -189,7 +203,8 @@ def resample(b: Builder, call: Call) -> Value:
         _not_batch(b, call, source, call["dimension"])
     if _rank(b, source) < 3:
         raise call.refuse("its input has no batch dimension of its own.")
-    return b.affine(call, [source], lambda xs, cs: call.run(**{name: xs[0]}))
+    interpolates = "linear" in call.name  # its weights are computed from coordinates, which round in a way of their own
+    return b.affine(call, [source], lambda xs, cs: call.run(**{name: xs[0]}), roundings=None if interpolates else 0)
 
 
 def getitem(b: Builder, node: fx.Node) -> Value | None:

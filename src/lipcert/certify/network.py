@@ -1,0 +1,176 @@
+"""Certify a module: its predictions on a batch, the bound and the rounding of its execution all in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SLACK, graph_bound
+from lipcert.bounds.result import Bound, Guarantee, Method, Scope, UpperBound
+from lipcert.certify.logits import exact_logits
+from lipcert.certify.radius import Radii, check_kind, radii
+from lipcert.certify.rounding import Precision, executed_logits
+from lipcert.errors import BoundError, ShapeError
+from lipcert.graph import Graph, check_mode, trace
+from lipcert.graph.capture import first_line
+
+__all__ = ["BATCH", "certified", "certify", "execution", "logits_of"]
+
+BATCH = 50
+"""Samples evaluated at once: float64 is faster in small batches, which stay in the cache."""
+
+
+def logits_of(module: nn.Module, x: Tensor, *, batch_size: int = 512) -> Tensor:
+    """The module's outputs in float32 or wider, a batch at a time, without gradient and without autocast.
+
+    Raises:
+        ShapeError: the module does not accept the batch, or ``batch_size`` is not positive.
+    """
+    if batch_size < 1:
+        raise ShapeError(f"batch_size must be at least 1; got {batch_size}")
+    if not len(x):
+        return logits_of(module, x.new_zeros((1, *x.shape[1:])))[:0]
+    parts = []
+    device = next((p.device for p in module.parameters()), x.device)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for some in (x[i : i + batch_size] for i in range(0, len(x), batch_size)):
+            try:
+                parts.append(module(some.to(device, copy=True)))  # a copy: the module may work in place
+            except Exception as error:
+                raise ShapeError(
+                    f"the module does not accept a batch of shape {tuple(some.shape)} of {some.dtype}: "
+                    f"{first_line(error)}"
+                ) from error
+    return torch.cat(parts)
+
+
+def certify(
+    module: nn.Module,
+    x: Tensor,
+    y: Tensor | Sequence[int] | None = None,
+    *,
+    method: Method = "liplt",
+    scope: Scope = "pairwise",
+    guarantee: Guarantee = "upper",
+    dense_limit: int = DENSE_LIMIT,
+    failure: float = FAILURE,
+    slack: float = SLACK,
+    batch_size: int = BATCH,
+    bound: Bound | None = None,
+    precision: Precision | None = None,
+) -> Radii:
+    """Certify the predictions of a classifier on a batch.
+
+    Args:
+        module: a supported classifier in eval mode that maps (N, *shape) to logits (N, C).
+        x: (N, *shape), in the units in which the radius is wanted (pixels in [0, 1]).
+        y: (N,) labels; needed for accuracies only.
+        method, scope, guarantee, dense_limit, failure, slack: see :func:`lipcert.lipschitz`.
+        batch_size: samples evaluated at once.
+        bound: a bound of this module, at its present weights, computed before; then the options above are unused.
+        precision: ``"float32"`` or ``"float64"``, which must be what the module runs in, for radii that hold for its
+            execution, rounding included, under :data:`lipcert.certify.rounding.ASSUMPTIONS`; ``"real"`` for those of
+            real arithmetic. By default that of the module; an estimate knows ``"real"`` only.
+
+    Returns:
+        :class:`CertifiedRadii` (``guarantee="upper"``) or :class:`EstimatedRadii`.
+
+    Raises:
+        lipcert.errors.LipcertError: what :func:`lipcert.lipschitz` and :func:`radii` raise.
+
+    Example:
+        A linear classifier's radius is its margin over the norm of the difference of two rows:
+
+        >>> import torch
+        >>> net = torch.nn.Linear(2, 2).eval()
+        >>> _ = net.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]])), net.bias.data.zero_()
+        >>> result = certify(net, torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+        >>> round(float(result.real), 6), result.certified_accuracy(0.7), result.certified_accuracy(0.71)
+        (0.707107, 1.0, 0.0)
+
+        That is the radius in real arithmetic; where float32 rounds as well, it is a little smaller:
+
+        >>> result.precision, bool(0.70710 < result.radius < result.real)
+        ('float32', True)
+    """
+    check_mode(module)
+    if bound is not None:
+        check_kind(bound)
+    if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point():
+        raise ShapeError(
+            "x must be a floating-point batch of shape (N, *input_shape), with values in the input's units; got "
+            + (f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__)
+        )
+    try:
+        labels = None if y is None else torch.as_tensor(y, dtype=None if len(y) else torch.int64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ShapeError(f"y must hold one integer for each sample: {first_line(error)}") from error
+    graph = trace(module, tuple(x.shape[1:]))
+    if bound is None:
+        bound = graph_bound(
+            graph,
+            method=method,
+            scope=scope,
+            guarantee=guarantee,
+            dense_limit=dense_limit,
+            failure=failure,
+            slack=slack,
+        )
+    given = None if labels is None else labels
+    if isinstance(bound, UpperBound):
+        if batch_size < 1:
+            raise ShapeError(f"batch_size must be at least 1; got {batch_size}")
+        batches = [x[i : i + batch_size] for i in range(0, max(len(x), 1), batch_size)]
+        return certified(graph, bound, batches, given, precision)
+    if precision not in (None, "real"):
+        raise BoundError(f"precision={precision!r} is for upper bounds: an estimate certifies nothing.")
+    logits = logits_of(module, x, batch_size=batch_size)
+    if logits.ndim == 2:  # a finite logit of an infinite input (a ReLU can hide it) certifies nothing
+        finite = torch.isfinite(x).flatten(1).all(1).to(logits.device)
+        logits = logits.masked_fill(~finite[:, None], float("nan"))
+    return radii(logits, bound, None if given is None else given.to(logits.device))
+
+
+def execution(graph: Graph, precision: str | None) -> Precision:
+    """The precision that is meant: the one asked for, or that in which the traced module runs.
+
+    Raises:
+        BoundError: an unknown one, or one in which the module does not run.
+    """
+    runs = str(graph.capture.sample.dtype).removeprefix("torch.")
+    if precision is None:
+        precision = runs
+    if precision not in get_args(Precision) and precision != runs:
+        raise BoundError(f"precision must be one of {', '.join(map(repr, get_args(Precision)))}; got {precision!r}.")
+    if precision not in ("real", runs):
+        raise BoundError(
+            f"the module runs in {runs}, so nothing can be said of its execution in {precision}: convert the module, "
+            "or use precision='real'."
+        )
+    return cast(Precision, precision)
+
+
+def certified(
+    graph: Graph,
+    bound: UpperBound,
+    batches: Iterable[Tensor],
+    labels: Tensor | None = None,
+    precision: str | None = None,
+) -> Radii:
+    """:func:`certify` of a network that is traced and bounded already, on any number of batches."""
+    chosen = execution(graph, precision)
+    if chosen == "real":
+        logits, errors = exact_logits(graph, batches)
+        rounding = None
+    else:
+        logits, errors, rounding = executed_logits(graph, bound, batches, getattr(torch, chosen))
+    return radii(
+        logits,
+        bound,
+        None if labels is None else labels.to(logits.device),
+        errors=errors,
+        rounding=rounding,
+    )

@@ -1,0 +1,337 @@
+"""Rounding of the executed network: how far its logits may be from those of real arithmetic, anywhere in a ball.
+
+For a sample x and every input x′ with ‖x′ − x‖ ≤ R, the logits that a float32 (or float64) execution computes at x′
+differ from the real-arithmetic ones by at most
+
+    |(ŷ_a − ŷ_b) − (y_a − y_b)| ≤ E_ab = e_ab + f_ab·R.
+
+*One segment*, the affine map S_k from the input and the activations before z_k: a sum of n terms, made in any order
+and with or without fused multiply-adds, errs by at most γ_{n+1}·max(P, N), where P and N are the sums of its positive
+and of its negative terms: no partial sum can be larger. As P + N = |S||u| + |b| and P − N = z, max(P, N) is the mean of
+|S||u| + |b| and |z|: one pass of |S| for each sample. Away from x, |û(x′) − u(x)| adds ‖|S|‖ times its norm. Its norm
+is η_k; an activation that is not computed exactly adds θ_k.
+
+*The rest of the network* sees η_k as a change of z_k. In the loop transformation the errors of the z_k obey LipLT's own
+recursion, with the norms that the bound was proved by; with F for what the last segment adds,
+
+    μ_k = η_k + Σ_{j<k} ‖A_kj‖·g_j,     g_j = μ_j + max|c_j/r_j|·η_j + θ_j/min r_j,
+    E_ab = Σ_j ‖(e_a − e_b)ᵀA_yj‖·g_j + F_a + F_b.
+
+What is assumed of the execution is listed in :data:`ASSUMPTIONS`.
+
+Sources: Higham, *Accuracy and Stability of Numerical Algorithms*, ch. 3 and 4 (sums in any order); Murray, arXiv
+2603.13334 (2026), for taking E off the margin. Carrying η through the loop transformation is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lipcert.bounds.result import UpperBound
+from lipcert.certify.logits import enclosed
+from lipcert.errors import BoundError
+from lipcert.graph import Graph
+from lipcert.graph.capture import ordinary_mode
+from lipcert.graph.types import Affine, Elementwise, Node, Nonlinear
+from lipcert.loop import LoopMap
+from lipcert.norms.dense import absolute_norm, path_error
+
+__all__ = ["ARITHMETICS", "ASSUMPTIONS", "Precision", "Rounding", "executed_logits"]
+
+Precision = Literal["real", "float32", "float64"]
+
+ASSUMPTIONS = (
+    "the module runs operation by operation, in eval mode, on inputs and weights of this dtype, without autocast",
+    "each addition, multiplication, fused multiply-add and division is rounded to the nearest number of this dtype; "
+    "sums may be made in any order",
+    "no convolution or matrix product in TF32 or bfloat16, or by Winograd's method or FFT "
+    "(torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32 off)",
+    "subnormal numbers may be flushed to zero",
+    "activations that are not piecewise linear err by at most 16 units in the last place of |φ(0)| + max|φ'|·|z|",
+    "the same operation on the same numbers gives the same result",
+)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """A floating-point format: unit roundoff, smallest normal number, and what no intermediate result may exceed."""
+
+    name: Precision
+    unit: float
+    tiny: float
+    limit: float
+
+
+ARITHMETICS = {
+    torch.float32: Arithmetic("float32", 2.0**-24, 2.0**-126, 2.0**126),
+    torch.float64: Arithmetic("float64", 2.0**-53, 2.0**-1022, 2.0**1022),
+}
+
+_SAFE = 1 + 2.0**-20  # covers the float64 arithmetic of this file, and what float64 does to the values at x
+_FAR = 2.0**10  # no radius is claimed beyond this many times the input's own size
+_STEEP = 2.0**10  # where c/r is larger, the uncentred map is the better one
+
+
+@dataclass(frozen=True, eq=False)
+class Rounding:
+    """``E_ab = e_ab + f_ab·R`` of a batch, in parts; the last dimension of each holds (e, f).
+
+    Attributes:
+        sources: for each source j of the bound's heads, g_j: (N, 2).
+        heads: the norms ‖row·A_yj‖ that go with them: scalars, or in the bound's shape.
+        final: (N, C, 2), what the last segment adds to each logit.
+        reach: (N,), the largest R for which nothing overflows; 0 where something does at x.
+        precision: the arithmetic that it is of.
+    """
+
+    sources: dict[int, Tensor]
+    heads: dict[int, Tensor]
+    final: Tensor
+    reach: Tensor
+    precision: Precision
+
+    @staticmethod
+    def join(parts: Sequence[Rounding]) -> Rounding:
+        """Of several batches, one."""
+        first = parts[0]
+        sources = {j: torch.cat([p.sources[j] for p in parts]) for j in first.sources}
+        final, reach = torch.cat([p.final for p in parts]), torch.cat([p.reach for p in parts])
+        return Rounding(sources, first.heads, final, reach, first.precision)
+
+
+def _gamma(roundings: int, unit: float) -> float:
+    if roundings * unit >= 0.5:
+        raise BoundError(f"a sum of {roundings} terms has no error bound in this dtype: certify with precision='real'.")
+    return roundings * unit / (1 - roundings * unit)
+
+
+def _rounds(node: Node) -> bool:
+    return isinstance(node, Affine) and bool(node.roundings)
+
+
+class _Errors:
+    """Watches an evaluation, and bounds entry by entry what rounding adds to each node since the last activation."""
+
+    def __init__(self, loop: LoopMap, arithmetic: Arithmetic, dtype: torch.dtype) -> None:
+        self.loop, self.arithmetic, self.dtype = loop, arithmetic, dtype
+        absolute = loop.resolved.absolute()
+        self.live = loop.resolved.live
+        self.coefficients = [
+            [c.to(dtype) * (1 + 2.0**-20 if _rounds(node) else 1) if isinstance(c, Tensor) else c for c in cs]
+            for node, cs in zip(loop.graph.nodes, absolute.coefficients, strict=True)
+        ]
+        self.offsets = {n.index: n.offset_terms(self.live).to(dtype) for n in loop.graph.nodes if isinstance(n, Affine)}
+        largest = [max([1.0, *(float(c.max()) for c in cs if isinstance(c, Tensor))]) for cs in absolute.coefficients]
+        self.largest = largest
+        self.targets = {n.index: k for k, n in enumerate(loop.nonlinear, start=1)}
+        self.last = {i: n.index for n in loop.graph.nodes for i in n.inputs}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the last batch."""
+        self.errors: dict[int, Tensor | None] = {}
+        self.local: dict[int, Tensor] = {}
+        self.sizes: dict[int, Tensor] = {}
+
+    def __call__(self, node: Node, operands: Sequence[Tensor], value: Tensor) -> None:
+        """Called at each node of an evaluation."""
+        errors: Tensor | None = None
+        if isinstance(node, Affine):
+            errors = self._affine(node, operands, value)
+        elif isinstance(node, Nonlinear):
+            k, before = self.targets[node.index], self.errors[node.inputs[0]]
+            rows = len(value)
+            self.local[k] = value.new_zeros(rows) if before is None else before.flatten(1).double().norm(dim=1) * _SAFE
+            if isinstance(node, Elementwise) and node.roundings:
+                self.sizes[k] = operands[0].flatten(1).norm(dim=1) * _SAFE
+        self.errors[node.index] = errors
+        for i in node.inputs:
+            if self.last[i] == node.index and i != self.loop.graph.output:
+                self.errors[i] = None
+
+    def _affine(self, node: Affine, operands: Sequence[Tensor], value: Tensor) -> Tensor | None:
+        coefficients, arithmetic = self.coefficients[node.index], self.arithmetic
+        assert node.roundings is not None
+        # what is computed here in the same dtype: sums of terms that are not negative, so their error is relative
+        own = (1 + 2 * (node.roundings + 4) * arithmetic.unit) * (1 + 2.0**-18)
+        total: Tensor | None = None
+        before = [self.errors[i] for i in node.inputs]
+        if any(e is not None for e in before):
+            given = [
+                torch.zeros_like(x, dtype=self.dtype) if e is None else e for e, x in zip(before, operands, strict=True)
+            ]
+            total = node.apply(given, coefficients).mul(own)
+        if node.roundings:
+            sizes = [x.abs().to(self.dtype) for x in operands]
+            size = node.apply(sizes, coefficients) + self.offsets[node.index]
+            size = size.add(value.abs().to(self.dtype)).mul_(0.5 * own * _gamma(node.roundings + 2, arithmetic.unit))
+            # a term, or a number in it, that is subnormal may be lost whole; here, and in computing these sizes
+            most = torch.stack([s.flatten(1).amax(1) for s in sizes]).sum(0) + self.largest[node.index] + 1
+            size.add_((4 * (node.roundings + 2) * arithmetic.tiny * most).reshape(-1, *(1,) * (size.ndim - 1)))
+            total = size if total is None else total.add_(size)
+        return total
+
+
+def _segment_roundings(graph: Graph, target: int) -> int:
+    """Roundings on the way to a node since the activations before it: (n + 2) of each affine node, summed."""
+    total, pending, seen = 0, [target], set[int]()
+    while pending:
+        node = graph.nodes[pending.pop()]
+        if node.index in seen or not isinstance(node, Affine):
+            continue
+        seen.add(node.index)
+        total += node.roundings + 2 if node.roundings else 0
+        pending += node.inputs
+    return total
+
+
+def _require(graph: Graph) -> None:
+    for node in graph.nodes[: graph.output + 1]:
+        if isinstance(node, (Affine, Elementwise)) and node.roundings is None:
+            computed = isinstance(node, Elementwise) or node.obstacle
+            reason, remedy = "its rounding is not known", ""
+            if computed:
+                reason = "its weights are computed in the forward, and their rounding is not known"
+                remedy = (
+                    "store the weights themselves (torch.nn.utils.parametrize.remove_parametrizations, "
+                    "torch.nn.utils.remove_weight_norm), or "
+                )
+            raise BoundError(
+                f"{node.describe()}: {reason}, so no radius can be stated for its execution: {remedy}certify the "
+                "network of real arithmetic with precision='real'."
+            )
+
+
+class _Recursion:
+    """What of E does not depend on the sample: made once for a network and a bound."""
+
+    def __init__(self, loop: LoopMap, bound: UpperBound, arithmetic: Arithmetic) -> None:
+        self.loop, self.arithmetic, self.depth = loop, arithmetic, loop.depth
+        last = loop.depth + 1
+        flat = LoopMap(loop.graph, loop.resolved, centred=False)
+        self.steep = {j: float(torch.as_tensor(flat.radius(j)).max()) for j in range(1, last)}
+        gentle = {0: 1.0} | {j: flat.ratios(j)[1] for j in range(1, last)}
+        self.segments = {(k, j): absolute_norm(flat, (k, j)) * gentle[j] for k, j in flat.pairs()}
+        self.roundings = {
+            k: _segment_roundings(loop.graph, loop.graph.output if k == last else loop.nonlinear[k - 1].inputs[0])
+            for k in range(1, last + 1)
+        }
+        self.gammas = {k: _gamma(n, arithmetic.unit) if n else 0.0 for k, n in self.roundings.items()}
+        self.norms = {p: n.upper for p, n in bound.norms.items()}
+        self.heads = {j: v for j, v in bound.heads.items() if j}
+        self.hidden = {0: 1.0, **bound.hidden}
+        self.ratios = {j: loop.ratios(j) for j in range(1, last)}
+        if any(ratio > _STEEP or not math.isfinite(inverse) for ratio, inverse in self.ratios.values()):
+            self.norms = {p: absolute_norm(flat, p) for p in flat.pairs()}
+            self.heads = {
+                j: loop.resolved.scalar(self.norms[last, j]) for j in range(1, last) if (last, j) in self.norms
+            }
+            self.ratios = {j: flat.ratios(j) for j in range(1, last)}
+        self.still = {j: self._still(j) for j in range(1, last)}
+
+    def _still(self, j: int) -> float:
+        """‖φ_j(0)‖."""
+        node = self.loop.nonlinear[j - 1]
+        zero = torch.zeros((1, *node.shape), dtype=self.loop.resolved.dtype, device=self.loop.resolved.device)
+        return float(node.function(zero, self.loop.resolved.live).norm()) if isinstance(node, Elementwise) else 0.0
+
+    def run(self, errors: _Errors, final: Tensor | None, rows: Tensor) -> tuple[dict[int, Tensor], Tensor]:
+        """g_j for each source j, (N, 2), and (N, C, 2) of the last segment; ``rows`` is the output, for its shape."""
+        unit, last = self.arithmetic.unit, self.depth + 1
+        nothing = torch.zeros((len(rows), 2), dtype=torch.float64, device=rows.device)
+
+        def pair(e: Tensor | float, f: float) -> Tensor:
+            made = nothing.clone()
+            made[:, 0], made[:, 1] = e, f
+            return made
+
+        moved = {0: pair(0.0, 1.0)}  # ‖û_j(x′) − u_j(x)‖
+        gained: dict[int, Tensor] = {}  # g_j
+
+        def ball(k: int) -> Tensor:
+            near = [self.segments[k, j] * moved[j] for j in range(k) if (k, j) in self.segments]
+            return self.gammas[k] * sum(near, start=nothing)
+
+        for k in range(1, last):
+            node, (ratio, inverse) = self.loop.nonlinear[k - 1], self.ratios[k]
+            own = pair(errors.local[k], 0.0) + ball(k)
+            error = own + sum((self.norms[k, j] * g for j, g in gained.items() if (k, j) in self.norms), start=nothing)
+            departs = nothing
+            if isinstance(node, Elementwise) and node.roundings:
+                size = pair(errors.sizes[k], self.hidden[k]) + error
+                departs = node.roundings * unit * (pair(self.still[k], 0.0) + self.steep[k] * size)
+            if isinstance(node, Elementwise):
+                entries = math.sqrt(math.prod(node.shape))
+                lost = 4 * self.arithmetic.tiny if node.roundings else 0.0
+                departs = departs + pair(entries * (node.departure + lost), 0.0)
+            gained[k] = error + (ratio * own if ratio else 0.0) + (inverse * departs if departs.any() else 0.0)
+            moved[k] = self.steep[k] * (error + pair(0.0, self.hidden[k])) + departs
+        known = {j: gained[j] * _SAFE for j in self.heads}
+        rest = ball(last)[:, None, :].expand(*rows.shape, 2).clone()
+        if final is not None:
+            rest[..., 0] += final.double()
+        return known, rest * _SAFE
+
+
+def _reach(graph: Graph, loop: LoopMap, x: Tensor, limit: float) -> Tensor:
+    """(N,): how far from each x nothing overflows; all samples at once, and one by one only if that fails."""
+    size = x.abs()
+    far = _FAR * (1 + float(size.max()))
+    sizes = graph.sizes(size.amax(0, keepdim=True) + far, loop.resolved, per_rounding=2.0**-30)
+    if max(float(s.max()) for s in sizes) < limit:  # False for NaN
+        return torch.full((len(x),), far, dtype=torch.float64, device=x.device)
+    if len(x) > 1:
+        return torch.cat([_reach(graph, loop, one, limit) for one in torch.split(x, 1)])
+    return x.new_zeros(1, dtype=torch.float64)
+
+
+def executed_logits(
+    graph: Graph, bound: UpperBound, batches: Iterable[Tensor], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Rounding]:
+    """Float64 logits, bounds on their errors, and what an execution in ``dtype`` adds to these within a ball.
+
+    Args:
+        graph: the network.
+        bound: of this network, at its present weights.
+        batches: of shape (n, *input_shape).
+        dtype: that the module runs in.
+
+    Returns:
+        as :func:`lipcert.certify.exact_logits`, and a :class:`Rounding`.
+
+    Raises:
+        BoundError: an operation of which nobody has said how it rounds, a dtype of which nothing can be said, or a
+            bound that does not carry its parts.
+    """
+    if dtype not in ARITHMETICS:
+        raise BoundError(
+            f"nothing useful can be said of rounding in {dtype}, whose sums may lose every digit: certify "
+            "module.float(), or the network of real arithmetic with precision='real'."
+        )
+    _require(graph)
+    arithmetic = ARITHMETICS[dtype]
+    logits, errors, parts = [], [], []
+    # γ_n holds for sums of products in any order, but not for the FFT and Winograd convolutions of cuDNN.
+    with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
+        loop = LoopMap(graph, graph.resolve(torch.float64), centred=bound.method == "liplt")
+        if loop.depth and set(bound.hidden) != set(range(1, loop.depth + 1)):
+            raise BoundError(
+                "this bound does not say what it is made of: make it with lipcert.lipschitz, for this network."
+            )
+        relative = path_error(loop)
+        recursion, watch = _Recursion(loop, bound, arithmetic), _Errors(loop, arithmetic, dtype)
+        for batch in batches:
+            watch.reset()
+            found, error, x = enclosed(loop, batch, relative, watch)
+            sources, final = recursion.run(watch, watch.errors[graph.output], found)
+            reach = _reach(graph, loop, x, arithmetic.limit) if len(x) else found.new_zeros(0)
+            logits.append(found)
+            errors.append(error)
+            parts.append(Rounding(sources, recursion.heads, final, reach, arithmetic.name))
+    return torch.cat(logits), torch.cat(errors), Rounding.join(parts)
