@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lipcert.graph.types import Affine, Coefficient, Elementwise, Graph, Nonlinear, Resolved, VectorMap
+from lipcert.graph.types import Affine, Coefficient, Elementwise, Graph, Node, Nonlinear, Resolved, VectorMap
 
 __all__ = ["Group", "LoopMap", "Pair", "Plan"]
 
@@ -125,21 +125,26 @@ class LoopMap:
 
     def target_shape(self, k: int) -> tuple[int, ...]:
         """Shape of one z_k, or y (k = K + 1)."""
-        return self.graph.nodes[self._target_node(k)].shape
+        return self.graph.nodes[self.target_node(k)].shape
 
     def connected(self, k: int, j: int) -> bool:
         """Whether block A_kj has a path at all; if not it is exactly zero."""
-        return self._target_node(k) in self._reach[j]
+        return self.target_node(k) in self._reach[j]
 
     def pairs(self, *, targets: Sequence[int] | None = None) -> list[Pair]:
         """The blocks (k, j) that are not structurally zero, by target."""
         wanted = range(1, self.depth + 2) if targets is None else targets
         return [(k, j) for k in wanted for j in range(self.depth + 1) if self.connected(k, j)]
 
+    def between(self, k: int, j: int) -> list[Node]:
+        """The nodes on the paths of block A_kj, in order."""
+        return [self.graph.nodes[i] for i in sorted(self._reach[j] & self._need[k])]
+
     def _source_node(self, j: int) -> int:
         return 0 if j == 0 else self.nonlinear[j - 1].index
 
-    def _target_node(self, k: int) -> int:
+    def target_node(self, k: int) -> int:
+        """Index of the node whose value is z_k, or y."""
         return self.graph.output if k == self.depth + 1 else self.nonlinear[k - 1].inputs[0]
 
     def _passes(self, node: Nonlinear) -> bool:
@@ -158,8 +163,8 @@ class LoopMap:
         return found
 
     def _needed(self, k: int) -> set[int]:
-        found = {self._target_node(k)}
-        for node in reversed(self.graph.nodes[: self._target_node(k) + 1]):
+        found = {self.target_node(k)}
+        for node in reversed(self.graph.nodes[: self.target_node(k) + 1]):
             opened = isinstance(node, Nonlinear) and not self._passes(node)
             if node.index in found and not opened:
                 found.update(node.inputs)
@@ -324,7 +329,7 @@ class LoopMap:
                     out = sources[0]
                 values.append(out + 1)
             back = torch.autograd.grad([v.sum() for v in values], sources)
-        return [values[self._target_node(k)].detach() for k in range(1, self.depth + 2)], list(back)
+        return [values[self.target_node(k)].detach() for k in range(1, self.depth + 2)], list(back)
 
 
 class _Planner:
@@ -351,7 +356,7 @@ class _Planner:
         loop = self.loop
         targets: dict[int, list[int]] = {}
         for k in range(1, loop.depth + 2):
-            targets.setdefault(loop._target_node(k), []).append(k)
+            targets.setdefault(loop.target_node(k), []).append(k)
         wanted: dict[int, list[tuple[int, ...]]] = {i: [] for i in self.active}  # what users ask of each node, in order
         for index in self.active:
             node = loop.graph.nodes[index]

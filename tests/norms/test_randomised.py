@@ -15,8 +15,9 @@ from cases import loop_map, named
 from exact import chain, chain_blocks, is_upper_bound
 from lipcert.errors import BoundError
 from lipcert.loop import LoopMap, Pair, Plan
-from lipcert.norms import randomised, upper_norms
-from lipcert.norms.randomised import probable_norms
+from lipcert.norms import Norm, randomised, upper_norms
+from lipcert.norms.errors import BlockErrors
+from lipcert.norms.power import estimate_norms
 
 SOME = named()[1::9]
 
@@ -25,6 +26,17 @@ def _linear(matrix: Tensor) -> LoopMap:
     net = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False).double().eval()
     net.weight.data = matrix.double()
     return LoopMap(lipcert.trace(net, (matrix.shape[1],)))
+
+
+def _tested(
+    loop: LoopMap, *, failure: float, slack: float = 1e-3, seed: int | None = None, guess: float | None = None
+) -> dict[Pair, Norm]:
+    """Every block by the test, at one scale that is guessed, or at the estimated ones."""
+    pairs = loop.pairs()
+    found = estimate_norms(loop, pairs, tolerance=slack / 1e5, max_iterations=160) if guess is None else {}
+    estimates = {p: float(found[p]) if guess is None else guess for p in pairs}
+    slacks = dict.fromkeys(pairs, slack)
+    return randomised.probable_norms(BlockErrors(loop, {}), pairs, estimates, slacks, failure=failure, seed=seed)
 
 
 def _spectrum(values: list[float], seed: int = 0) -> Tensor:
@@ -38,7 +50,7 @@ def _spectrum(values: list[float], seed: int = 0) -> Tensor:
 def test_above_the_dense_norm_and_close(name: str) -> None:
     loop = loop_map(name)
     exact = upper_norms(loop, loop.pairs(), limit=4096)
-    for pair, found in probable_norms(loop, loop.pairs(), failure=1e-12, seed=1).items():
+    for pair, found in _tested(loop, failure=1e-12, seed=1).items():
         assert exact[pair].lower * (1 - 1e-9) <= found.upper <= exact[pair].upper * 1.01 + 1e-5, pair
         assert found.lower <= found.upper
 
@@ -51,26 +63,24 @@ def test_above_the_exact_norm_at_every_scale(exponent: int) -> None:
     loop.graph.capture.module[0].weight.data *= 2.0**exponent
     weights[0] = weights[0] * 2.0**exponent
     loop = loop.at(loop.graph.resolve(torch.float64))
-    for pair, found in probable_norms(loop, loop.pairs(), failure=1e-12, seed=0).items():
+    for pair, found in _tested(loop, failure=1e-12, seed=0).items():
         assert is_upper_bound(found.upper, chain_blocks(*weights)[pair])
         assert not is_upper_bound(found.upper * 0.99, chain_blocks(*weights)[pair])
 
 
 @pytest.mark.parametrize("guess", [0.0, 1e-6, 0.5, 0.99, 1.01, 2.0, 1e3])
-def test_a_wrong_estimate_costs_accuracy_and_nothing_else(guess: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_estimate_costs_accuracy_and_nothing_else(guess: float) -> None:
     """The estimate only sets the scale: an author of weights who fools power iteration gains nothing."""
     loop = _linear(_spectrum([1.0, 0.99, 0.9, 0.5, 0.1]))
-    monkeypatch.setattr(randomised, "estimate_norms", lambda *_, **__: {(1, 0): torch.tensor(guess).double()})
-    found = probable_norms(loop, loop.pairs(), failure=1e-12, seed=0)[1, 0].upper
+    found = _tested(loop, failure=1e-12, seed=0, guess=guess)[1, 0].upper
     assert 1 <= found <= 1.01 * max(guess, 1)
 
 
-def test_fails_no_more_often_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fails_no_more_often_than_it_says() -> None:
     """At a probability of failure that can be seen, over many starts, for the spectrum that is worst: one peak."""
-    monkeypatch.setattr(randomised, "estimate_norms", lambda *_, **__: {(1, 0): torch.tensor(0.9).double()})
     loop, failures, trials = _linear(_spectrum([1.0] + [0.9] * 7)), 0, 300
     for seed in range(trials):
-        found = probable_norms(loop, loop.pairs(), failure=0.05, slack=0.01, seed=seed)
+        found = _tested(loop, failure=0.05, slack=0.01, seed=seed, guess=0.9)
         failures += found[1, 0].upper < 1
     assert failures <= binom.ppf(1 - 1e-6, trials, 0.05)
 
@@ -119,25 +129,24 @@ def test_errors_of_the_size_allowed_that_hide_the_leading_vector(level: float, m
         return start + 1.001 * randomised._least_projection(columns, 1e-12 / 4) / columns**0.5 * top
 
     monkeypatch.setattr(randomised, "_start", unlucky)
-    monkeypatch.setattr(randomised, "estimate_norms", lambda *_, **__: {(1, 0): torch.tensor(0.9**0.5).double()})
     monkeypatch.setattr(randomised, "gram_products", spoilt)
-    monkeypatch.setattr(randomised, "relative_error", lambda _: level / 2)
-    assert probable_norms(loop, loop.pairs(), failure=1e-12, seed=0)[1, 0].upper >= 1
+    monkeypatch.setattr(BlockErrors, "error", lambda *_: level / 2)
+    assert _tested(loop, failure=1e-12, seed=0, guess=0.9**0.5)[1, 0].upper >= 1
     # and the foil: an analysis that forgets rounding is fooled once there is enough of it
     if level >= 1e-3:
-        monkeypatch.setattr(randomised, "relative_error", lambda _: 0.0)
-        assert probable_norms(loop, loop.pairs(), failure=1e-12, slack=1e-4, seed=0)[1, 0].upper < 1
+        monkeypatch.setattr(BlockErrors, "error", lambda *_: 0.0)
+        assert _tested(loop, failure=1e-12, slack=1e-4, seed=0, guess=0.9**0.5)[1, 0].upper < 1
 
 
 def test_a_block_of_zeros() -> None:
     loop = _linear(torch.zeros(4, 3))
-    assert 0 < probable_norms(loop, loop.pairs(), failure=1e-12)[1, 0].upper < 1e-60
+    assert 0 < _tested(loop, failure=1e-12)[1, 0].upper < 1e-60
 
 
 def test_beyond_the_range_of_squares_it_is_refused() -> None:
     loop = _linear(torch.full((2, 2), 1e120, dtype=torch.float64))
     with pytest.raises(BoundError, match="1e100"):
-        probable_norms(loop, loop.pairs(), failure=1e-12)
+        _tested(loop, failure=1e-12)
 
 
 # --- the choice between it and the explicit matrix ------------------------------------------------------------------

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lipcert.loop import LoopMap
-from lipcert.norms.dense import adjoint_rows, gamma, rows_error, underflow
+from lipcert.norms.dense import adjoint_rows, chunk, rows_error
+from lipcert.norms.errors import gamma, underflow
 from lipcert.norms.scaling import row_differences, row_norms
 
 __all__ = ["class_norms", "pairwise_norms", "row_distances"]
@@ -54,8 +55,7 @@ def _blocks(loop: LoopMap) -> Iterator[tuple[int, int]]:
 
 def _rows(loop: LoopMap, start: int, stop: int) -> dict[int, Tensor]:
     """All rows of a block of classes, made in passes of a bounded number of rows."""
-    widest = max(math.prod(node.shape) for node in loop.graph.nodes)
-    step = max(1, min(256, 2**25 // widest))
+    step = chunk(loop)
     target, sources = loop.depth + 1, range(loop.depth + 1)
     parts = [adjoint_rows(loop, target, sources, i, min(i + step, stop)) for i in range(start, stop, step)]
     return {j: torch.cat([p[j] for p in parts]) for j in parts[0]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import get_args
 
 import torch
@@ -19,12 +20,12 @@ from lipcert.norms import Norm, estimate_norms, upper_norms
 
 __all__ = ["DENSE_LIMIT", "FAILURE", "SLACK", "graph_bound", "lipschitz"]
 
-DENSE_LIMIT = 2048
-"""The largest smaller side of a block that ``guarantee="upper"`` makes explicit unless told otherwise."""
+DENSE_LIMIT: int | None = None
+"""The largest smaller side of a block of which ``guarantee="upper"`` forms a matrix; None chooses."""
 FAILURE = 1e-12
 """The probability with which a whole bound may fail where its blocks are larger than that."""
-SLACK = 1e-3
-"""The relative excess that is aimed at in the norm of each such block."""
+SLACK = 2e-3
+"""The relative excess of a bound that is aimed at, over the same formula with exact norms."""
 
 
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -39,6 +40,21 @@ def _given(norms: Mapping[Pair, Norm], pairs: Sequence[Pair]) -> dict[Pair, Norm
     return {pair: norms[pair] for pair in pairs}
 
 
+def _shares(
+    loop: LoopMap, pairs: Sequence[Pair], head: Mapping[int, Tensor], norms: Mapping[Pair, float]
+) -> dict[Pair, float]:
+    """``∂ log L/∂ log ‖A_kj‖`` for each block, averaged over the entries of the bound."""
+    last = loop.depth + 1
+    logs = {p: torch.tensor(norms[p], dtype=torch.float64).clamp_min(1e-300).log().requires_grad_() for p in pairs}
+    with torch.enable_grad():
+        found = {p: v.exp() for p, v in logs.items()}
+        rows = head or {j: found[last, j] for j in range(last) if (last, j) in found}
+        total = combine(rows, hidden_bounds(loop, found), torch.zeros_like(next(iter(rows.values()))))
+        mean = total[total > 0].log().mean()
+        back = torch.autograd.grad(mean, list(logs.values()), allow_unused=True)
+    return {p: 0.0 if g is None else float(g) for p, g in zip(logs, back, strict=True)}
+
+
 def lipschitz(
     module: nn.Module,
     input_shape: Sequence[int],
@@ -46,7 +62,7 @@ def lipschitz(
     method: Method = "liplt",
     scope: Scope = "global",
     guarantee: Guarantee = "estimate",
-    dense_limit: int = DENSE_LIMIT,
+    dense_limit: int | None = DENSE_LIMIT,
     failure: float = FAILURE,
     slack: float = SLACK,
     seed: int = 0,
@@ -62,11 +78,13 @@ def lipschitz(
             two logits.
         guarantee: ``"upper"``: a proved upper bound, rounding included; ``"estimate"``: power iteration, from
             below, not a certificate.
-        dense_limit: for ``"upper"``, the largest smaller side of a matrix that may be formed, in float64. The norms
-            of larger blocks are proved by a randomised test.
+        dense_limit: for ``"upper"``, the largest smaller side of a block of which a matrix may be formed, in float64:
+            the block itself up to 2,048, its Gram matrix beyond. By default 2,048, and 16,384 where ``failure`` is 0;
+            the norms of larger blocks are proved by a randomised test.
         failure: the probability with which that test may fail, all norms together, over random vectors that are drawn
             when this is called, after the weights were fixed. 0 asks for a deterministic bound.
-        slack: the relative excess of each norm that the test aims at; a tenth of it takes three times as long.
+        slack: the relative excess to aim at in the bound, over the same formula with exact norms; each norm is proved
+            as closely as it matters. A tenth of it takes three times as long where the test is used.
         seed: of the start of an estimate's power iteration.
 
     Returns:
@@ -109,7 +127,7 @@ def graph_bound(
     method: Method = "liplt",
     scope: Scope = "global",
     guarantee: Guarantee = "estimate",
-    dense_limit: int = DENSE_LIMIT,
+    dense_limit: int | None = DENSE_LIMIT,
     failure: float = FAILURE,
     slack: float = SLACK,
     seed: int = 0,
@@ -138,15 +156,22 @@ def graph_bound(
         loop = LoopMap(graph, graph.resolve(torch.float64), centred=method == "liplt")
         last, pairs = loop.depth + 1, loop.pairs() if scope == "global" else hidden_pairs(loop)
         proofs: dict[Pair, Norm] = {}
+        head = {} if scope == "global" else (class_norms if scope == "class" else pairwise_norms)(loop, upper=upper)
         if upper:
             if norms is None:
-                proofs = upper_norms(loop, pairs, limit=dense_limit, failure=failure, slack=slack)
+                proofs = upper_norms(
+                    loop,
+                    pairs,
+                    limit=dense_limit,
+                    failure=failure,
+                    slack=slack,
+                    shares=partial(_shares, loop, pairs, head),
+                )
             else:
                 proofs = _given(norms, pairs)
             known = {p: loop.resolved.scalar(n.upper) for p, n in proofs.items()}
         else:
             known = estimate_norms(loop, pairs, seed=seed)
-        head = {} if scope == "global" else (class_norms if scope == "class" else pairwise_norms)(loop, upper=upper)
 
         def final(norms: Mapping[Pair, Tensor]) -> dict[int, Tensor]:
             return head or {j: norms[last, j] for j in range(last) if (last, j) in norms}

@@ -18,7 +18,7 @@ from lipcert.graph import Graph
 from lipcert.graph.capture import ordinary_mode
 from lipcert.graph.types import Node
 from lipcert.loop import LoopMap
-from lipcert.norms.dense import path_error
+from lipcert.norms.errors import path_error
 
 __all__ = ["enclosed", "exact_logits"]
 

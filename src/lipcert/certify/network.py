@@ -55,7 +55,7 @@ def certify(
     method: Method = "liplt",
     scope: Scope = "pairwise",
     guarantee: Guarantee = "upper",
-    dense_limit: int = DENSE_LIMIT,
+    dense_limit: int | None = DENSE_LIMIT,
     failure: float = FAILURE,
     slack: float = SLACK,
     batch_size: int = BATCH,

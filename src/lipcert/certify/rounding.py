@@ -40,7 +40,7 @@ from lipcert.graph import Graph
 from lipcert.graph.capture import ordinary_mode
 from lipcert.graph.types import Affine, Elementwise, Node, Nonlinear
 from lipcert.loop import LoopMap
-from lipcert.norms.dense import absolute_norm, path_error
+from lipcert.norms.errors import absolute_norm, path_error
 
 __all__ = ["ARITHMETICS", "ASSUMPTIONS", "Precision", "Rounding", "executed_logits"]
 

@@ -10,13 +10,19 @@ import typer
 __all__ = ["DenseLimitOption", "FailureOption", "GuaranteeName", "MethodName", "ScopeName", "SlackOption"]
 
 DenseLimitOption = Annotated[
-    int, typer.Option("--dense-limit", min=1, help="Largest smaller side of a matrix formed for an upper bound.")
+    int | None,
+    typer.Option(
+        "--dense-limit",
+        min=1,
+        help="Largest smaller side of a block of which an upper bound forms a matrix.",
+        show_default="2048, or 16384 with --failure 0",
+    ),
 ]
 FailureOption = Annotated[
     float,
     typer.Option("--failure", help="Probability with which the norms of larger blocks may fail; 0: deterministic."),
 ]
-SlackOption = Annotated[float, typer.Option("--slack", help="Relative excess of such a norm to aim at.")]
+SlackOption = Annotated[float, typer.Option("--slack", help="Relative excess of an upper bound to aim at.")]
 
 
 class MethodName(Enum):

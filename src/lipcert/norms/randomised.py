@@ -37,30 +37,28 @@ from torch import Tensor
 
 from lipcert.errors import BoundError
 from lipcert.loop import LoopMap, Pair
-from lipcert.norms.dense import absolute_norm, relative_error, underflow
-from lipcert.norms.power import estimate_norms, gram_products, product_plan
+from lipcert.norms.errors import UNIT, BlockErrors, Lost, underflow
+from lipcert.norms.power import gram_products, product_plan
 from lipcert.norms.result import Norm
 
 __all__ = ["probable_norms"]
 
-_UNIT = 2.0**-53
 _SAFE = 1 + 2.0**-20  # covers the rounding of norms, of hyperbolic functions and of sums of a few hundred terms
 _COLUMNS = (2, 3, 4, 6, 8, 12, 16, 24)
 _HUGE = 1e100  # beyond this the recurrence stops: λ lies far above c, and the growth so far says how far
 _RANGE = 1e-70, 1e100  # norms whose squares, and those of what matters beside them, are normal numbers
 _ATTEMPTS = 4
-_ROUGH = 0.05
-_LOOKS = 160
 
 
 @dataclass(frozen=True)
 class _Block:
-    """What the test needs to know of one block before it starts."""
+    """What the test of one block is to be."""
 
     pair: Pair
-    size: int
     alpha: float  # 4/c
     error: tuple[float, float]  # ‖fl(Bp) − Bp‖ ≤ error[0]·‖p‖ + error[1]
+    columns: int
+    steps: int
 
 
 def _least_projection(columns: int, failure: float) -> float:
@@ -98,69 +96,26 @@ def _least_phi(norm: float, errors: Sequence[float], delta: float) -> float:
     return high
 
 
-def _columns_and_steps(block: _Block, failure: float, slack: float) -> tuple[int, int]:
-    """The fewest columns at which rounding takes no more than a quarter of δ, and the steps to reach the slack."""
-    phi = math.acosh(1 + 2 * ((1 + slack) ** 2 - 1))
+def _describe(errors: BlockErrors, pair: Pair, scale: float, failure: float, slack: float, lost: Lost) -> _Block:
+    """What the test of one block will be: of all numbers of columns that bear its rounding, the cheapest."""
+    if scale > _RANGE[1]:
+        raise BoundError("a block's norm exceeds 1e100: scale the weights, or form it (raise dense_limit).")
+    (k, j), loop = pair, errors.loop
+    centre = max(scale * (1 + slack / 4), _RANGE[0]) ** 2
+    n_in, n_out = math.prod(loop.source_shape(j)), math.prod(loop.target_shape(k))
+    error, most = errors.error(pair), errors.norm(pair)
+    # forward E·‖p‖ + lost, then through Aᵀ, ‖A‖ ≤ N; backward the same of what came forward
+    each = error * (2 * most + error) * _SAFE
+    still = (math.sqrt(n_out) * lost[0][k] * (most + error) + math.sqrt(n_in) * lost[1][j]) * _SAFE
+    phi, alpha = math.acosh(1 + 2 * ((1 + slack) ** 2 - 1)), 4 / centre
+    found: list[tuple[int, int]] = []
     for columns in _COLUMNS:
-        delta = _least_projection(columns, failure)
-        size = math.sqrt(block.size * columns)
-        each = (block.alpha * block.error[0] + 32 * _UNIT) * size + block.alpha * block.error[1]
-        if each / (phi * math.sinh(phi)) <= delta / 4:
-            break
-    return columns, math.ceil(math.acosh(4 / 3 * size / delta) / phi)
-
-
-def _segment_norms(loop: LoopMap, failure: float, seed: int) -> dict[Pair, float]:
-    """Rough upper bounds on the affine maps between activations, of which the blocks are sums of products."""
-    segments = LoopMap(loop.graph, loop.resolved, centred=False)
-    found = probable_norms(segments, segments.pairs(), failure=failure, slack=_ROUGH, seed=seed)
-    return {pair: norm.upper for pair, norm in found.items()}
-
-
-def _rounding(loop: LoopMap, pairs: Sequence[Pair], failure: float, seed: int) -> dict[Pair, tuple[float, float]]:
-    """For each block a bound E on ``‖fl(A p) − A p‖/‖p‖``, for Aᵀ too, and a bound N on its norm.
-
-    Of a single segment S, E = γ‖|S|‖. A block of a centred map is a sum over paths of products of segments, and
-    ``Π(‖S‖ + γ‖|S|‖) − Π‖S‖``, summed over paths, bounds its error: far better than γ‖|A|‖ where A is deep.
-    """
-    relative = relative_error(loop)
-    if not loop.centred or loop.depth < 2:
-        sizes = {p: absolute_norm(loop, p) for p in pairs}
-        return {p: (relative * s, s) for p, s in sizes.items()}
-    flat = LoopMap(loop.graph, loop.resolved, centred=False)
-    norms = _segment_norms(loop, failure, seed)
-    errors = {p: relative * absolute_norm(flat, p) for p in norms}
-    shares = [loop.shares(j) for j in range(loop.depth + 1)]
-    found: dict[Pair, tuple[float, float]] = {}
-    for k in range(1, loop.depth + 2):
-        for j in range(k):
-            own, slip = norms.get((k, j), 0.0) * shares[j][1], errors.get((k, j), 0.0) * shares[j][1]
-            for i in range(j + 1, k):
-                if (k, i) in norms and (i, j) in found:
-                    error, norm = found[i, j]
-                    own += norms[k, i] * shares[i][0] * norm
-                    slip += shares[i][0] * (norms[k, i] * error + errors[k, i] * (norm + error))
-            if own or slip:
-                found[k, j] = slip * _SAFE, own * _SAFE
-    return {p: found.get(p, (0.0, 0.0)) for p in pairs}
-
-
-def _describe(
-    loop: LoopMap, rounding: Mapping[Pair, tuple[float, float]], scale: Mapping[Pair, float], slack: float
-) -> list[_Block]:
-    lost = underflow(loop)
-    blocks = []
-    for (k, j), (error, most) in rounding.items():
-        norm = scale[k, j]
-        if norm > _RANGE[1]:
-            raise BoundError("a block's norm exceeds 1e100: scale the weights, or form it (raise dense_limit).")
-        centre = max(norm * (1 + slack / 4), _RANGE[0]) ** 2
-        n_in, n_out = math.prod(loop.source_shape(j)), math.prod(loop.target_shape(k))
-        # forward E·‖p‖ + lost, then through Aᵀ, ‖A‖ ≤ N; backward the same of what came forward
-        each = error * (2 * most + error)
-        still = math.sqrt(n_out) * lost[0][k] * (most + error) + math.sqrt(n_in) * lost[1][j]
-        blocks.append(_Block((k, j), n_in, 4 / centre, (each * _SAFE, still * _SAFE)))
-    return blocks
+        delta, size = _least_projection(columns, failure), math.sqrt(n_in * columns)
+        steps = math.ceil(math.acosh(4 / 3 * size / delta) / phi)
+        if ((alpha * each + 32 * UNIT) * size + alpha * still) / (phi * math.sinh(phi)) <= delta / 4:
+            found.append((columns, steps))
+    columns, steps = min(found, key=lambda f: f[0] * f[1]) if found else (columns, steps)
+    return _Block(pair, alpha, (each, still), columns, steps)
 
 
 def _start(loop: LoopMap, block: _Block, columns: int, generator: torch.Generator) -> Tensor:
@@ -169,9 +124,7 @@ def _start(loop: LoopMap, block: _Block, columns: int, generator: torch.Generato
     return torch.randn(shape, generator=generator, dtype=loop.resolved.dtype)
 
 
-def _test(
-    loop: LoopMap, blocks: Sequence[_Block], columns: int, steps: int, failure: float, seed: int
-) -> list[tuple[float, float]]:
+def _test(loop: LoopMap, blocks: Sequence[_Block], failure: float, seed: int) -> list[tuple[float, float]]:
     """Run the recurrence for several blocks side by side; returns for each norm what was seen, and an upper bound."""
     device = loop.resolved.device
     generator = torch.Generator().manual_seed(seed)
@@ -180,90 +133,83 @@ def _test(
     errors: dict[Pair, list[float]] = {b.pair: [] for b in blocks}
     norms: dict[Pair, float] = {}
     for b in blocks:
-        start = _start(loop, b, columns, generator)
+        start = _start(loop, b, b.columns, generator)
         present[b.pair] = start.to(device)
         norms[b.pair] = float(start.norm()) * _SAFE
     last, seen = dict.fromkeys(norms, 0.0), dict.fromkeys(norms, 0.0)
     running, plan = list(blocks), product_plan(loop, present)
-    for step in range(steps):
+    for step in range(max(b.steps for b in blocks)):
         images = gram_products(loop, plan, {b.pair: present[b.pair] for b in running})
         for b in running:
             p, image = b.pair, images[b.pair]
             if norms[p] > 0:
                 seen[p] = max(seen[p], math.sqrt(float(image.norm()) / norms[p]))  # ‖BP‖ ≤ λ‖P‖
             following = image * (b.alpha / 2 if step == 0 else b.alpha)
-            rounding = 8 * _UNIT * (float(following.norm()) * _SAFE + 2 * norms[p] + last[p])
+            rounding = 8 * UNIT * (float(following.norm()) * _SAFE + 2 * norms[p] + last[p])
             following = following.sub_(present[p]) if step == 0 else following.sub_(present[p], alpha=2).sub_(before[p])
-            forming = b.alpha * (b.error[0] * norms[p] + math.sqrt(columns) * b.error[1])
+            forming = b.alpha * (b.error[0] * norms[p] + math.sqrt(b.columns) * b.error[1])
             errors[p].append((forming + rounding) * _SAFE)
             before[p], present[p], last[p] = present[p], following, norms[p]
             norms[p] = float(following.norm()) * _SAFE
             if not math.isfinite(norms[p]):
                 raise BoundError("a block overflows float64: the weights are not finite or too large.")
-        still = [b for b in running if norms[b.pair] < _HUGE]
+        still = [b for b in running if norms[b.pair] < _HUGE and step + 1 < b.steps]
         if len(still) < len(running):
-            running, plan = still, product_plan(loop, {b.pair: present[b.pair] for b in still})
+            running = still
+            present = {b.pair: present[b.pair] for b in still}
+            plan = product_plan(loop, present)
         if not running:
             break
-    delta = _least_projection(columns, failure)
     bounds = []
     for b in blocks:
-        phi = _least_phi(norms[b.pair], errors[b.pair], delta)
+        phi = _least_phi(norms[b.pair], errors[b.pair], _least_projection(b.columns, failure))
         bounds.append((seen[b.pair], math.sqrt(2 * (1 + math.cosh(phi)) / b.alpha) * (1 + 2.0**-40)))
     return bounds
 
 
 def probable_norms(
-    loop: LoopMap,
+    errors: BlockErrors,
     pairs: Iterable[Pair],
+    estimates: Mapping[Pair, float],
+    slack: Mapping[Pair, float],
     *,
     failure: float,
-    slack: float = 1e-3,
     seed: int | None = None,
 ) -> dict[Pair, Norm]:
     """Upper bounds on ‖A_kj‖₂ that hold all together except with probability ``failure``; nothing is formed.
 
     Args:
-        loop: T in float64, at weights that were fixed before the seed was drawn.
+        errors: of T in float64, at weights that were fixed before the seed was drawn; the norms that are found are
+            made known to it.
         pairs: the blocks.
-        failure: probability over the Gaussian start that any of them is below the norm (shared out equally).
+        estimates: of the norms: the scale of the test. A wrong one costs accuracy, or a second test, and nothing else.
         slack: relative excess to aim at; what comes out may be a little more or less.
+        failure: probability over the Gaussian start that any of them is below the norm (shared out equally).
         seed: of the Gaussian start; drawn from the operating system if None. A seed that the weights' author could
             foresee voids the probability.
 
     Raises:
         BoundError: weights that are not finite, or a block of norm beyond 1e100.
     """
-    pairs = list(pairs)
-    if not pairs:
-        return {}
-    seed = secrets.randbits(62) if seed is None else seed
-    # only the scale, and soon enough: a test whose scale was low sees a better one, and is made again
-    estimates = estimate_norms(loop, pairs, seed=seed ^ 1, tolerance=slack / 1e5, max_iterations=_LOOKS)
-    rounding = _rounding(loop, pairs, failure / 8, seed ^ 2)
-    least = {p: float(v) for p, v in estimates.items()}
-    norms: dict[Pair, Norm] = {}
-    open_pairs, each = pairs, 7 / 8 * failure / (len(pairs) * _ATTEMPTS)
-    for attempt in range(_ATTEMPTS):
-        for (columns, steps), blocks in _grouped(
-            _describe(loop, {p: rounding[p] for p in open_pairs}, least, slack), each, slack
-        ).items():
-            found = _test(loop, blocks, columns, steps, each, seed + 100 * attempt + columns)
-            for (seen, upper), pair in zip(found, (b.pair for b in blocks), strict=True):
+    distances: dict[int, list[Pair]] = {}
+    for k, j in pairs:
+        distances.setdefault(k - j, []).append((k, j))
+    total = sum(map(len, distances.values()))
+    seed, loop = secrets.randbits(62) if seed is None else seed, errors.loop
+    lost, norms = underflow(loop) if total else ([], []), dict[Pair, Norm]()
+    for _, together in sorted(distances.items()):
+        open_pairs, least = together, {p: estimates[p] for p in together}
+        each = failure / (total * _ATTEMPTS)
+        for _ in range(_ATTEMPTS):
+            blocks = [_describe(errors, p, least[p], each, slack[p], lost) for p in open_pairs]
+            seed += 1
+            for (seen, upper), pair in zip(_test(loop, blocks, each, seed), open_pairs, strict=True):
                 least[pair] = max(least[pair], seen) if least[pair] <= upper else seen
                 upper = min(upper, norms[pair].upper) if pair in norms else upper
-                norms[pair] = Norm(upper, min(least[pair], upper), "chebyshev", failure / len(pairs))
-        # where the scale was off, once more with a better one
-        open_pairs = [p for p in open_pairs if norms[p].upper > (1 + 2 * slack) * norms[p].lower > _RANGE[0]]
-        if not open_pairs:
-            break
+                norms[pair] = Norm(upper, min(least[pair], upper), "chebyshev", failure / total)
+                errors.known[pair] = upper
+            # where the scale was off, once more with a better one
+            open_pairs = [p for p in open_pairs if norms[p].upper > (1 + 2 * slack[p]) * norms[p].lower > _RANGE[0]]
+            if not open_pairs:
+                break
     return norms
-
-
-def _grouped(blocks: Iterable[_Block], failure: float, slack: float) -> dict[tuple[int, int], list[_Block]]:
-    """Blocks that take the same number of columns go side by side, for as many steps as the slowest needs."""
-    by_columns: dict[int, list[tuple[_Block, int]]] = {}
-    for block in blocks:
-        columns, steps = _columns_and_steps(block, failure, slack)
-        by_columns.setdefault(columns, []).append((block, steps))
-    return {(q, max(steps for _, steps in found)): [b for b, _ in found] for q, found in sorted(by_columns.items())}

@@ -2,37 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
 from lipcert.errors import BoundError
+from lipcert.graph.types import Affine
 from lipcert.loop import LoopMap, Pair
+from lipcert.norms.cholesky import cholesky_norms
 from lipcert.norms.dense import dense_norms, smaller_side
+from lipcert.norms.errors import BlockErrors
+from lipcert.norms.power import estimate_norms
 from lipcert.norms.randomised import probable_norms
 from lipcert.norms.result import Norm
 
-__all__ = ["upper_norms"]
+__all__ = ["DENSE", "Shares", "check_failure", "deterministic_limit", "upper_norms"]
+
+DENSE = 2048
+"""The largest smaller side of a block that is made explicit, if a probability of failure is allowed for the others."""
+_CHOLESKY = 16384
+_LOOKS = 160
+_LARGEST_SLACK = 0.1
+_LEAST_SHARE = 0.1  # of the slack asked for: less costs steps and gains nothing
+
+Shares = Callable[[Mapping[Pair, float]], Mapping[Pair, float]]
+"""From the norms, how much a relative change of each changes the bound, relatively."""
+
+
+def deterministic_limit(limit: int | None, failure: float) -> int:
+    """The largest smaller side of a block that may be proved from its Gram matrix; where None is given, it is chosen.
+
+    A Gram matrix of 16,384 rows takes 2 GiB, and its factorisation another 2.
+    """
+    if limit is not None:
+        return limit
+    return DENSE if failure else _CHOLESKY
+
+
+def check_failure(failure: float) -> None:
+    """Refuse what is no probability, or a large one."""
+    if not 0 <= failure < 0.1:
+        raise BoundError(f"failure is a probability, such as 1e-12, and less than 0.1; got {failure}.")
+
+
+def _cost(loop: LoopMap, pair: Pair) -> float:
+    """Multiplications of one pass through a block, roughly."""
+    return 1.0 + sum(
+        math.prod(node.shape) * (node.terms[0] if node.terms else 1)
+        for node in loop.between(*pair)
+        if isinstance(node, Affine)
+    )
+
+
+def _slacks(
+    loop: LoopMap, pairs: Sequence[Pair], estimates: Mapping[Pair, float], slack: float, shares: Shares | None
+) -> dict[Pair, float]:
+    """The relative excess to aim at in each norm, so that that of the bound is ``slack`` at the least expense.
+
+    A test's cost goes like c/√s with the excess s, and the bound's excess is Σ w·s: s ∝ (c/w)^{2/3}. Without shares
+    every norm gets the same.
+    """
+    if shares is None:
+        return dict.fromkeys(pairs, slack)
+    weights = shares(estimates)
+    ratio = {p: (_cost(loop, p) / max(weights[p], 1e-9)) ** (2 / 3) for p in pairs}
+    total = sum(weights[p] * ratio[p] for p in pairs)
+    if not (total > 0 and math.isfinite(total)):
+        return dict.fromkeys(pairs, slack)
+    return {p: min(max(slack * ratio[p] / total, _LEAST_SHARE * slack), _LARGEST_SLACK) for p in pairs}
+
+
+def _estimates(loop: LoopMap, pairs: Sequence[Pair], tolerance: float, seed: int) -> dict[Pair, float]:
+    """Norms from below: in float32, which is several times as fast, where its range is large enough."""
+    if not pairs:
+        return {}
+    single = loop.at(loop.graph.resolve(torch.float32))
+    found = estimate_norms(single, pairs, seed=seed, tolerance=max(tolerance, 1e-7), max_iterations=_LOOKS)
+    odd = [p for p in pairs if not 1e-15 < float(found[p]) < 1e15]
+    if odd:
+        found |= estimate_norms(loop, odd, seed=seed, tolerance=tolerance, max_iterations=_LOOKS)
+    return {p: float(v) for p, v in found.items()}
 
 
 def upper_norms(
     loop: LoopMap,
     pairs: Iterable[Pair],
     *,
-    limit: int,
+    limit: int | None = None,
     failure: float = 0.0,
     slack: float = 1e-3,
+    shares: Shares | None = None,
     seed: int | None = None,
 ) -> dict[Pair, Norm]:
-    """Upper bounds on ‖A_kj‖₂: by explicit matrix where that is small enough, else by the randomised test.
+    """Upper bounds on ‖A_kj‖₂: by explicit matrix, by Gram matrix, or by the randomised test, as their size allows.
 
     Args:
         loop: T in float64.
         pairs: the blocks.
-        limit: the largest smaller side of a matrix that may be formed.
+        limit: the largest smaller side of a block of which a matrix may be formed; chosen if None.
         failure: the probability with which any of the bounds may be too small; with 0 they are deterministic.
-        slack: relative excess that the randomised test aims at.
-        seed: of its random start; None draws one that nobody could foresee, which its probability presumes.
+        slack: relative excess to aim at: of each norm, or, with ``shares``, of the bound that is made from them.
+        shares: how much each norm counts in that bound.
+        seed: of the random start; None draws one that nobody could foresee, which the probability presumes.
 
     Raises:
         BoundError: a block is larger than ``limit`` and ``failure`` is 0 (nothing is computed then), weights that
@@ -40,21 +112,30 @@ def upper_norms(
     """
     if loop.resolved.dtype != torch.float64:
         raise BoundError("upper bounds are computed in float64: resolve the graph with dtype=torch.float64.")
-    if not 0 <= failure < 0.1:
-        raise BoundError(f"failure is a probability, such as 1e-12, and less than 0.1; got {failure}.")
+    check_failure(failure)
     if not 1e-9 <= slack <= 1:
         raise BoundError(f"slack is a relative excess between 1e-9 and 1, such as 0.001; got {slack}.")
-    pairs = list(pairs)
-    large = [pair for pair in pairs if smaller_side(loop, pair) > limit]
+    pairs, most = list(pairs), deterministic_limit(limit, failure)
+    sides = {p: smaller_side(loop, p) for p in pairs}
+    small = [p for p in pairs if sides[p] <= min(DENSE, most)]
+    medium = [p for p in pairs if min(DENSE, most) < sides[p] <= most]
+    large = [p for p in pairs if sides[p] > most]
     if large and not failure:
         k, j = large[0]
         source = "the input" if j == 0 else loop.nonlinear[j - 1].describe()
         target = "the output" if k == loop.depth + 1 else loop.nonlinear[k - 1].describe()
         raise BoundError(
             f"a deterministic upper bound needs the block from {source} to {target} as an explicit matrix, and its "
-            f"smaller side of {smaller_side(loop, large[0])} exceeds the limit of {limit}. Allow a probability of "
-            "failure, such as failure=1e-12, raise dense_limit (memory grows with the square of that side, time with "
-            "its cube), or ask for guarantee='estimate', which is not a certificate."
+            f"smaller side of {sides[large[0]]} exceeds the limit of {most}. Allow a probability of failure, such as "
+            "failure=1e-12, raise dense_limit (memory grows with the square of that side, time with its cube), or ask "
+            "for guarantee='estimate', which is not a certificate."
         )
-    norms = dense_norms(loop, [pair for pair in pairs if pair not in large])
-    return norms | probable_norms(loop, large, failure=failure, slack=slack, seed=seed)
+    norms = dense_norms(loop, small)
+    if not medium and not large:
+        return norms
+    estimates = _estimates(loop, medium + large, slack / 1e5, (seed or 0) ^ 1)
+    known = {p: n.upper for p, n in norms.items()}
+    slacks = _slacks(loop, medium + large, known | estimates, slack, shares)
+    errors = BlockErrors(loop, known)
+    norms |= cholesky_norms(errors, medium, estimates, slacks)
+    return norms | probable_norms(errors, large, estimates, slacks, failure=failure, seed=seed)

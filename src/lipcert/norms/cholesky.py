@@ -1,0 +1,162 @@
+"""Deterministic upper bounds of blocks of up to some ten thousand rows: a Gram matrix and one Cholesky factorisation.
+
+G = AᵀA (or AAᵀ, on the smaller side) is formed column by column, by one pass of the block and one of its adjoint for
+each; for convolutions that is far less work than the product of two explicit matrices, and A itself is never held.
+If the Cholesky factorisation of b·I − G runs to its end, then
+
+    λ_max(G) ≤ b + γ_{n+2}·trace(b·I − G) + ‖fl(G) − G‖₂,
+
+whatever the order of its sums: the computed factor R has RᵀR = b·I − G + E with |E_ij| ≤ γ_{n+1}·√(m_ii m_jj)/(1 − γ).
+A multiple of that is allowed for libraries that divide by multiplying with a reciprocal. Where it breaks off, b was too
+small, and a larger one is tried.
+
+Sources: Higham, *Accuracy and Stability of Numerical Algorithms*, Theorem 10.3; Rump, "Verification of positive
+definiteness", BIT 46 (2006), for the use of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from lipcert.errors import BoundError
+from lipcert.loop import LoopMap, Pair
+from lipcert.norms.dense import basis, chunk
+from lipcert.norms.errors import UNIT, BlockErrors, Lost, absolute_norm, gamma, relative_error, underflow
+from lipcert.norms.power import gram_products, product_plan
+from lipcert.norms.result import Norm
+
+__all__ = ["cholesky_norms", "proved"]
+
+_AIM = 0.1
+_ALLOWED = 8.0  # times the error of a textbook factorisation
+_GROWTH = 6.0
+_ATTEMPTS = 8
+_RANGE = 2.0**-400, 2.0**400  # squares of norms in between, and of what matters in them, are normal numbers
+
+
+def _adjoint_gram_products(loop: LoopMap, pair: Pair, cotangents: Tensor) -> Tensor:
+    """``AAᵀ·v`` for each row v at the target."""
+    k, j = pair
+    given: list[Tensor | None] = [None] * (loop.depth + 1)
+    given[k - 1] = cotangents
+    back = loop.adjoint(given)[j]
+    inputs: list[Tensor | None] = [None] * (loop.depth + 1)
+    inputs[j] = back
+    with torch.no_grad():
+        return loop.forward(inputs)[k - 1]
+
+
+def _gram(loop: LoopMap, pair: Pair) -> Tensor:
+    """The Gram matrix on the block's smaller side, as computed."""
+    k, j = pair
+    n_in, n_out = math.prod(loop.source_shape(j)), math.prod(loop.target_shape(k))
+    shape = loop.source_shape(j) if n_in <= n_out else loop.target_shape(k)
+    size, step = min(n_in, n_out), chunk(loop)
+    gram = torch.empty((size, size), dtype=torch.float64, device=loop.resolved.device)
+    for start in range(0, size, step):
+        stop = min(start + step, size)
+        some = basis(start, stop, shape, loop)
+        if n_in <= n_out:
+            rows = gram_products(loop, product_plan(loop, {pair: some}), {pair: some})[pair]
+        else:
+            rows = _adjoint_gram_products(loop, pair, some)
+        gram[start:stop] = rows.reshape(stop - start, size)
+    return gram
+
+
+def _gram_error(errors: BlockErrors, pair: Pair, lost: Lost) -> float:
+    """A bound on ``‖fl(G) − G‖₂``, where G is what its lower or its upper triangle says.
+
+    Entry by entry it is (2ρ + ρ²)·|A|ᵀ|A|, or column by column E·(2‖A‖ + E); and what underflows.
+    """
+    (k, j), loop = pair, errors.loop
+    n_in, n_out = math.prod(loop.source_shape(j)), math.prod(loop.target_shape(k))
+    size, rho = absolute_norm(loop, pair), relative_error(loop)
+    most, least = max(n_in, n_out), min(n_in, n_out)
+    column, norm = errors.error(pair), errors.norm(pair)
+    gone = max(lost[0][k], lost[1][j])
+    still = gone * (math.sqrt(float(least) * most) * size * (1 + rho) + least)
+    return min((2 * rho + rho * rho) * size * size, math.sqrt(2 * least) * column * (2 * norm + column)) + 2 * still
+
+
+def _factorises(gram: Tensor, bound: float) -> bool:
+    """Whether bound·I − gram has a Cholesky factor; ``gram`` is the same before and after."""
+    diagonal = gram.diagonal().clone()
+    gram.neg_()
+    gram.diagonal().add_(bound)
+    _, info = torch.linalg.cholesky_ex(gram)
+    gram.neg_()
+    gram.diagonal().copy_(diagonal)
+    return int(info) == 0
+
+
+class _Test:
+    """The Gram matrix of one block, scaled by a power of four to about 1, and what its rounding allows."""
+
+    def __init__(self, errors: BlockErrors, pair: Pair, lost: Lost) -> None:
+        gram = _gram(errors.loop, pair).cpu()  # LAPACK's factorisation, whose error is the one allowed for
+        largest = float(gram.diagonal().max())
+        if not bool(torch.isfinite(gram).all()):
+            raise BoundError("the bound is not finite: the weights are so large that a block overflows float64.")
+        if not _RANGE[0] < largest < _RANGE[1]:
+            raise BoundError("a block's norm is beyond 2^±200: scale the weights, or lower dense_limit.")
+        self.exponent = 2 * (math.frexp(largest)[1] // 2)
+        self.gram = gram.mul_(math.ldexp(1.0, -self.exponent))
+        self.error = math.ldexp(_gram_error(errors, pair, lost), -self.exponent)
+
+    def excess(self, bound: float) -> float:
+        """What is added to b when b·I − G has a factor: rounding of it, of its diagonal, of G."""
+        n = len(self.gram)
+        return (_ALLOWED * gamma(n + 2) * n * bound + 2 * UNIT * bound + self.error) * (1 + 2.0**-20)
+
+    def proves(self, norm: float) -> bool:
+        """Whether ‖A‖₂ ≤ norm can be shown."""
+        square = math.ldexp(norm, -self.exponent // 2) ** 2 * (1 - 4 * UNIT)
+        bound = square - self.excess(square)
+        return bound > 0 and _factorises(self.gram, bound)
+
+    def norm(self, bound: float) -> float:
+        """The norm that is shown when b·I − G has a factor."""
+        return math.ldexp(math.sqrt(bound + self.excess(bound)), self.exponent // 2) * (1 + 4 * UNIT)
+
+
+def proved(errors: BlockErrors, pair: Pair, norm: float) -> bool:
+    """Whether it could be shown that ‖A_kj‖₂ ≤ norm."""
+    return _Test(errors, pair, underflow(errors.loop)).proves(norm)
+
+
+def cholesky_norms(
+    errors: BlockErrors, pairs: Iterable[Pair], estimates: Mapping[Pair, float], slack: Mapping[Pair, float]
+) -> dict[Pair, Norm]:
+    """Upper bounds on ‖A_kj‖₂ from Gram matrices; deterministic.
+
+    Args:
+        errors: of T in float64; the norms that are found are made known to it.
+        pairs: the blocks.
+        estimates: of the norms, from below.
+        slack: relative excess to aim at.
+
+    Raises:
+        BoundError: a block that is not finite, or beyond the range in which its square can be trusted.
+    """
+    norms, lost = {}, underflow(errors.loop)
+    for pair in sorted(pairs, key=lambda p: p[0] - p[1]):
+        test = _Test(errors, pair, lost)
+        least = max(math.ldexp(estimates[pair], -test.exponent // 2) ** 2, float(test.gram.diagonal().max()))
+        excess = _AIM * slack[pair]  # it costs nothing to be close, if the estimate is good
+        for _ in range(_ATTEMPTS):
+            bound = least * (1 + 2 * excess)
+            if _factorises(test.gram, bound):
+                break
+            excess *= _GROWTH
+        else:
+            raise BoundError("the Gram matrix of a block has no bound near its estimate: this should not happen.")
+        upper = test.norm(bound)
+        norms[pair] = Norm(upper, min(estimates[pair], upper), "cholesky")
+        errors.known[pair] = upper
+        del test
+    return norms
