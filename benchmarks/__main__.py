@@ -1,4 +1,4 @@
-"""`python -m benchmarks [check|step|heads|epoch|upper]`: run one benchmark, or all of the quick ones."""
+"""`python -m benchmarks [check|step|heads|epoch|upper|precision|adversary]`: one, or all of the quick ones."""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ import platform
 
 import torch
 
-from benchmarks import check, epoch, heads, step, upper
+from benchmarks import adversary, check, epoch, heads, precision, step, upper
 
-KNOWN = {"check": check.main, "step": step.main, "heads": heads.main, "epoch": epoch.main, "upper": upper.main}
+QUICK = {"check": check.main, "step": step.main, "heads": heads.main, "epoch": epoch.main}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *KNOWN], help="which; all if none is named")
-    chosen = parser.parse_args().names or [name for name in KNOWN if name != "upper"]
+    known = [*QUICK, "upper", "precision", "adversary"]
+    parser.add_argument("names", nargs="*", choices=[[], *known], help="which; all of the quick ones if none is named")
+    parser.add_argument("--nets", type=int, default=10_000, help="how many networks the adversary attacks")
+    options = parser.parse_args()
+    functions = QUICK | {
+        "upper": upper.main,
+        "precision": precision.main,
+        "adversary": lambda: adversary.main(options.nets),
+    }
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    for name in chosen:
+    for name in options.names or QUICK:
         print(f"\n== {name}")
-        KNOWN[name]()
+        functions[name]()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "BoundError",
+    "CertificateError",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -72,3 +73,7 @@ class CheckpointError(LipcertError):
 
 class TrainingError(LipcertError):
     """Training cannot go on: the loss is not finite, or the network has collapsed to a constant."""
+
+
+class CertificateError(LipcertError):
+    """A certificate cannot be made or read: it is damaged, not in its one form, or no certificate at all."""

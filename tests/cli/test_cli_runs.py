@@ -12,6 +12,7 @@ import torch
 
 from lipcert import CertifiedRadii, certify, lipschitz
 from lipcert.bounds.lipschitz import FAILURE, SLACK
+from lipcert.certify import read_certificate
 from lipcert.data import as_float, load
 from lipcert.models import build
 from lipcert.train import RunFolder
@@ -65,7 +66,7 @@ def test_certificate(run: Path, tmp_path: Path) -> None:
     assert isinstance(found, CertifiedRadii)
     assert document["certified"] is True
     assert (document["method"], document["scope"], document["guarantee"]) == ("liplt", "pairwise", "upper")
-    assert document["precision"] == "real arithmetic"
+    assert document["precision"] == "float32"
     assert document["units"] == "l2, raw input in [0, 1]"
     assert document["clean_accuracy"] == found.clean_accuracy
     assert document["accuracy_at"] == {
@@ -79,12 +80,11 @@ def test_certificate(run: Path, tmp_path: Path) -> None:
     assert document["mean_radius_of_correct"] == pytest.approx(float(found.radius[found.correct].mean()))
     test = load("digits", "test")
     assert document["data"] == {"name": "digits", "split": "test", "samples": 360, "sha256": test.fingerprint}
-    saved = json.loads((tmp_path / "all.json").read_text())
-    samples = saved.pop("samples")
-    assert saved == document
-    assert samples["label"] == test.labels.tolist()
-    assert samples["prediction"] == found.prediction.tolist()
-    torch.testing.assert_close(torch.tensor(samples["radius"], dtype=torch.float64), found.radius)
+    saved = read_certificate(tmp_path / "all.json")
+    assert {radius_key(a.epsilon): a.share for a in saved.certified} == document["accuracy_at"]
+    assert saved.samples.label == tuple(test.labels.tolist())
+    assert saved.samples.prediction == tuple(found.prediction.tolist())
+    torch.testing.assert_close(torch.tensor(saved.samples.radius, dtype=torch.float64), found.radius)
 
 
 def test_default_radii_are_the_run_s_and_other_bounds_are_worse(run: Path) -> None:
@@ -107,7 +107,7 @@ def test_an_estimate_is_no_certificate(run: Path) -> None:
     assert "≤" not in shown
     proved = cli("certify", run, "-e", "0.25").stdout
     assert "certified at 0.25" in proved
-    assert "Upper bounds, proved, for the network in real arithmetic" in proved
+    assert "Upper bounds, proved, for the network as float32 executes it" in proved
     assert "≤" in proved
     assert "estimate" not in proved
 
@@ -174,8 +174,8 @@ def test_a_link_to_save_to(run: Path, tmp_path: Path) -> None:
     (tmp_path / "link.json").symlink_to(tmp_path / "folder" / "all.json")
     document = parsed("certify", run, "--save", tmp_path / "link.json")
     assert (tmp_path / "link.json").is_symlink()
-    saved = json.loads((tmp_path / "folder" / "all.json").read_text())
-    assert saved["accuracy_at"] == document["accuracy_at"]
+    saved = read_certificate(tmp_path / "folder" / "all.json")
+    assert {radius_key(a.epsilon): a.share for a in saved.certified} == document["accuracy_at"]
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["all.json"]
 
 

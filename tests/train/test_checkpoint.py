@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lipcert.digests import digest
 from lipcert.errors import CheckpointError
 from lipcert.train import safefile
 from lipcert.train.checkpoint import check_matches, load_state, load_weights, save_state, save_weights
@@ -278,7 +279,7 @@ def with_metadata(file: Path, **changes: str) -> None:
     tensors, metadata = safefile.read_file(file)
     metadata.update(changes)
     checked = [metadata[key] for key in sorted(metadata) if key != "sha256"]
-    metadata["sha256"] = safefile.digest(tensors, *checked)
+    metadata["sha256"] = digest(tensors, *checked)
     save_file(tensors, file, metadata=metadata)
 
 

@@ -14,7 +14,7 @@ from lipcert.bounds.recursion import combine, hidden_bounds, hidden_pairs
 from lipcert.bounds.result import Bound, Estimate, Guarantee, Method, Scope, UpperBound
 from lipcert.errors import BoundError, ShapeError
 from lipcert.graph import Graph, trace
-from lipcert.graph.capture import check_state, ordinary_mode
+from lipcert.graph.capture import ordinary_mode
 from lipcert.loop import LoopMap, Pair
 from lipcert.norms import Norm, estimate_norms, upper_norms
 
@@ -149,7 +149,7 @@ def graph_bound(
             f"scope={scope!r} needs an output of logits, one number a class; this module's has shape "
             f"{graph.output_shape}. Use scope='global'."
         )
-    check_state(graph.capture.module)
+    graph.capture.check()
     # γ_n holds for sums of products in any order, but not for the FFT and Winograd convolutions of cuDNN.
     upper = guarantee == "upper"
     with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=not upper):

@@ -8,7 +8,7 @@ input of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import torch
@@ -20,7 +20,9 @@ from lipcert.graph.types import Node
 from lipcert.loop import LoopMap
 from lipcert.norms.errors import path_error
 
-__all__ = ["enclosed", "exact_logits"]
+__all__ = ["alike", "enclosed", "exact_logits"]
+
+_LARGER = 16.0
 
 Watch: TypeAlias = Callable[[Node, Sequence[Tensor], Tensor], None]
 
@@ -47,17 +49,15 @@ def exact_logits(graph: Graph, batches: Iterable[Tensor]) -> tuple[Tensor, Tenso
     with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
         loop = LoopMap(graph, graph.resolve(torch.float64))
         relative = path_error(loop)
-        for batch in batches:
-            found, error, _ = enclosed(loop, batch, relative)
+        for batch in alike(batches):
+            found, error = enclosed(loop, batch, relative)
             logits.append(found)
             errors.append(error)
     return torch.cat(logits), torch.cat(errors)
 
 
-def enclosed(
-    loop: LoopMap, batch: Tensor, relative: float, watch: Watch | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of one batch, bounds on their errors, and the input in float64, with zeros for what is not finite.
+def enclosed(loop: LoopMap, batch: Tensor, relative: float, watch: Watch | None = None) -> tuple[Tensor, Tensor]:
+    """Logits of one batch, and bounds on their errors.
 
     The logits of a sample that is not finite are NaN: a ReLU may hide an infinity, but nothing is certified by that.
     """
@@ -68,4 +68,23 @@ def enclosed(
     largest = x.abs().amax(0, keepdim=True) if len(x) else x.new_zeros((1, *x.shape[1:]))
     sizes = loop.graph.sizes(largest, loop.resolved, per_rounding=relative)[loop.graph.output]
     whole = finite.flatten(1).all(1).reshape(-1, *(1,) * (found.ndim - 1))
-    return found.masked_fill(~whole, float("nan")), (relative * sizes).expand_as(found), x
+    return found.masked_fill(~whole, float("nan")), (relative * sizes).expand_as(found)
+
+
+def alike(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The same samples in batches in which none is far larger than the others.
+
+    Errors are bounded by the largest input of a batch, which must not spoil them for the rest.
+    """
+    for batch in batches:
+        if not len(batch):
+            yield batch
+            continue
+        size = batch.detach().abs().flatten(1).amax(1).double().nan_to_num(0.0, 0.0, 0.0)
+        limit = _LARGER * max(float(size.median()), float(size.min()), 1e-300)
+        start = 0
+        for i in torch.nonzero(size > limit).flatten().tolist():
+            yield from (piece for piece in (batch[start:i], batch[i : i + 1]) if len(piece))
+            start = i + 1
+        if start < len(batch):
+            yield batch[start:]

@@ -161,6 +161,10 @@ def certified(
     precision: str | None = None,
 ) -> Radii:
     """:func:`certify` of a network that is traced and bounded already, on any number of batches."""
+    graph.capture.check()
+    if len(graph.output_shape) != 1:
+        shape = ", ".join(map(str, graph.output_shape))
+        raise ShapeError(f"radii are of logits (N, C); this module's output has shape (N, {shape}).")
     chosen = execution(graph, precision)
     if chosen == "real":
         logits, errors = exact_logits(graph, batches)

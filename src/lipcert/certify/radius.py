@@ -42,7 +42,8 @@ class Radii:
         precision: the arithmetic in which no input within ``radius`` is classified otherwise: that of the module as it
             runs (``"float32"``), or ``"real"``.
         real: (N,) float64, the radii in real arithmetic; ``radius`` is never larger.
-        runner_up: (N,) int64, the class that limits ``radius``.
+        runner_up: (N,) int64, the class that limits ``real``.
+        margin: (N,) float64, what the logit of the prediction exceeds that of ``runner_up`` by, at least.
     """
 
     radius: Tensor
@@ -52,6 +53,7 @@ class Radii:
     precision: Precision
     real: Tensor
     runner_up: Tensor
+    margin: Tensor
     guarantee: ClassVar[Guarantee]
 
     def __len__(self) -> int:
@@ -78,6 +80,12 @@ class Radii:
         if not epsilon >= 0:
             raise ShapeError(f"epsilon must not be negative; got {epsilon}")
         return _share(self.correct & (self.radius > epsilon))
+
+    def real_accuracy(self, epsilon: float) -> float:
+        """:meth:`robust_accuracy` with the radii of real arithmetic."""
+        if not epsilon >= 0:
+            raise ShapeError(f"epsilon must not be negative; got {epsilon}")
+        return _share(self.correct & (self.real > epsilon))
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,8 +198,8 @@ def radii(
         margins = top[:, None] - z
         if errors is not None:
             each = errors.to(z).expand_as(z)
-            both = each + each.gather(1, prediction[:, None])
-            margins = torch.nextafter(margins, -torch.ones_like(z)) - both * (1 + 2.0**-50)
+            both = (each + each.gather(1, prediction[:, None])) * (1 + 2.0**-50)
+            margins = _down(_down(margins) - both)
         own = torch.nn.functional.one_hot(prediction, classes).bool()
         slopes = pairs[prediction].clamp_min(torch.finfo(torch.float64).tiny)
         real, runner_up = _least(margins, slopes, own)
@@ -199,9 +207,10 @@ def radii(
         radius = real
         if rounding is not None:
             still, growing = _rounded(rounding, prediction, classes)
-            radius, runner_up = _least(margins - still, slopes + growing, own)
+            radius, _ = _least(_down(margins - still), -_down(-slopes - growing), own)
             radius = torch.where(finite, torch.minimum(radius, rounding.reach.to(radius)), torch.zeros_like(radius))
             radius = torch.minimum(radius, real)
+        margin = margins.gather(1, runner_up[:, None])[:, 0]
         prediction = torch.where(finite, prediction, torch.full_like(prediction, -1))
     kind = CertifiedRadii if bound.guarantee == "upper" else EstimatedRadii
     return kind(
@@ -212,13 +221,18 @@ def radii(
         "real" if rounding is None else rounding.precision,
         real,
         runner_up,
+        margin,
     )
+
+
+def _down(value: Tensor) -> Tensor:
+    """One step down, past the rounding of the one operation that made the value."""
+    return torch.nextafter(value, torch.full_like(value, -torch.inf))
 
 
 def _least(margins: Tensor, slopes: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """The least ``margin/slope`` over the other classes, rounded down and not below 0, and the class it is that of."""
-    down = torch.nextafter(margins / slopes, -torch.ones_like(margins))
-    down = torch.nextafter(down, -torch.ones_like(margins))  # one step for each of − and /
+    down = _down(margins / slopes)
     down = torch.where(torch.isnan(down), torch.zeros_like(down), down).clamp_min(0.0)
     least = down.masked_fill(own, float("inf")).min(1)
     return least.values, least.indices

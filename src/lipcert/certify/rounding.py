@@ -26,6 +26,7 @@ Sources: Higham, *Accuracy and Stability of Numerical Algorithms*, ch. 3 and 4 (
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -34,11 +35,11 @@ import torch
 from torch import Tensor
 
 from lipcert.bounds.result import UpperBound
-from lipcert.certify.logits import enclosed
+from lipcert.certify.logits import alike, enclosed
 from lipcert.errors import BoundError
 from lipcert.graph import Graph
 from lipcert.graph.capture import ordinary_mode
-from lipcert.graph.types import Affine, Elementwise, Node, Nonlinear
+from lipcert.graph.types import Affine, Coefficient, Elementwise, Node, Nonlinear
 from lipcert.loop import LoopMap
 from lipcert.norms.errors import absolute_norm, path_error
 
@@ -60,7 +61,10 @@ ASSUMPTIONS = (
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """A floating-point format: unit roundoff, smallest normal number, and what no intermediate result may exceed."""
+    """A floating-point format: unit roundoff, smallest normal number, and what no node's value may exceed.
+
+    The limit leaves room for sums of up to 2²³ terms that are divided at their end only.
+    """
 
     name: Precision
     unit: float
@@ -69,8 +73,8 @@ class Arithmetic:
 
 
 ARITHMETICS = {
-    torch.float32: Arithmetic("float32", 2.0**-24, 2.0**-126, 2.0**126),
-    torch.float64: Arithmetic("float64", 2.0**-53, 2.0**-1022, 2.0**1022),
+    torch.float32: Arithmetic("float32", 2.0**-24, 2.0**-126, 2.0**100),
+    torch.float64: Arithmetic("float64", 2.0**-53, 2.0**-1022, 2.0**990),
 }
 
 _SAFE = 1 + 2.0**-20  # covers the float64 arithmetic of this file, and what float64 does to the values at x
@@ -115,6 +119,11 @@ def _rounds(node: Node) -> bool:
     return isinstance(node, Affine) and bool(node.roundings)
 
 
+def _row_norms(value: Tensor) -> Tensor:
+    norms: Tensor = value.reshape(len(value), math.prod(value.shape[1:])).norm(dim=1)
+    return norms * _SAFE
+
+
 class _Errors:
     """Watches an evaluation, and bounds entry by entry what rounding adds to each node since the last activation."""
 
@@ -127,14 +136,29 @@ class _Errors:
             for node, cs in zip(loop.graph.nodes, absolute.coefficients, strict=True)
         ]
         self.offsets = {n.index: n.offset_terms(self.live).to(dtype) for n in loop.graph.nodes if isinstance(n, Affine)}
-        largest = [max([1.0, *(float(c.max()) for c in cs if isinstance(c, Tensor))]) for cs in absolute.coefficients]
-        self.largest = largest
+        self.lost = [self._lost(n, cs) for n, cs in zip(loop.graph.nodes, absolute.coefficients, strict=True)]
         self.targets = {n.index: k for k, n in enumerate(loop.nonlinear, start=1)}
         self.last = {i: n.index for n in loop.graph.nodes for i in n.inputs}
         self.reset()
 
-    def reset(self) -> None:
-        """Forget the last batch."""
+    def _lost(self, node: Node, coefficients: Sequence[Coefficient]) -> tuple[float, float]:
+        """What flushing one subnormal number to zero changes in an entry, and what more for each unit of the operands.
+
+        A product, an operand or an offset that is subnormal costs a bounded amount; a coefficient costs in proportion.
+        """
+        if not isinstance(node, Affine) or not node.roundings:
+            return 0.0, 0.0
+        amplified = 1.0 if node.amplifies is None else max(1.0, float(node.amplifies(self.live).abs().max()))
+        tiny = self.arithmetic.tiny * amplified
+        values = [torch.as_tensor(c) for c in coefficients]
+        each = 4 * (node.roundings + 2) * tiny
+        return each * (1 + sum(float(v.max()) for v in values)), each * any(
+            bool(((v > 0) & (v < tiny)).any()) for v in values
+        )
+
+    def reset(self, far: Sequence[Tensor] = ()) -> None:
+        """Forget the last batch; ``far`` is how large each node's value can be in any ball around the next one."""
+        self.far = [float(s.max()) for s in far]
         self.errors: dict[int, Tensor | None] = {}
         self.local: dict[int, Tensor] = {}
         self.sizes: dict[int, Tensor] = {}
@@ -147,9 +171,9 @@ class _Errors:
         elif isinstance(node, Nonlinear):
             k, before = self.targets[node.index], self.errors[node.inputs[0]]
             rows = len(value)
-            self.local[k] = value.new_zeros(rows) if before is None else before.flatten(1).double().norm(dim=1) * _SAFE
+            self.local[k] = value.new_zeros(rows) if before is None else _row_norms(before.double())
             if isinstance(node, Elementwise) and node.roundings:
-                self.sizes[k] = operands[0].flatten(1).norm(dim=1) * _SAFE
+                self.sizes[k] = _row_norms(operands[0])
         self.errors[node.index] = errors
         for i in node.inputs:
             if self.last[i] == node.index and i != self.loop.graph.output:
@@ -159,7 +183,7 @@ class _Errors:
         coefficients, arithmetic = self.coefficients[node.index], self.arithmetic
         assert node.roundings is not None
         # what is computed here in the same dtype: sums of terms that are not negative, so their error is relative
-        own = (1 + 2 * (node.roundings + 4) * arithmetic.unit) * (1 + 2.0**-18)
+        own = (1 + _gamma(node.roundings + 4, arithmetic.unit)) ** 2 * (1 + 2.0**-18)
         total: Tensor | None = None
         before = [self.errors[i] for i in node.inputs]
         if any(e is not None for e in before):
@@ -172,8 +196,8 @@ class _Errors:
             size = node.apply(sizes, coefficients) + self.offsets[node.index]
             size = size.add(value.abs().to(self.dtype)).mul_(0.5 * own * _gamma(node.roundings + 2, arithmetic.unit))
             # a term, or a number in it, that is subnormal may be lost whole; here, and in computing these sizes
-            most = torch.stack([s.flatten(1).amax(1) for s in sizes]).sum(0) + self.largest[node.index] + 1
-            size.add_((4 * (node.roundings + 2) * arithmetic.tiny * most).reshape(-1, *(1,) * (size.ndim - 1)))
+            still, growing = self.lost[node.index]
+            size.add_(still + (growing * sum(self.far[i] for i in node.inputs) if growing else 0.0))
             total = size if total is None else total.add_(size)
         return total
 
@@ -266,11 +290,10 @@ class _Recursion:
             if isinstance(node, Elementwise) and node.roundings:
                 size = pair(errors.sizes[k], self.hidden[k]) + error
                 departs = node.roundings * unit * (pair(self.still[k], 0.0) + self.steep[k] * size)
-            if isinstance(node, Elementwise):
-                entries = math.sqrt(math.prod(node.shape))
-                lost = 4 * self.arithmetic.tiny if node.roundings else 0.0
-                departs = departs + pair(entries * (node.departure + lost), 0.0)
-            gained[k] = error + (ratio * own if ratio else 0.0) + (inverse * departs if departs.any() else 0.0)
+            each = node.departure if isinstance(node, Elementwise) else 0.0
+            each += 4 * self.arithmetic.tiny  # even a comparison may take a subnormal number for zero
+            departs = departs + pair(each * math.sqrt(math.prod(node.shape)), 0.0)
+            gained[k] = error + (ratio * own if ratio else 0.0) + inverse * departs
             moved[k] = self.steep[k] * (error + pair(0.0, self.hidden[k])) + departs
         known = {j: gained[j] * _SAFE for j in self.heads}
         rest = ball(last)[:, None, :].expand(*rows.shape, 2).clone()
@@ -279,16 +302,23 @@ class _Recursion:
         return known, rest * _SAFE
 
 
-def _reach(graph: Graph, loop: LoopMap, x: Tensor, limit: float) -> Tensor:
-    """(N,): how far from each x nothing overflows; all samples at once, and one by one only if that fails."""
-    size = x.abs()
-    far = _FAR * (1 + float(size.max()))
-    sizes = graph.sizes(size.amax(0, keepdim=True) + far, loop.resolved, per_rounding=2.0**-30)
-    if max(float(s.max()) for s in sizes) < limit:  # False for NaN
-        return torch.full((len(x),), far, dtype=torch.float64, device=x.device)
-    if len(x) > 1:
-        return torch.cat([_reach(graph, loop, one, limit) for one in torch.split(x, 1)])
-    return x.new_zeros(1, dtype=torch.float64)
+def _far(loop: LoopMap, batch: Tensor) -> tuple[float, list[Tensor]]:
+    """A radius beyond which nothing is claimed, and how large each node's value can be in such balls."""
+    size = batch.to(dtype=torch.float64, device=loop.resolved.device).abs().nan_to_num(0.0, 0.0, 0.0)
+    largest = size.amax(0, keepdim=True) if len(size) else size.new_zeros((1, *size.shape[1:]))
+    far = _FAR * (1 + float(largest.max()))
+    return far, loop.graph.sizes(largest + far, loop.resolved, per_rounding=2.0**-30)
+
+
+def _check_tf32(device: torch.device, dtype: torch.dtype) -> None:
+    """Warn where this very process would break one of the assumptions; torch allows TF32 to convolutions by default."""
+    allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    if device.type == "cuda" and dtype == torch.float32 and allowed:
+        warnings.warn(
+            "the radii are for float32, but torch may use TF32 on this device: set torch.backends.cudnn.allow_tf32 and "
+            "torch.backends.cuda.matmul.allow_tf32 to False where the network runs.",
+            stacklevel=2,
+        )
 
 
 def executed_logits(
@@ -324,13 +354,15 @@ def executed_logits(
             raise BoundError(
                 "this bound does not say what it is made of: make it with lipcert.lipschitz, for this network."
             )
+        _check_tf32(loop.resolved.device, dtype)
         relative = path_error(loop)
         recursion, watch = _Recursion(loop, bound, arithmetic), _Errors(loop, arithmetic, dtype)
-        for batch in batches:
-            watch.reset()
-            found, error, x = enclosed(loop, batch, relative, watch)
+        for batch in alike(batches):
+            far, sizes = _far(loop, batch)
+            watch.reset(sizes)
+            found, error = enclosed(loop, batch, relative, watch)
             sources, final = recursion.run(watch, watch.errors[graph.output], found)
-            reach = _reach(graph, loop, x, arithmetic.limit) if len(x) else found.new_zeros(0)
+            reach = found.new_full((len(found),), far if all(s.max() < arithmetic.limit for s in sizes) else 0.0)
             logits.append(found)
             errors.append(error)
             parts.append(Rounding(sources, recursion.heads, final, reach, arithmetic.name))

@@ -15,6 +15,9 @@ import typer
 from lipcert.bounds import graph_bound
 from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SLACK
 from lipcert.bounds.result import UpperBound, rounded
+from lipcert.certify import Origin, Samples, make_certificate, write_certificate
+from lipcert.certify.certificate import assumptions_of
+from lipcert.certify.identity import versions
 from lipcert.certify.radius import CertifiedRadii, Radii, radii
 from lipcert.cli.common import (
     DataOption,
@@ -36,18 +39,18 @@ from lipcert.cli.options import (
     FailureOption,
     GuaranteeName,
     MethodName,
+    PrecisionName,
     ScopeName,
     SlackOption,
 )
 from lipcert.data import Dataset, load
-from lipcert.errors import ConfigError, DataError
-from lipcert.graph import trace
+from lipcert.errors import BoundError, ConfigError, DataError
+from lipcert.graph import Graph, trace
 from lipcert.train import RunFolder
 from lipcert.train.evaluate import certify_data, predict, radius_key
 from lipcert.train.run_folder import write_text
-from lipcert.train.summary import versions
 
-__all__ = ["certify", "certify_run"]
+__all__ = ["certify", "certify_run", "origin_of"]
 
 
 def certify_run(
@@ -58,7 +61,7 @@ def certify_run(
     epsilons: list[float],
     device: torch.device,
     precision: str | None = None,
-) -> tuple[dict[str, Any], Radii]:
+) -> tuple[dict[str, Any], Radii, Graph]:
     """Bound the model of a run and certify its predictions on a data set.
 
     Args:
@@ -85,6 +88,8 @@ def certify_run(
     result: Radii
     if isinstance(bound, UpperBound):
         result = certify_data(graph, bound, data, device=device, precision=precision)
+    elif precision not in (None, "real"):
+        raise BoundError(f"--precision {precision} is for upper bounds: an estimate certifies nothing.")
     else:
         logits, labels = predict(model, data, device=device)
         result = radii(logits, bound, labels)
@@ -96,13 +101,15 @@ def certify_run(
         **describe(bound),
         "certified": isinstance(result, CertifiedRadii),
         "precision": result.precision,
+        "assumptions": list(assumptions_of(result.precision)) if isinstance(result, CertifiedRadii) else [],
         "bound": {"low": low, "high": high, "seconds": seconds},
         "clean_accuracy": result.clean_accuracy,
         "accuracy_at": {radius_key(e): result.robust_accuracy(e) for e in epsilons},
+        "real_accuracy_at": {radius_key(e): result.real_accuracy(e) for e in epsilons},
         "mean_radius_of_correct": float(result.radius[result.correct].mean()) if result.correct.any() else 0.0,
         "versions": versions(),
     }
-    return document, result
+    return document, result, graph
 
 
 def _target(save: Path, folder: RunFolder) -> Path:
@@ -127,30 +134,40 @@ def _target(save: Path, folder: RunFolder) -> Path:
     raise ConfigError(f"--save {save}: {reason}; give the path of a file to write.")
 
 
+def origin_of(folder: RunFolder, input_shape: tuple[int, ...], classes: tuple[str, ...]) -> Origin:
+    """How the model of a run was built."""
+    model = folder.config().model.model_dump(mode="json")
+    return Origin(model["name"], model["options"], input_shape, classes)
+
+
 def _save(target: Path, document: Mapping[str, Any], result: Radii) -> None:
-    """Write the outcome, with radius, prediction and label of each sample."""
+    """Write an estimate, with radius, prediction and label of each sample, as what it is."""
     samples = {
         "radius": result.radius.tolist(),
         "prediction": result.prediction.tolist(),
         "label": result.labels.tolist() if result.labels is not None else [],
     }
-    write_text(target, json.dumps({**document, "samples": samples}) + "\n")
+    about = {"format": "lipcert-estimate", "note": "an estimate, not a certificate: nothing here is proved"}
+    write_text(target, json.dumps({**about, **document, "samples": samples}) + "\n")
 
 
 def _show(document: Mapping[str, Any], result: Radii) -> None:
     """Print the outcome for people, and whether it is a certificate."""
     certain, data = isinstance(result, CertifiedRadii), document["data"]
     say(f"{data['name']}, {data['split']}: {data['samples']:,} samples")
-    shown = table("", "accuracy")
+    executed = result.precision != "real"
+    shown = table("", "accuracy", *(["in real arithmetic"] if executed else []))
     shown.add_row("clean", percent(document["clean_accuracy"]))
     for key, share in document["accuracy_at"].items():
         at = rounded(float(key), 6, up=False)
-        shown.add_row(f"{'certified' if certain else 'estimated'} at {at}", percent(share))
+        real = [percent(document["real_accuracy_at"][key])] if executed else []
+        shown.add_row(f"{'certified' if certain else 'estimated'} at {at}", percent(share), *real)
     console.print(shown)
     bound = result.bound
     say(f"{bound.method}, {bound.scope}: {bound.shown(5)}, {document['bound']['seconds']:.1f} s")
     if certain:
-        say(f"Upper bounds, {bound.proof()}, for the network in real arithmetic; ℓ2, raw input in [0, 1].")
+        network = f"as {result.precision} executes it" if executed else "in real arithmetic"
+        say(f"Upper bounds, {bound.proof()}, for the network {network}; ℓ2, raw input in [0, 1].")
     else:
         console.print("[yellow]Not a certificate:[/yellow] the bound is an estimate from below.", soft_wrap=True)
 
@@ -166,12 +183,18 @@ def certify(
     guarantee: Annotated[
         GuaranteeName, typer.Option("--guarantee", help="upper certifies; estimate does not.")
     ] = GuaranteeName.upper,
+    precision: Annotated[
+        PrecisionName | None,
+        typer.Option(
+            "--precision",
+            help="The arithmetic for which radii hold: that of the execution, or real.",
+            show_default="that in which the model runs",
+        ),
+    ] = None,
     dense_limit: DenseLimitOption = DENSE_LIMIT,
     failure: FailureOption = FAILURE,
     slack: SlackOption = SLACK,
-    save: Annotated[
-        Path | None, typer.Option("--save", help="Write radius, prediction and label of each sample.")
-    ] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Write the certificate, for `lipcert verify`.")] = None,
     data: DataOption = None,
     download: DownloadOption = False,
     device: DeviceOption = None,
@@ -185,6 +208,8 @@ def certify(
 
     - `lipcert certify runs/digits`
 
+    - `lipcert certify runs/digits --save digits.json`
+
     - `lipcert certify runs/cifar -e 36/255 -e 72/255 --guarantee estimate --data ~/data`
     """
     with guarded():
@@ -194,7 +219,7 @@ def certify(
         where = find_device(device)
         target = None if save is None else _target(save, folder)
         samples = load(config.data.name, split, root=data, download=download)
-        document, result = certify_run(
+        document, result, graph = certify_run(
             folder,
             samples,
             bounding={
@@ -207,6 +232,7 @@ def certify(
             },
             epsilons=epsilons,
             device=where,
+            precision=None if precision is None else precision.value,
         )
     try:
         if as_json:
@@ -216,4 +242,10 @@ def certify(
     finally:  # even if nobody reads on; and after the results, which a full disk must not cost
         if target is not None:
             with guarded():
-                _save(target, document, result)
+                if isinstance(result, CertifiedRadii):
+                    origin = origin_of(folder, samples.input_shape, samples.classes)
+                    given = Samples.from_dataset(samples)
+                    made = make_certificate(graph, result, given, epsilons=epsilons, origin=origin)
+                    write_certificate(target, made)
+                else:
+                    _save(target, document, result)

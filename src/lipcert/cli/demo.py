@@ -51,7 +51,7 @@ def demo(
                 raise ConfigError(f"{folder.path} holds another run: choose another --out, or delete it.")
             Trainer(config, folder.path, device=device, reporter=Reporter()).fit(resume=folder.exists)
             epsilons = list(folder.config().train.eval_epsilons)
-            document, radii = certify_run(
+            document, radii, _ = certify_run(
                 folder,
                 data,
                 bounding={"method": "liplt", "scope": "pairwise", "guarantee": "upper"},

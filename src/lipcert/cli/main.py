@@ -14,6 +14,7 @@ from lipcert.cli.certify import certify
 from lipcert.cli.demo import demo
 from lipcert.cli.lists import configs, datasets, list_models
 from lipcert.cli.train import train
+from lipcert.cli.verify import verify
 
 __all__ = ["app", "run"]
 
@@ -43,6 +44,7 @@ def _main(
 
 app.command()(train)
 app.command()(certify)
+app.command()(verify)
 app.command()(bound)
 app.command("models")(list_models)
 app.command()(datasets)

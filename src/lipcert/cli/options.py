@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["DenseLimitOption", "FailureOption", "GuaranteeName", "MethodName", "ScopeName", "SlackOption"]
+__all__ = [
+    "DenseLimitOption",
+    "FailureOption",
+    "GuaranteeName",
+    "MethodName",
+    "PrecisionName",
+    "ScopeName",
+    "SlackOption",
+]
 
 DenseLimitOption = Annotated[
     int | None,
@@ -23,6 +31,14 @@ FailureOption = Annotated[
     typer.Option("--failure", help="Probability with which the norms of larger blocks may fail; 0: deterministic."),
 ]
 SlackOption = Annotated[float, typer.Option("--slack", help="Relative excess of an upper bound to aim at.")]
+
+
+class PrecisionName(Enum):
+    """The arithmetic for which radii hold."""
+
+    float32 = "float32"
+    float64 = "float64"
+    real = "real"
 
 
 class MethodName(Enum):

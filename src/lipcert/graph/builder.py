@@ -93,6 +93,12 @@ def _operation(node: fx.Node) -> str:
     return "getitem" if node.target is operator.getitem else str(node.target).removeprefix("aten.").split(".")[0]
 
 
+def _converts(node: fx.Node) -> bool:
+    """Whether a result is of another dtype than an operand (integers joined to floats, say)."""
+    values = [n.meta.get("val") for n in (node, *node.all_input_nodes)]
+    return len({v.dtype for v in values if isinstance(v, Tensor)}) > 1
+
+
 class Builder:
     """Collects graph nodes; identical steps (same operation, same operands) become one node."""
 
@@ -200,6 +206,7 @@ class Builder:
         terms: tuple[int, int] | None = None,
         roundings: int | None = None,
         offset_size: Callable[[Live], Tensor] | None = None,
+        amplifies: Callable[[Live], Tensor] | None = None,
     ) -> int:
         """Add an affine map. ``part`` tells apart several nodes made from one call; the rest as in :class:`Affine`."""
         shape = self.shape_of(call) if shape is None else shape
@@ -209,7 +216,7 @@ class Builder:
 
         def make(i: int) -> Node:
             where = (i, call.operation, call.place, tuple(inputs), shape)
-            return Affine(*where, apply, numbers, offset, terms, roundings, obstacle, offset_size)
+            return Affine(*where, apply, numbers, offset, terms, roundings, obstacle, offset_size, amplifies)
 
         return self._add(self._key(call, inputs, ("affine", part)), make)
 
@@ -221,7 +228,7 @@ class Builder:
             node = pending.pop()
             if node.op == "placeholder":
                 continue
-            if _operation(node) not in _EXACT:
+            if _operation(node) not in _EXACT or _converts(node):
                 return True
             pending += node.all_input_nodes
         return False

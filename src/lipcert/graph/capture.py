@@ -46,8 +46,14 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def ordinary_mode() -> Iterator[None]:
-    """Compute in the tensors' own dtypes and with gradients at hand, whatever autocast or inference mode is around."""
+    """Compute in the tensors' own dtypes and with gradients at hand, whatever autocast or inference mode is around.
+
+    Subnormal numbers are not flushed to zero either: a stored weight would be read as another one.
+    """
     with ExitStack() as stack:
+        if float(torch.tensor(2.0**-130, dtype=torch.float32) * 1.0) == 0.0:
+            torch.set_flush_denormal(False)
+            stack.callback(torch.set_flush_denormal, True)
         stack.enter_context(torch.inference_mode(False))
         for device in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device, enabled=False))
@@ -85,11 +91,26 @@ def _sample(module: nn.Module, input_shape: tuple[int, ...], batch: int) -> Tens
     return x.to(dtype=reference.dtype, device=reference.device)
 
 
+def _structure(module: nn.Module) -> list[Any]:
+    """What a forward is made of, as far as can be seen: submodules, their settings, their hooks; not their weights."""
+    found: list[Any] = []
+    for name, m in module.named_modules(remove_duplicate=False):
+        plain = {
+            k: v
+            for k, v in vars(m).items()
+            if k != "training" and not k.startswith("_") and isinstance(v, (bool, int, float, str, tuple))
+        }
+        hooks = [list(map(id, h.values())) for h in (m._forward_hooks, m._forward_pre_hooks)]
+        found.append((name, type(m), type(m).forward, vars(m).get("forward"), plain, m.extra_repr(), hooks))
+    return found
+
+
 class Capture:
     """An exported program and the module whose weights it reads."""
 
     def __init__(self, module: nn.Module, program: torch.export.ExportedProgram, sample: Tensor) -> None:
         self.module, self.sample = module, sample
+        self._structure = _structure(module)
         self.nodes: tuple[fx.Node, ...] = tuple(program.graph_module.graph.nodes)
         self._graph = program.graph_module.graph  # keeps the nodes' owner alive
         specs = program.graph_signature.input_specs
@@ -102,6 +123,20 @@ class Capture:
                 self.input = node
             else:
                 self.sources[node] = (spec.kind, str(spec.target))
+
+    def check(self) -> None:
+        """Refuse a module that computes something else since it was recorded, or whose weights are not finite.
+
+        Raises:
+            TraceError: a layer, a setting of one, or a hook was added, removed or replaced.
+            ModuleStateError: see :func:`check_state`.
+        """
+        now = _structure(self.module)
+        if now != self._structure:
+            names = [a[0] for a, b in zip(now, self._structure, strict=False) if a != b]
+            place = f", at '{names[0]}'" if names else ""
+            raise TraceError(f"the module was changed since it was traced{place}: trace it again.")
+        check_state(self.module)
 
     def live(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> LiveValues:
         """A reader of the module's present weights in a dtype and on a device."""

@@ -121,7 +121,8 @@ class Affine(Node):
 
     ``roundings`` says how often an entry of the executed result is rounded at most, in whatever order its sum is made;
     0 where entries are only moved. None where that is not known; ``obstacle`` then says why, if the operation itself
-    is not the reason. ``offset_size`` is what is rounded on the way to the offset, where that is more than the offset.
+    is not the reason. ``offset_size`` is what is rounded on the way to the offset, where that is more than the offset,
+    and ``amplifies`` what stored numbers are multiplied by before they meet the signal.
     """
 
     apply: Callable[[Sequence[Tensor], Sequence[Coefficient]], Tensor]
@@ -131,6 +132,7 @@ class Affine(Node):
     roundings: int | None = None
     obstacle: str = ""
     offset_size: Callable[[Live], Tensor] | None = None
+    amplifies: Callable[[Live], Tensor] | None = None
 
     def offset_terms(self, live: Live) -> Tensor:
         """How large what is summed up to the offset is; zero if there is none."""

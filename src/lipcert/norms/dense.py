@@ -42,7 +42,7 @@ _DECOMPOSITION = 16.0  # a safe stand-in for LAPACK's modest polynomial, times t
 _MAX_SVD = 2048
 _MEMORY = 2**28  # entries of matrices held at once where that saves passes (2 GiB)
 _CHUNK = {"cpu": 2**21, "cuda": 2**25}  # entries of the widest layer in flight at once: few stay in a CPU's cache
-_ROOM = 2.0**-26  # for another method, whose rounding grows with the matrix, to show as much
+_ROOM = 64.0  # times n²·u: what it takes to show as much by a Cholesky factorisation of the Gram matrix
 
 
 def _require_float64(loop: LoopMap) -> None:
@@ -181,6 +181,7 @@ def dense_norms(loop: LoopMap, pairs: Iterable[Pair]) -> dict[Pair, Norm]:
     _require_float64(loop)
     norms, lost = {}, underflow(loop)
     for pair, matrix in _blocks(loop, pairs):
-        value = _spectral_norm_upper(matrix) + forming_error(loop, pair, lost)
-        norms[pair] = Norm(value * (1 + _ROOM * (1 + len(matrix) / 64)), value, "dense")
+        value, forming, n = _spectral_norm_upper(matrix), forming_error(loop, pair, lost), len(matrix)
+        confirmable = (value + (1 + math.sqrt(2 * n)) * forming) * (1 + _ROOM * (n + 4) ** 2 * UNIT)
+        norms[pair] = Norm(confirmable, value + forming, "dense")
     return norms

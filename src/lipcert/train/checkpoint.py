@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lipcert.digests import digest
 from lipcert.errors import CheckpointError
-from lipcert.train.safefile import digest, read_file, write_file
+from lipcert.train.safefile import read_file, write_file
 from lipcert.train.state_tree import flatten, unflatten
 
 __all__ = ["check_matches", "load_state", "load_weights", "put_weights", "read_weights", "save_state", "save_weights"]

@@ -6,12 +6,10 @@ the header, the tensors. No pickle: reading a file executes nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,28 +17,10 @@ from torch import Tensor
 from lipcert.errors import CheckpointError
 from lipcert.files import replacing
 
-__all__ = ["digest", "read_file", "read_metadata", "write_file"]
+__all__ = ["read_file", "read_metadata", "write_file"]
 
 # Files with longer headers are refused when written too, not only by the reader. (safetensors itself: 100 MB.)
 MAX_HEADER = 64 * 2**20
-
-
-def digest(tensors: Mapping[str, Tensor], *texts: str) -> str:
-    """SHA-256 (hex) over names, dtypes, shapes and bytes of the tensors, and over the texts.
-
-    >>> digest({"a": torch.zeros(2)}) == digest({"a": torch.zeros(2)})
-    True
-    >>> digest({"a": torch.zeros(2)}) == digest({"a": -torch.zeros(2)})
-    False
-    """
-    found = hashlib.sha256()
-    for text in texts:
-        found.update(f"{len(text.encode())}:".encode() + text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

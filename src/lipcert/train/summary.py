@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import platform
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from lipcert.certify.identity import versions
 
 if TYPE_CHECKING:
     from lipcert.train.evaluate import Evaluation
     from lipcert.train.trainer import Trainer
 
-__all__ = ["summarise", "versions"]
-
-
-def versions() -> dict[str, str]:
-    """What the numbers were made with."""
-    from lipcert import __version__
-
-    return {"lipcert": __version__, "torch": torch.__version__, "python": platform.python_version()}
+__all__ = ["summarise"]
 
 
 def summarise(trainer: Trainer, found: Evaluation) -> dict[str, Any]:

@@ -150,6 +150,8 @@ def reduce(b: Builder, call: Call) -> Value:
     dims = call.get("dim")
     if dims is None or not list(dims) or any(d % ndim == 0 for d in dims):
         raise call.refuse("it reduces over the batch.", "Name the dimensions, without the first: x.mean((2, 3)).")
+    if call.get("dtype") not in (None, call["self"].meta["val"].dtype):
+        raise call.refuse("it rounds the signal to another dtype.", "Run the whole module in one dtype.")
     summed = math.prod(b.nodes[source].shape[d % ndim - 1] for d in dims)
     return b.affine(
         call,

@@ -100,6 +100,7 @@ def batch_norm(b: Builder, call: Call) -> Value:
         terms=(1, 1),
         roundings=16,  # five make the scale, and it may be multiplied by x − μ or by x and by μ
         offset_size=offset_size,
+        amplifies=lambda live: torch.rsqrt(live(call["running_var"]) + call["eps"]),
     )
 
 
@@ -153,7 +154,8 @@ def addmm(b: Builder, call: Call) -> Value:
         coefficients=[lambda live: live(call["mat2"]) * call["alpha"]],
         offset=lambda live: live(call["self"]) * call["beta"],
         terms=_turned(call["mat2"].meta["val"].shape[::-1]),
-        roundings=int(call["mat2"].meta["val"].shape[0]) + 6,
+        # where α is not 1 it may be multiplied in before or after the sum
+        roundings=int(call["mat2"].meta["val"].shape[0]) + 2 if call["alpha"] == call["beta"] == 1 else None,
     )
 
 

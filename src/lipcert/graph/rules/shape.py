@@ -136,8 +136,15 @@ def join(b: Builder, call: Call) -> Value:
         ]
         return combine(parts, dim=dim)
 
+    converted = any(t.meta["val"].dtype != call.node.meta["val"].dtype for t in tensors)  # integers, say
     return b.affine(
-        call, inputs, apply, offset=None if all(is_signal) else offset, shape=shape, terms=MOVED, roundings=0
+        call,
+        inputs,
+        apply,
+        offset=None if all(is_signal) else offset,
+        shape=shape,
+        terms=MOVED,
+        roundings=int(converted),
     )
 
 

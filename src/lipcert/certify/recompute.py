@@ -1,0 +1,284 @@
+"""The checks of a certificate that compute with the network: its norms, its bound, its margins and radii.
+
+How claims are compared where two machines round differently:
+
+* a margin, and a radius in real arithmetic, against an *enclosure* of the true value: an honest one is never above its
+  upper end, as that is above the truth, whatever machine computed either. So what is accepted is true up to the width
+  of the enclosure, which is float64 rounding.
+* the bound against the one that its norms give, within 1e-9 of it.
+* what rounding takes off a radius (precision other than real), which is itself computed in the module's precision,
+  within a thousandth of what is taken off.
+
+Claims that are too *small* are true, but they are not what was proved, so they are refused as altered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lipcert.bounds import UpperBound, graph_bound
+from lipcert.bounds.pairs import pair_bounds
+from lipcert.certify.identity import Samples
+from lipcert.certify.logits import exact_logits
+from lipcert.certify.network import BATCH, certified
+from lipcert.certify.report import Check, NotChecked, Refuted, examine
+from lipcert.certify.schema import Certificate
+from lipcert.graph import Graph
+from lipcert.graph.capture import ordinary_mode
+from lipcert.loop import LoopMap, Pair
+from lipcert.norms import Norm, estimate_norms
+from lipcert.norms.confirm import confirm_norms
+
+__all__ = ["ALTERED", "CONFIRM_LIMIT", "TOLERANCE", "Recomputed", "claimed_pairs", "recomputed"]
+
+CONFIRM_LIMIT = 2048
+"""The largest smaller side of a matrix that is formed to confirm a norm, unless told otherwise."""
+TOLERANCE = 1e-9  # by which two machines may differ in a bound or an estimate
+ALTERED = 1e-6  # a claim that is smaller than the truth by more is not what was computed
+_ROUNDING = 1e-3  # by which they may differ in what float32's rounding takes off a radius
+
+
+def enclosed_margins(graph: Graph, samples: Samples, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """``z_a − z_b`` of the real-arithmetic network for the class a chosen for each sample and every class b.
+
+    Returns:
+        a lower and an upper bound, (N, C) each, float64 on the CPU. Whoever computes them, on whichever machine, the
+        true difference lies between the two.
+    """
+    logits, errors = (v.cpu() for v in exact_logits(graph, samples.batches(BATCH)))
+    rows = torch.arange(len(logits))
+    margins = logits[rows, chosen][:, None] - logits
+    both = (errors[rows, chosen][:, None] + errors) * (1 + 2.0**-50)
+    far = torch.full_like(margins, torch.inf)
+    # a step for the rounding of each of the two differences, at the number that it could have rounded away from
+    lower = torch.nextafter(torch.nextafter(margins, -far) - both, -far)
+    return lower, torch.nextafter(torch.nextafter(margins, far) + both, far)
+
+
+def bound_pairs(value: Tensor, classes: int) -> Tensor:
+    """L_ab for each pair of classes, (C, C) on the CPU, rounded up; infinite between a class and itself."""
+    pairs = pair_bounds(value.detach().double().cpu(), classes, upward=True)
+    return pairs.masked_fill(torch.eye(classes, dtype=torch.bool), torch.inf)
+
+
+def real_radii(lower: Tensor, pairs: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
+    """``min_b margin_b/L_ab`` over the other classes b, rounded down and not below 0, and the class b it is that of."""
+    down = torch.nextafter(lower / pairs[prediction], torch.full_like(lower, -torch.inf))
+    own = torch.nn.functional.one_hot(prediction, lower.shape[1]).bool()
+    least = down.masked_fill(own, torch.inf).min(1)
+    return least.values.clamp_min(0.0), least.indices
+
+
+def _claimed_value(c: Certificate) -> Tensor:
+    value = torch.tensor(c.bound.value, dtype=torch.float64)
+    return {"pairwise": value, "class": value[0], "global": value[0, 0]}[c.bound.scope]
+
+
+def claimed_pairs(c: Certificate) -> Tensor:
+    """L_ab for each pair of classes as the certificate's bound gives them."""
+    return bound_pairs(_claimed_value(c), len(c.model.classes))
+
+
+def recomputed(network: Recomputed | None, data: Samples | None, norms: bool) -> list[Check]:
+    """All checks that need the network, by name; without it, or without data, they say that they were not made."""
+
+    def wanted(test: Callable[[Recomputed], str]) -> str:
+        if network is None:
+            raise NotChecked("the module is not known to be the network that this certificate speaks of")
+        return test(network)
+
+    def confirmed(found: Recomputed) -> str:
+        if not norms:
+            raise NotChecked("not asked for")
+        return found.confirmed()
+
+    checks = [
+        examine("norms, from below", lambda: wanted(Recomputed.below)),
+        examine("norms, by another method", lambda: wanted(confirmed)),
+        examine("bound", lambda: wanted(Recomputed.bounded)),
+    ]
+    same = examine("data", lambda: wanted(lambda found: found.same_data(data)))
+    checks.append(same)
+
+    def with_data(test: Callable[[Recomputed, Samples], str]) -> Callable[[], str]:
+        def run() -> str:
+            if data is None or network is None or same.status != "passed":
+                raise NotChecked("not compared with data" if data is None else "these are other samples")
+            return test(network, data)
+
+        return run
+
+    checks += [
+        examine("labels", with_data(Recomputed.labels)),
+        examine("margins", with_data(Recomputed.enclosed)),
+        examine("radii", with_data(Recomputed.radii)),
+    ]
+    return checks
+
+
+class Recomputed:
+    """What is computed again of the network that a certificate speaks of."""
+
+    def __init__(self, c: Certificate, graph: Graph, *, dense_limit: int, failure: float) -> None:
+        self.c, self.graph, self.dense_limit, self.failure = c, graph, dense_limit, failure
+        self.claims: dict[Pair, Norm] = {
+            (n.target, n.source): Norm(n.upper, n.lower, n.method, n.failure) for n in c.bound.norms
+        }
+        self.pairs = claimed_pairs(c)
+        self.prediction = torch.tensor(c.samples.prediction)
+        with ordinary_mode():
+            self.loop = LoopMap(graph, graph.resolve(torch.float64), centred=c.bound.method == "liplt")
+        self._bound: UpperBound | None = None
+        self._margins: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def bound(self) -> UpperBound:
+        """What the claimed norms give."""
+        if self._bound is None:
+            c = self.c.bound
+            found = graph_bound(self.graph, method=c.method, scope=c.scope, guarantee="upper", norms=self.claims)
+            assert isinstance(found, UpperBound)
+            self._bound = found
+        return self._bound
+
+    def margins(self, data: Samples) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds on every ``z_a − z_b``, a the claimed prediction."""
+        if self._margins is None:
+            self._margins = enclosed_margins(self.graph, data, self.prediction)
+        return self._margins
+
+    # --- norms and bound ----------------------------------------------------------------------------------
+    def below(self) -> str:
+        """No claimed norm is below what a power iteration reaches."""
+        self._require_blocks()
+        with ordinary_mode(), torch.no_grad():
+            seen = estimate_norms(self.loop, list(self.claims))
+        for pair, claim in self.claims.items():
+            if claim.upper < float(seen[pair]) * (1 - TOLERANCE):
+                raise Refuted(f"block {pair}: its norm reaches {float(seen[pair]):.9g}, claimed is {claim.upper:.9g}")
+        return f"a power iteration reaches none of the {len(self.claims)} claimed norms"
+
+    def confirmed(self) -> str:
+        """Each claimed norm is confirmed by another method than the one that proved it."""
+        self._require_blocks()
+        found = confirm_norms(self.loop, self.claims, limit=self.dense_limit, failure=self.failure)
+        left = [pair for pair in self.claims if pair not in found]
+        if left:
+            raise NotChecked(
+                f"{len(left)} of {len(self.claims)} norms could not be confirmed, the first that of block {left[0]}: "
+                "allow a probability of failure, or form larger matrices"
+            )
+        ways = Counter(f"{self.claims[pair].method} by {method}" for pair, method in found.items())
+        how = ", ".join(f"{count} {way}" for way, count in sorted(ways.items())) or "there are none"
+        return f"{how}; a wrong one would pass with probability {self.failure:g} at most"
+
+    def _require_blocks(self) -> None:
+        if set(self.bound.norms) != set(self.claims):  # making the bound refuses them first
+            raise Refuted("the norms are not those of this network's blocks")
+
+    def bounded(self) -> str:
+        """The claimed bound is what the claimed norms give."""
+        claimed, found = _claimed_value(self.c), self.bound.value.detach().cpu()
+        if claimed.shape != found.shape:
+            raise Refuted(f"the bound is of shape {tuple(found.shape)}, claimed is {tuple(claimed.shape)}")
+        low, high = found * (1 - TOLERANCE), found * (1 + ALTERED)
+        if bool((claimed < low).any()):
+            worst = float((found - claimed).max())
+            raise Refuted(f"the claimed bound is below what its norms give, by {worst:.3g}")
+        if bool((claimed > high).any()):
+            raise Refuted("the claimed bound is above what its norms give: it was changed")
+        if abs(self.c.bound.slack - self.bound.slack) > ALTERED:
+            raise Refuted(f"the slack that its norms give is {self.bound.slack:.6g}, not {self.c.bound.slack:.6g}")
+        return f"what its norms give by the {self.c.bound.method} recursion, {self.c.bound.scope}"
+
+    # --- data ---------------------------------------------------------------------------------------------
+    def same_data(self, data: Samples | None) -> str:
+        """The samples are those that were certified."""
+        c = self.c
+        if data is None:
+            raise NotChecked("none was given: labels, predictions, margins and radii were not compared with data")
+        for what, mine, theirs in (
+            ("SHA-256", data.sha256, c.data.sha256),
+            ("number", len(data), c.data.samples),
+            ("name", data.name, c.data.name),
+            ("split", data.split, c.data.split),
+            ("class names", data.classes, c.model.classes),
+        ):
+            if mine != theirs:
+                raise Refuted(f"other samples were certified: their {what} is {theirs!r}, not {mine!r}")
+        ends = [(float(x.min()), float(x.max())) for x in data.batches(1000)]
+        if (min(e[0] for e in ends), max(e[1] for e in ends)) != (c.input.smallest, c.input.largest):
+            raise Refuted("the samples' smallest and largest entry are not those stated")
+        return f"{data.name}, {data.split}: the {len(data):,} samples that were certified"
+
+    def labels(self, data: Samples) -> str:
+        """The labels are the samples'."""
+        wrong = torch.nonzero(torch.tensor(self.c.samples.label) != data.labels).flatten()
+        _refute(wrong, lambda n: f"is labelled {int(data.labels[n])}, not {self.c.samples.label[n]}")
+        return "every label is that of its sample"
+
+    def enclosed(self, data: Samples) -> str:
+        """Predictions, margins and runners-up, from logits computed again."""
+        lower, upper = self.margins(data)
+        own = torch.nn.functional.one_hot(self.prediction, lower.shape[1]).bool()
+        width, claimed = upper - lower, torch.tensor(self.c.samples.margin, dtype=torch.float64)
+        lost = torch.nonzero(upper.masked_fill(own, torch.inf).min(1).values < 0).flatten()
+        _refute(lost, lambda n: f"is not classified as {self.c.samples.prediction[n]}")
+        runner_up = torch.tensor(self.c.samples.runner_up)[:, None]
+        low, high, wide = (v.gather(1, runner_up)[:, 0] for v in (lower, upper, width))
+        _refute(
+            torch.nonzero(claimed > high).flatten(),
+            lambda n: f"has a margin of {float(high[n])!r} at most, not {float(claimed[n])!r}",
+        )
+        altered = claimed < low - ALTERED * low.abs() - 4 * wide
+        _refute(torch.nonzero(altered).flatten(), lambda n: f"has a margin of {float(low[n])!r}: it was changed")
+        most = (upper / self.pairs[self.prediction]).masked_fill(own, torch.inf).min(1).values
+        slope = self.pairs[self.prediction].gather(1, runner_up)[:, 0]
+        other = (low - 4 * wide) / slope > most.clamp_min(0) * (1 + TOLERANCE)
+        _refute(torch.nonzero(other).flatten(), lambda n: f"is not limited by class {self.c.samples.runner_up[n]}")
+        return f"predictions and runners-up are right, and margins within {float(wide.max()):.1g} of the float64 logits"
+
+    def radii(self, data: Samples) -> str:
+        """Radii, from margins and the bound; in the module's precision from its rounding, too."""
+        lower, upper = self.margins(data)
+        pairs, own = self.pairs[self.prediction], torch.nn.functional.one_hot(self.prediction, lower.shape[1]).bool()
+        claimed = torch.tensor(self.c.samples.real_radius, dtype=torch.float64)
+        most = (upper / pairs).masked_fill(own, torch.inf).min(1).values.clamp_min(0) * (1 + TOLERANCE)
+        least, _ = real_radii(lower, self.pairs, self.prediction)
+        wide = ((upper - lower) / pairs).max(1).values
+        self._compare("real_radius", claimed, least * (1 - ALTERED) - 4 * wide, most)
+        excess = float((claimed - least).max())
+        said = f"no real_radius is more than {max(excess, 0.0):.1g} above the one that was proved here"
+        if self.c.precision.arithmetic == "real":
+            return said
+        found = certified(self.graph, self.bound, data.batches(BATCH), data.labels, self.c.precision.arithmetic)
+        radius, real = found.radius.cpu(), found.real.cpu()
+        margin = _ROUNDING * (real - radius) + wide
+        low, high = radius * (1 - ALTERED) - margin - 4 * wide, radius * (1 + TOLERANCE) + margin
+        # where two logits tie, another class may have been predicted here: then all radii are those of a tie
+        tie = found.prediction.cpu() != self.prediction
+        claimed = torch.tensor(self.c.samples.radius, dtype=torch.float64)
+        self._compare("radius", claimed, low.masked_fill(tie, 0.0), torch.where(tie, most, high))
+        return f"{said}, and no radius more than {_ROUNDING:g} of what rounding takes off"
+
+    @staticmethod
+    def _compare(what: str, claimed: Tensor, low: Tensor, high: Tensor) -> None:
+        _refute(
+            torch.nonzero(claimed > high).flatten(),
+            lambda n: f"has a {what} of {float(high[n])!r} at most, not {float(claimed[n])!r}",
+        )
+        _refute(
+            torch.nonzero(claimed < low).flatten(),
+            lambda n: f"has a {what} of at least {float(low[n])!r}, not {float(claimed[n])!r}: it was changed",
+        )
+
+
+def _refute(wrong: Tensor, say: Callable[[int], str]) -> None:
+    if len(wrong):
+        n = int(wrong[0])
+        more = f" ({len(wrong):,} such samples)" if len(wrong) > 1 else ""
+        raise Refuted(f"sample {n} {say(n)}{more}")

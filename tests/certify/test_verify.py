@@ -1,0 +1,217 @@
+"""`verify` accepts every certificate that is made, and finds every lie that a liar seals."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_certificate import ANYTHING, PLACES
+from torch import nn
+
+from certificates import (
+    LIES,
+    REAL,
+    SHAPES,
+    Lie,
+    certificate,
+    checked,
+    confirming,
+    content,
+    network,
+    recount,
+    resealed,
+    samples,
+)
+from lipcert.certify import Certificate, Origin, Report, Samples, read_certificate, recompute, verify
+from lipcert.certify.identity import describe_graph, weights_digest
+from lipcert.errors import BoundError, CertificateError, ModuleStateError
+from lipcert.graph import Graph, trace
+
+assert confirming
+pytestmark = pytest.mark.usefixtures("confirming")
+WITH_DATA = ["data", "labels", "margins", "radii"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mlp", {}),
+        ("mlp", {"scope": "global"}),
+        ("mlp", {"scope": "class", "method": "product"}),
+        ("mlp", {"method": "product", "precision": "real"}),
+        ("mlp", {"dense_limit": 1}),
+        ("mlp", {"dense_limit": 6, "scope": "global"}),
+        ("linear", {}),
+        ("residual", {}),
+        ("residual", {"scope": "global", "method": "product"}),
+        ("conv", {}),
+    ],
+    ids=str,
+)
+def test_every_certificate_is_accepted(name: str, options: dict[str, Any]) -> None:
+    report = checked(certificate(name, **options), name)
+    assert report.accepted, report.failed
+    assert [c.name for c in report.unchecked] == ["history"]
+    without = verify(certificate(name, **options), network(name), norms="none")
+    assert without.accepted, without.failed
+    assert [c.name for c in without.unchecked] == ["model", "norms, by another method", *WITH_DATA, "history"]
+
+
+def test_another_machine_rounds_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums in another order change logits, norms and bounds in their last digits; nothing may hang on these."""
+    net, data = network("mlp").double(), samples("mlp")
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(3))
+    c = certificate("mlp")
+    flipped = network("mlp")
+    with torch.no_grad():  # the same function, with hidden units in another order
+        for name in ("weight", "bias"):
+            getattr(flipped[0], name).copy_(getattr(flipped[0], name)[order])  # type: ignore[index]
+        flipped[2].weight.copy_(flipped[2].weight[:, order])  # type: ignore[index]
+    changed = content("mlp")
+    changed["model"]["weights_sha256"] = weights_digest(flipped)
+    report = verify(Certificate.model_validate(changed), flipped, data)
+    assert report.accepted, report.failed
+    assert c.model.weights_sha256 != changed["model"]["weights_sha256"]
+    assert not verify(c, net, data).accepted  # float64 weights are other weights
+
+
+@cache
+def traced(name: str) -> tuple[nn.Module, Graph]:
+    net = network(name)
+    return net, trace(net, SHAPES[name])
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """The MLP, which is traced once for all lies."""
+    net, graph = traced("mlp")
+    monkeypatch.setattr(sys.modules[verify.__module__], "trace", lambda module, shape: graph)
+    return net
+
+
+def judged(content: bytes, folder: Path, net: nn.Module, **options: Any) -> Report:
+    (folder / "c.json").write_bytes(content)
+    origin = Origin("mlp", {"widths": [8, 6]}, (5,), ("ant", "bee", "cat"))
+    return verify(read_certificate(folder / "c.json"), net, samples("mlp"), **{"origin": origin, **options})
+
+
+@pytest.mark.parametrize("found", LIES, ids=lambda found: found.name)
+def test_a_lie_that_is_sealed_is_found(found: Lie, quick: nn.Module, tmp_path: Path) -> None:
+    changed = content(**found.options)
+    found.change(changed)
+    if found.found_by == "read":
+        with pytest.raises(CertificateError):
+            judged(resealed(changed), tmp_path, quick)
+        return
+    report = judged(resealed(changed), tmp_path, quick)
+    assert not report.accepted
+    assert found.found_by in [c.name for c in report.failed], report.failed
+
+
+def test_there_are_enough_lies() -> None:
+    assert len({found.name for found in LIES}) == len(LIES) >= 60
+
+
+def test_the_certificate_of_another_network() -> None:
+    """With hash and graph of the module in hand: the numbers give it away."""
+    other = network("mlp", seed=1)
+    changed = content(**REAL)
+    changed["model"]["weights_sha256"] = weights_digest(other)
+    changed["model"]["graph"]["sha256"] = describe_graph(trace(other, (5,)))[1]
+    report = verify(Certificate.model_validate(changed), other, samples("mlp"))
+    assert {"bound", "margins", "radii"} <= {c.name for c in report.failed}
+
+
+def test_weights_that_were_changed() -> None:
+    net = network("mlp")
+    with torch.no_grad():
+        net[4].bias[0] = torch.nextafter(net[4].bias[0], torch.tensor(9.0))  # type: ignore[index]
+    report = verify(certificate(), net, samples("mlp"))
+    assert [c.name for c in report.failed] == ["weights"]
+    assert "graph" in [c.name for c in report.unchecked]
+    assert "another network" in report["graph"].why
+
+
+def test_a_constant_that_is_in_no_state_dict() -> None:
+    net = network("residual")
+    net.shift.mul_(2)  # type: ignore[operator]
+    report = verify(certificate("residual"), net)
+    assert [c.name for c in report.failed] == ["graph"]
+
+
+def test_samples_that_were_changed() -> None:
+    data = samples("mlp")
+    x = torch.cat(list(data.batches(100)))
+    y = data.labels.clone()
+    y[5] = (y[5] + 1) % 3
+    for other in (Samples.of(x, y, name=data.name, split=data.split, classes=data.classes), samples("mlp", 11)):
+        report = verify(certificate(), network("mlp"), other)
+        assert [c.name for c in report.failed] == ["data"]
+        assert {"labels", "margins", "radii"} <= {c.name for c in report.unchecked}
+
+
+def test_samples_that_were_changed_and_rehashed() -> None:
+    data = samples("mlp")
+    x = torch.cat(list(data.batches(100)))
+    y = data.labels.clone()
+    y[5] = (y[5] + 1) % 3
+    moved = x.clone()
+    moved[2, 0] = 0.5
+    for found_by, inputs, labels in (("labels", x, y), ("margins", moved, data.labels)):
+        other = Samples.of(inputs, labels, name=data.name, split=data.split, classes=data.classes)
+        changed = content()
+        changed["data"]["sha256"] = other.sha256
+        changed["input"]["smallest"], changed["input"]["largest"] = float(inputs.min()), float(inputs.max())
+        report = verify(Certificate.model_validate(changed), network("mlp"), other)
+        assert found_by in [c.name for c in report.failed]
+
+
+def test_norms_that_cannot_be_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recompute, "confirm_norms", lambda *_, **__: {})
+    report = checked(certificate())
+    assert report.accepted
+    assert "3 of 3 norms could not be confirmed" in report["norms, by another method"].why
+
+
+def test_what_is_of_no_consequence_is_listed_as_not_checked() -> None:
+    changed = content()
+    changed["created"], changed["versions"]["torch"] = "1999-12-31T23:59:59Z", "0.0"
+    report = checked(Certificate.model_validate(changed))
+    assert report.accepted
+    assert "when and with which versions" in report["history"].why
+
+
+def test_wrong_use() -> None:
+    with pytest.raises(ModuleStateError, match="train mode"):
+        verify(certificate(), network("mlp").train())
+    with pytest.raises(BoundError, match="probability"):
+        verify(certificate(), network("mlp"), failure=2.0)
+
+
+JUDGED = [p for p in PLACES if p[0] in ("samples", "bound", "certified")]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.sampled_from(JUDGED), value=ANYTHING | st.floats(0, 1e308))
+def test_anything_anywhere_is_judged(quick: nn.Module, tmp_path: Path, place: tuple[Any, ...], value: Any) -> None:
+    changed = content()
+    inside = changed
+    for key in place[:-1]:
+        inside = inside[key]
+    inside[place[-1]] = value
+    try:
+        report = judged(resealed(changed), tmp_path, quick, norms="none")
+    except CertificateError:
+        return
+    if report.accepted and changed != content():  # then it is true, or says how tight a norm is
+        recounted = copy.deepcopy(changed)
+        recount(recounted)
+        assert place[0] == "certified" or (place[0] == "bound" and place[-1] in ("lower", "slack"))
+        assert recounted == changed
