@@ -191,7 +191,7 @@ class LoopMap:
             return 0.0, 1.0
         slopes = self.resolved.slopes[node.index]
         centre, radius, top = (
-            torch.as_tensor(v).detach().double() for v in (slopes.centre, slopes.radius, slopes.lipschitz)
+            torch.as_tensor(v, dtype=torch.float64).detach() for v in (slopes.centre, slopes.radius, slopes.lipschitz)
         )
         top = torch.where(top > 0, top, torch.ones_like(top))
         return float((centre.abs() / top).max()), float((radius / top).max())
@@ -203,11 +203,11 @@ class LoopMap:
     def ratios(self, j: int) -> tuple[float, float]:
         """``max |c_j|/r_j`` and ``1/min r_j``: they turn a change of z_j, or of u_j, into one of w_j."""
         node = self.nonlinear[j - 1]
-        radius = torch.as_tensor(self.radius(j)).detach().double()
+        radius = torch.as_tensor(self.radius(j), dtype=torch.float64).detach()
         inverse = float(1 / radius.min())
         if not self._passes(node):
             return 0.0, inverse
-        centre = torch.as_tensor(self._centre(node)).detach().double().abs()
+        centre = torch.as_tensor(self._centre(node), dtype=torch.float64).detach().abs()
         ratio = torch.where(centre > 0, centre / radius, torch.zeros_like(centre))
         return float(ratio.max()), inverse
 

@@ -82,7 +82,9 @@ def lipschitz(
             the block itself up to 2,048, its Gram matrix beyond. By default 2,048, and 16,384 where ``failure`` is 0;
             the norms of larger blocks are proved by a randomised test.
         failure: the probability with which that test may fail, all norms together, over random vectors that are drawn
-            when this is called, after the weights were fixed. 0 asks for a deterministic bound.
+            when this is called, after the weights were fixed. 0 asks for a deterministic bound: larger blocks are
+            then bounded by the product of the norms of their layers where they are chains of these (convolutions of
+            any size, as all blocks of ``"product"`` without parallel affine branches are), and refused elsewhere.
         slack: the relative excess to aim at in the bound, over the same formula with exact norms; each norm is proved
             as closely as it matters. A tenth of it takes three times as long where the test is used.
         seed: of the start of an estimate's power iteration.

@@ -79,7 +79,7 @@ class UpperBound(Bound):
 
     Attributes:
         failure: the probability, over random vectors drawn after the weights were fixed, that it is larger all the
-            same; 0 if every norm was proved by an explicit matrix.
+            same; 0 if every norm was proved without the randomised test.
         slack: the relative excess over what the same formula gives with the norms as they were seen to be.
         norms: the proof of each block's norm, by (target, source).
         hidden: m_k, a Lipschitz constant of x ↦ z_k, for each activation k = 1…K.

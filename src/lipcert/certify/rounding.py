@@ -150,7 +150,7 @@ class _Errors:
             return 0.0, 0.0
         amplified = 1.0 if node.amplifies is None else max(1.0, float(node.amplifies(self.live).abs().max()))
         tiny = self.arithmetic.tiny * amplified
-        values = [torch.as_tensor(c) for c in coefficients]
+        values = [torch.as_tensor(c, dtype=torch.float64) for c in coefficients]
         each = 4 * (node.roundings + 2) * tiny
         return each * (1 + sum(float(v.max()) for v in values)), each * any(
             bool(((v > 0) & (v < tiny)).any()) for v in values
@@ -239,7 +239,7 @@ class _Recursion:
         self.loop, self.arithmetic, self.depth = loop, arithmetic, loop.depth
         last = loop.depth + 1
         flat = LoopMap(loop.graph, loop.resolved, centred=False)
-        self.steep = {j: float(torch.as_tensor(flat.radius(j)).max()) for j in range(1, last)}
+        self.steep = {j: float(torch.as_tensor(flat.radius(j), dtype=torch.float64).max()) for j in range(1, last)}
         gentle = {0: 1.0} | {j: flat.ratios(j)[1] for j in range(1, last)}
         self.segments = {(k, j): absolute_norm(flat, (k, j)) * gentle[j] for k, j in flat.pairs()}
         self.roundings = {

@@ -162,7 +162,7 @@ class NormEvidence(Part):
     source: Count = Field(description="j: 0 for the input, else the j-th activation's output")
     upper: float = Field(ge=0)
     lower: float = Field(ge=0, description="what the norm was seen to reach; says how tight upper is")
-    method: Literal["dense", "cholesky", "chebyshev"]
+    method: Literal["dense", "cholesky", "torus", "chebyshev"]
     failure: Probability = Field(description="with which upper is too small all the same")
 
     @model_validator(mode="after")

@@ -11,7 +11,18 @@ from torch import Tensor, fx
 
 from lipcert.errors import UnsupportedError
 from lipcert.graph.aliases import module_path
-from lipcert.graph.types import Affine, Coefficient, Elementwise, InputNode, Live, Node, Slopes, VectorMap
+from lipcert.graph.types import (
+    Affine,
+    CircularPadding,
+    Coefficient,
+    Convolution,
+    Elementwise,
+    InputNode,
+    Live,
+    Node,
+    Slopes,
+    VectorMap,
+)
 
 __all__ = ["RULES", "Builder", "Call", "Rule", "Value", "rule"]
 
@@ -207,6 +218,7 @@ class Builder:
         roundings: int | None = None,
         offset_size: Callable[[Live], Tensor] | None = None,
         amplifies: Callable[[Live], Tensor] | None = None,
+        form: Convolution | CircularPadding | None = None,
     ) -> int:
         """Add an affine map. ``part`` tells apart several nodes made from one call; the rest as in :class:`Affine`."""
         shape = self.shape_of(call) if shape is None else shape
@@ -216,7 +228,7 @@ class Builder:
 
         def make(i: int) -> Node:
             where = (i, call.operation, call.place, tuple(inputs), shape)
-            return Affine(*where, apply, numbers, offset, terms, roundings, obstacle, offset_size, amplifies)
+            return Affine(*where, apply, numbers, offset, terms, roundings, obstacle, offset_size, amplifies, form)
 
         return self._add(self._key(call, inputs, ("affine", part)), make)
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Affine",
+    "CircularPadding",
     "Coefficient",
+    "Convolution",
     "Elementwise",
     "Graph",
     "InputNode",
@@ -72,7 +74,9 @@ class Slopes:
     def lipschitz(self) -> Coefficient:
         """``max(|α|, |β|)``, the Lipschitz constant of the function."""
         if isinstance(self.lower, Tensor) or isinstance(self.upper, Tensor):
-            lower, upper = torch.as_tensor(self.lower), torch.as_tensor(self.upper)
+            # a number beside a tensor becomes one of the same dtype, not of the default one
+            dtype = next(v.dtype for v in (self.lower, self.upper) if isinstance(v, Tensor))
+            lower, upper = torch.as_tensor(self.lower, dtype=dtype), torch.as_tensor(self.upper, dtype=dtype)
             return torch.maximum(lower.abs(), upper.abs())
         return max(abs(self.lower), abs(self.upper))
 
@@ -112,6 +116,37 @@ class InputNode(Node):
     """The network's input."""
 
 
+@dataclass(frozen=True)
+class Convolution:
+    """``y[m] = Σ_t w[t]·x[s·m + δ·t − p]`` with zeros around x, or its adjoint (which has the same norm).
+
+    The kernel w, (C_out, C_in/groups, *k), is the first coefficient of the map. One number for each axis of space; a
+    matrix is a convolution without any.
+
+    Attributes:
+        reads: how many entries x has along each axis.
+        writes: how many y has.
+        stride: s.
+        padding: p, the zeros in front.
+        dilation: δ.
+        groups: into how many parts the channels fall that do not mix.
+    """
+
+    reads: tuple[int, ...] = ()
+    writes: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class CircularPadding:
+    """Each axis of space goes on at its other end: by how many entries in front and behind, axis by axis."""
+
+    amounts: tuple[tuple[int, int], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Affine(Node):
     """``x ↦ apply(x, coefficients) + offset``; ``apply`` is linear in the tensors it is given.
@@ -123,6 +158,8 @@ class Affine(Node):
     0 where entries are only moved. None where that is not known; ``obstacle`` then says why, if the operation itself
     is not the reason. ``offset_size`` is what is rounded on the way to the offset, where that is more than the offset,
     and ``amplifies`` what stored numbers are multiplied by before they meet the signal.
+
+    ``form`` says what kind of map it is, where that is needed to bound its norm at any size (``norms/chain.py``).
     """
 
     apply: Callable[[Sequence[Tensor], Sequence[Coefficient]], Tensor]
@@ -133,6 +170,7 @@ class Affine(Node):
     obstacle: str = ""
     offset_size: Callable[[Live], Tensor] | None = None
     amplifies: Callable[[Live], Tensor] | None = None
+    form: Convolution | CircularPadding | None = None
 
     def offset_terms(self, live: Live) -> Tensor:
         """How large what is summed up to the offset is; zero if there is none."""

@@ -25,16 +25,16 @@ from torch import Tensor
 from lipcert.errors import BoundError
 from lipcert.loop import LoopMap, Pair
 from lipcert.norms.dense import basis, chunk
-from lipcert.norms.errors import UNIT, BlockErrors, Lost, absolute_norm, gamma, relative_error, underflow
+from lipcert.norms.errors import TINY, UNIT, BlockErrors, Lost, absolute_norm, gamma, relative_error, underflow
 from lipcert.norms.power import gram_products, product_plan
 from lipcert.norms.result import Norm
 
 __all__ = ["cholesky_norms", "proved"]
 
-_AIM = 0.1
+_AIM, _CLOSEST = 0.1, 1e-10
 _ALLOWED = 8.0  # times the error of a textbook factorisation
 _GROWTH = 6.0
-_ATTEMPTS = 8
+_ATTEMPTS = 12
 _RANGE = 2.0**-400, 2.0**400  # squares of norms in between, and of what matters in them, are normal numbers
 
 
@@ -68,8 +68,16 @@ def _gram(loop: LoopMap, pair: Pair) -> Tensor:
     return gram
 
 
-def _gram_error(errors: BlockErrors, pair: Pair, lost: Lost) -> float:
-    """A bound on ``‖fl(G) − G‖₂``, where G is what its lower or its upper triangle says.
+def _scaled(value: float, exponent: int) -> float:
+    """``value·2^exponent``, infinite where that overflows."""
+    try:
+        return math.ldexp(value, exponent)
+    except OverflowError:
+        return math.inf
+
+
+def _gram_error(errors: BlockErrors, pair: Pair, lost: Lost, norm: float) -> float:
+    """A bound on ``‖fl(G) − G‖₂``, where G is what its lower or its upper triangle says and ‖A‖ ≤ norm.
 
     Entry by entry it is (2ρ + ρ²)·|A|ᵀ|A|, or column by column E·(2‖A‖ + E); and what underflows.
     """
@@ -77,7 +85,7 @@ def _gram_error(errors: BlockErrors, pair: Pair, lost: Lost) -> float:
     n_in, n_out = math.prod(loop.source_shape(j)), math.prod(loop.target_shape(k))
     size, rho = absolute_norm(loop, pair), relative_error(loop)
     most, least = max(n_in, n_out), min(n_in, n_out)
-    column, norm = errors.error(pair), errors.norm(pair)
+    column = errors.error(pair)
     gone = max(lost[0][k], lost[1][j])
     still = gone * (math.sqrt(float(least) * most) * size * (1 + rho) + least)
     return min((2 * rho + rho * rho) * size * size, math.sqrt(2 * least) * column * (2 * norm + column)) + 2 * still
@@ -106,27 +114,35 @@ class _Test:
             raise BoundError("a block's norm is beyond 2^±200: scale the weights, or lower dense_limit.")
         self.exponent = 2 * (math.frexp(largest)[1] // 2)
         self.gram = gram.mul_(math.ldexp(1.0, -self.exponent))
-        self.error = math.ldexp(_gram_error(errors, pair, lost), -self.exponent)
+        self._errors, self._pair, self._lost = errors, pair, lost
+        self.error = _scaled(_gram_error(errors, pair, lost, errors.norm(pair)), -self.exponent)
 
-    def excess(self, bound: float) -> float:
+    def excess(self, bound: float, error: float) -> float:
         """What is added to b when b·I − G has a factor: rounding of it, of its diagonal, of G."""
         n = len(self.gram)
-        return (_ALLOWED * gamma(n + 2) * n * bound + 2 * UNIT * bound + self.error) * (1 + 2.0**-20)
+        return (_ALLOWED * gamma(n + 2) * n * bound + 2 * UNIT * bound + error) * (1 + 2.0**-20)
 
     def proves(self, norm: float) -> bool:
         """Whether ‖A‖₂ ≤ norm can be shown."""
-        square = math.ldexp(norm, -self.exponent // 2) ** 2 * (1 - 4 * UNIT)
-        bound = square - self.excess(square)
+        scaled = _scaled(norm, -self.exponent // 2)
+        if not 0 < scaled < _RANGE[1]:
+            return False
+        # If it were larger, ‖A‖ = σ > norm, then σ² ≤ b + … + e·(2σ + E), and σ² − 2e·σ grows with σ beyond e: to rule
+        # σ out it is enough to do so at norm, with norm for ‖A‖ in the error.
+        error = min(self.error, _scaled(_gram_error(self._errors, self._pair, self._lost, norm), -self.exponent))
+        square = scaled * scaled * (1 - 4 * UNIT)
+        bound = square - self.excess(square, error)
         return bound > 0 and _factorises(self.gram, bound)
 
     def norm(self, bound: float) -> float:
         """The norm that is shown when b·I − G has a factor."""
-        return math.ldexp(math.sqrt(bound + self.excess(bound)), self.exponent // 2) * (1 + 4 * UNIT)
+        return math.ldexp(math.sqrt(bound + self.excess(bound, self.error)), self.exponent // 2) * (1 + 4 * UNIT)
 
 
 def proved(errors: BlockErrors, pair: Pair, norm: float) -> bool:
     """Whether it could be shown that ‖A_kj‖₂ ≤ norm."""
-    return _Test(errors, pair, underflow(errors.loop)).proves(norm)
+    lost = underflow(errors.loop)
+    return norm >= absolute_norm(errors.loop, pair, lost) or _Test(errors, pair, lost).proves(norm)
 
 
 def cholesky_norms(
@@ -145,16 +161,22 @@ def cholesky_norms(
     """
     norms, lost = {}, underflow(errors.loop)
     for pair in sorted(pairs, key=lambda p: p[0] - p[1]):
+        crude = absolute_norm(errors.loop, pair, lost)
+        if crude < 2.0**-900:  # zero, as a rule
+            norms[pair] = Norm(max(crude, TINY), min(estimates[pair], crude), "cholesky")
+            continue
         test = _Test(errors, pair, lost)
         least = max(math.ldexp(estimates[pair], -test.exponent // 2) ** 2, float(test.gram.diagonal().max()))
-        excess = _AIM * slack[pair]  # it costs nothing to be close, if the estimate is good
+        excess = max(_AIM * slack[pair], _CLOSEST)  # it costs nothing to be close, if the estimate is good
         for _ in range(_ATTEMPTS):
             bound = least * (1 + 2 * excess)
             if _factorises(test.gram, bound):
                 break
             excess *= _GROWTH
-        else:
-            raise BoundError("the Gram matrix of a block has no bound near its estimate: this should not happen.")
+        else:  # the estimate is of no use: no eigenvalue exceeds the trace
+            bound = float(test.gram.diagonal().sum()) * 1.01
+            if not _factorises(test.gram, bound):
+                raise BoundError("the Gram matrix of a block is not what it should be: this is a bug in lipcert.")
         upper = test.norm(bound)
         norms[pair] = Norm(upper, min(estimates[pair], upper), "cholesky")
         errors.known[pair] = upper

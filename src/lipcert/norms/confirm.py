@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
+import torch
+
 from lipcert.errors import BoundError
+from lipcert.graph.capture import ordinary_mode
 from lipcert.loop import LoopMap, Pair
 from lipcert.norms.cholesky import proved
 from lipcert.norms.dense import dense_norms, smaller_side
@@ -45,6 +49,16 @@ def confirm_norms(
         BoundError: a claim is refuted (its norm was seen to be larger), or an option out of range.
     """
     check_failure(failure)
+    if loop.resolved.dtype != torch.float64:
+        raise BoundError("norms are confirmed in float64: resolve the graph with dtype=torch.float64.")
+    claims = {p: claim for p, claim in claims.items() if math.isfinite(claim.upper)}
+    with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
+        return _confirm(loop, claims, limit, max(failure, 1e-300) if failure else 0.0, seed)
+
+
+def _confirm(
+    loop: LoopMap, claims: Mapping[Pair, Norm], limit: int, failure: float, seed: int | None
+) -> dict[Pair, str]:
     odd = [p for p in claims if p not in set(loop.pairs())]
     if odd:
         raise BoundError(f"there is no block {odd[0]} in this network.")
@@ -82,7 +96,7 @@ def _by_matrix(errors: BlockErrors, pair: Pair, claim: Norm, limit: int) -> str 
 
 
 def _by_test(errors: BlockErrors, pair: Pair, claim: Norm, seen: float, failure: float, seed: int | None) -> str | None:
-    scale = max(seen, min(claim.lower, claim.upper))
+    scale = max(seen, min(claim.lower, claim.upper)) if claim.lower >= 0 else seen
     room = claim.upper / scale - 1 if scale > 0 else 1.0
     if room < _FINEST:
         return None

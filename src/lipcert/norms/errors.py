@@ -94,8 +94,11 @@ def path_error(loop: LoopMap) -> float:
     return gamma(2 * (_roundings(loop) + 16 * len(loop.graph.nodes))) * (1 + 2.0**-10)
 
 
-def absolute_norm(loop: LoopMap, pair: Pair) -> float:
-    """A bound on ``‖|A_kj|‖₂``, hence on ‖A_kj‖₂ too: ``√(‖|A|‖₁ ‖|A|‖_∞)`` costs two passes of |T|."""
+def absolute_norm(loop: LoopMap, pair: Pair, lost: Lost | None = None) -> float:
+    """A bound on ``‖|A_kj|‖₂``, hence on ‖A_kj‖₂ too: ``√(‖|A|‖₁ ‖|A|‖_∞)`` costs two passes of |T|.
+
+    ``lost`` is :func:`underflow`; with it the bound also holds where entries of |A| are below the range of floats.
+    """
     k, j = pair
     sizes = LoopMap(loop.graph, loop.resolved.absolute(), centred=loop.centred)
     ones = torch.ones((1, *loop.source_shape(j)), dtype=loop.resolved.dtype, device=loop.resolved.device)
@@ -105,7 +108,9 @@ def absolute_norm(loop: LoopMap, pair: Pair) -> float:
     cotangents: list[Tensor | None] = [None] * (loop.depth + 1)
     cotangents[k - 1] = torch.ones_like(row_sums)
     column_sums = sizes.adjoint(cotangents)[j]
-    return math.sqrt(float(row_sums.max())) * math.sqrt(float(column_sums.max())) * (1 + relative_error(loop))
+    gone = (0.0, 0.0) if lost is None else (lost[0][k], lost[1][j])
+    row, column = float(row_sums.max()) + gone[0], float(column_sums.max()) + gone[1]
+    return math.sqrt(row) * math.sqrt(column) * (1 + relative_error(loop)) * (1 + 8 * UNIT)
 
 
 class BlockErrors:
@@ -121,7 +126,10 @@ class BlockErrors:
         self.loop, self.known = loop, known
         flat = LoopMap(loop.graph, loop.resolved, centred=False)
         self._flat = set(flat.pairs())
-        self._sizes = {p: absolute_norm(flat, p) for p in self._flat}  # ‖|S_li|·diag ℓ_i‖
+        # What enters a segment may be far larger than the units that these are computed from, so what underflows there
+        # must not be lost.
+        self._lost, beneath = underflow(loop), underflow(flat)
+        self._sizes = {p: absolute_norm(flat, p, beneath) for p in self._flat}  # ‖|S_li|·diag ℓ_i‖
         self._relative = {k: self._segment(k) for k in range(1, loop.depth + 2)}
         self._absolute: dict[Pair, float] = {}
         self._guessed: dict[Pair, float] = {}
@@ -142,7 +150,7 @@ class BlockErrors:
 
     def _crude(self, pair: Pair) -> float:
         if pair not in self._absolute:
-            self._absolute[pair] = absolute_norm(self.loop, pair)
+            self._absolute[pair] = absolute_norm(self.loop, pair, self._lost)
         return self._absolute[pair]
 
     def norm(self, pair: Pair) -> float:
@@ -180,5 +188,7 @@ class BlockErrors:
                 continue
             tail = 1.0 if target == k else self._ratios[target] * self.norm((k, target))
             total += tail * self._relative[target] * enters
-        self._errors[pair] = min(total * (1 + 2.0**-10), relative_error(self.loop) * self._crude(pair))
+        crude = relative_error(self.loop) * self._crude(pair)
+        total *= 1 + 2.0**-10
+        self._errors[pair] = total if total < crude else crude  # the latter too where ∞·0 made the former no number
         return self._errors[pair]

@@ -48,6 +48,7 @@ _COLUMNS = (2, 3, 4, 6, 8, 12, 16, 24)
 _HUGE = 1e100  # beyond this the recurrence stops: λ lies far above c, and the growth so far says how far
 _RANGE = 1e-70, 1e100  # norms whose squares, and those of what matters beside them, are normal numbers
 _ATTEMPTS = 4
+_CENTRE = 0.25  # of the slack, by which the test is centred beyond the scale: that may be a little low
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def _describe(errors: BlockErrors, pair: Pair, scale: float, failure: float, sla
     if scale > _RANGE[1]:
         raise BoundError("a block's norm exceeds 1e100: scale the weights, or form it (raise dense_limit).")
     (k, j), loop = pair, errors.loop
-    centre = max(scale * (1 + slack / 4), _RANGE[0]) ** 2
+    slack /= 1 + _CENTRE  # what is ruled out begins at so much beyond the centre, which is itself beyond the scale
+    centre = max(scale * (1 + _CENTRE * slack), _RANGE[0]) ** 2
     n_in, n_out = math.prod(loop.source_shape(j)), math.prod(loop.target_shape(k))
     error, most = errors.error(pair), errors.norm(pair)
     # forward E·‖p‖ + lost, then through Aᵀ, ‖A‖ ≤ N; backward the same of what came forward

@@ -10,6 +10,7 @@ import torch
 from lipcert.errors import BoundError
 from lipcert.graph.types import Affine
 from lipcert.loop import LoopMap, Pair
+from lipcert.norms.chain import chain, chain_norms
 from lipcert.norms.cholesky import cholesky_norms
 from lipcert.norms.dense import dense_norms, smaller_side
 from lipcert.norms.errors import BlockErrors
@@ -22,7 +23,8 @@ __all__ = ["DENSE", "Shares", "check_failure", "deterministic_limit", "upper_nor
 DENSE = 2048
 """The largest smaller side of a block that is made explicit, if a probability of failure is allowed for the others."""
 _CHOLESKY = 16384
-_LOOKS = 160
+_LOOKS = 320
+_GLANCES = 20  # at blocks whose bound does not depend on what is seen
 _LARGEST_SLACK = 0.1
 _LEAST_SHARE = 0.1  # of the slack asked for: less costs steps and gains nothing
 
@@ -73,15 +75,17 @@ def _slacks(
     return {p: min(max(slack * ratio[p] / total, _LEAST_SHARE * slack), _LARGEST_SLACK) for p in pairs}
 
 
-def _estimates(loop: LoopMap, pairs: Sequence[Pair], tolerance: float, seed: int) -> dict[Pair, float]:
+def _estimates(
+    loop: LoopMap, pairs: Sequence[Pair], tolerance: float, seed: int, looks: int = _LOOKS
+) -> dict[Pair, float]:
     """Norms from below: in float32, which is several times as fast, where its range is large enough."""
     if not pairs:
         return {}
     single = loop.at(loop.graph.resolve(torch.float32))
-    found = estimate_norms(single, pairs, seed=seed, tolerance=max(tolerance, 1e-7), max_iterations=_LOOKS)
+    found = estimate_norms(single, pairs, seed=seed, tolerance=max(tolerance, 1e-7), max_iterations=looks)
     odd = [p for p in pairs if not 1e-15 < float(found[p]) < 1e15]
     if odd:
-        found |= estimate_norms(loop, odd, seed=seed, tolerance=tolerance, max_iterations=_LOOKS)
+        found |= estimate_norms(loop, odd, seed=seed, tolerance=tolerance, max_iterations=looks)
     return {p: float(v) for p, v in found.items()}
 
 
@@ -97,6 +101,10 @@ def upper_norms(
 ) -> dict[Pair, Norm]:
     """Upper bounds on ‖A_kj‖₂: by explicit matrix, by Gram matrix, or by the randomised test, as their size allows.
 
+    With ``failure`` 0 blocks that are too large for a matrix are bounded by the product of the norms of their layers,
+    if they are chains of such, none of which needs a larger matrix (``chain.py``): looser than the others by what zero
+    padding and the product give away.
+
     Args:
         loop: T in float64.
         pairs: the blocks.
@@ -107,8 +115,8 @@ def upper_norms(
         seed: of the random start; None draws one that nobody could foresee, which the probability presumes.
 
     Raises:
-        BoundError: a block is larger than ``limit`` and ``failure`` is 0 (nothing is computed then), weights that
-            are not finite, or an option out of range.
+        BoundError: a block is larger than ``limit``, no chain of layers, and ``failure`` is 0 (nothing is computed
+            then), weights that are not finite, or an option out of range.
     """
     if loop.resolved.dtype != torch.float64:
         raise BoundError("upper bounds are computed in float64: resolve the graph with dtype=torch.float64.")
@@ -120,17 +128,22 @@ def upper_norms(
     small = [p for p in pairs if sides[p] <= min(DENSE, most)]
     medium = [p for p in pairs if min(DENSE, most) < sides[p] <= most]
     large = [p for p in pairs if sides[p] > most]
-    if large and not failure:
-        k, j = large[0]
+    chains = {} if failure else {p: layers for p in large if (layers := chain(loop, p, limit=most)) is not None}
+    refused = [] if failure else [p for p in large if p not in chains]
+    if refused:
+        k, j = refused[0]
         source = "the input" if j == 0 else loop.nonlinear[j - 1].describe()
         target = "the output" if k == loop.depth + 1 else loop.nonlinear[k - 1].describe()
         raise BoundError(
             f"a deterministic upper bound needs the block from {source} to {target} as an explicit matrix, and its "
-            f"smaller side of {sides[large[0]]} exceeds the limit of {most}. Allow a probability of failure, such as "
+            f"smaller side of {sides[refused[0]]} exceeds the limit of {most}. Allow a probability of failure, such as "
             "failure=1e-12, raise dense_limit (memory grows with the square of that side, time with its cube), or ask "
             "for guarantee='estimate', which is not a certificate."
         )
     norms = dense_norms(loop, small)
+    if chains:
+        norms |= chain_norms(loop, chains, _estimates(loop, list(chains), slack, (seed or 0) ^ 1, _GLANCES))
+        large = []
     if not medium and not large:
         return norms
     estimates = _estimates(loop, medium + large, slack / 1e5, (seed or 0) ^ 1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lipcert.graph.builder import Builder, Call, Value, rule
-from lipcert.graph.types import Live
+from lipcert.graph.types import Convolution, Live
 
 
 def _channel_view(value: Tensor, ndim: int) -> Tensor:
@@ -21,6 +21,11 @@ def _channel_view(value: Tensor, ndim: int) -> Tensor:
 def _turned(shape: Sequence[int]) -> tuple[int, int]:
     """(terms, terms of the adjoint) of a product with a matrix of shape (out, in), or a vector's."""
     return (int(shape[-1]), int(shape[0]) if len(shape) > 1 else 1)
+
+
+def _matrix(weight: Any) -> Convolution | None:
+    """The form of a product with a constant matrix, on either side of it."""
+    return Convolution() if weight.meta["val"].ndim == 2 else None
 
 
 def _bias(call: Call, ndim: int, channels_first: bool) -> Callable[[Live], Tensor] | None:
@@ -42,6 +47,7 @@ def linear(b: Builder, call: Call) -> Value:
         offset=_bias(call, len(b.nodes[source].shape) + 1, channels_first=False),
         terms=_turned(call["weight"].meta["val"].shape),
         roundings=_turned(call["weight"].meta["val"].shape)[0] + 1,
+        form=_matrix(call["weight"]),
     )
 
 
@@ -65,7 +71,26 @@ def convolution(b: Builder, call: Call) -> Value:
         offset=_bias(call, weight_dims, channels_first=True),
         terms=(across, inside) if transposed else (inside, across),
         roundings=(across if transposed else inside) + 1,
+        form=_form(b, call, source, transposed, [int(k) for k in kernel]),
     )
+
+
+def _form(b: Builder, call: Call, source: int, transposed: bool, kernel: Sequence[int]) -> Convolution:
+    """What the norm of a convolution depends on beside its weights."""
+
+    def each(name: str) -> tuple[int, ...]:
+        given = list(call[name]) if isinstance(call[name], (list, tuple)) else [call[name]]
+        return tuple(int(n) for n in given * (len(kernel) if len(given) == 1 else 1))
+
+    reads, writes = b.nodes[source].shape[1:], b.shape_of(call)[1:]
+    if transposed:
+        reads, writes = writes, reads
+    dilation, named = each("dilation"), call["padding"]
+    if isinstance(named, str):  # "same": what does not halve is behind
+        padding = tuple(d * (k - 1) // 2 if named == "same" else 0 for d, k in zip(dilation, kernel, strict=True))
+    else:
+        padding = each("padding")
+    return Convolution(reads, writes, each("stride"), padding, dilation, int(call.get("groups", 1)))
 
 
 @rule("batch_norm")
@@ -131,6 +156,7 @@ def matmul(b: Builder, call: Call) -> Value:
             coefficients=[lambda live: live(matrix)],
             terms=(sizes[0], sizes[1]) if dims == 2 else None,
             roundings=summed,
+            form=_matrix(matrix),
         )
     return b.affine(
         call,
@@ -139,6 +165,7 @@ def matmul(b: Builder, call: Call) -> Value:
         coefficients=[lambda live: live(matrix)],
         terms=(sizes[1], sizes[0]) if dims == 2 else None,
         roundings=summed,
+        form=_matrix(matrix),
     )
 
 
@@ -156,6 +183,7 @@ def addmm(b: Builder, call: Call) -> Value:
         terms=_turned(call["mat2"].meta["val"].shape[::-1]),
         # where α is not 1 it may be multiplied in before or after the sum
         roundings=int(call["mat2"].meta["val"].shape[0]) + 2 if call["alpha"] == call["beta"] == 1 else None,
+        form=_matrix(call["mat2"]),
     )
 
 

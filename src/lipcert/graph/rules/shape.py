@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from lipcert.graph.builder import Builder, Call, Value, rule
+from lipcert.graph.types import CircularPadding
 
 MOVED = (1, 1)
 """Terms of a map that moves entries: each is copied from one, and goes to one at most."""
@@ -158,9 +159,11 @@ def pad(b: Builder, call: Call) -> Value:
         raise call.refuse("it pads the batch dimension.")
     value = call.get("value")
     constant = call.name == "constant_pad_nd" or (call.name == "pad" and call.get("mode", "constant") == "constant")
-    terms = MOVED if constant else None
+    terms, form = MOVED if constant else None, None
+    if call.name == "_pad_circular" or call.get("mode") == "circular":  # amounts come from the last dimension on
+        form = CircularPadding(tuple(zip(amounts[-2::-2], amounts[::-2], strict=True)))
     if not value:
-        return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0]), terms=terms, roundings=1 if value else 0)
+        return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0]), terms=terms, roundings=0, form=form)
     shape = b.nodes[source].shape
 
     def offset(live: Any) -> Tensor:
