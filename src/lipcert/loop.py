@@ -118,6 +118,10 @@ class LoopMap:
         other.resolved = resolved
         return other
 
+    def absolute(self) -> LoopMap:
+        """|T|: the same map with every coefficient made positive."""
+        return self.at(self.resolved.absolute())
+
     # --- shapes and structure -----------------------------------------------------------------------------
     def source_shape(self, j: int) -> tuple[int, ...]:
         """Shape of one x (j = 0) or w_j."""
@@ -313,7 +317,7 @@ class LoopMap:
             for each target k = 1…K+1 that sum, (1, *target_shape), and for each source j = 0…K the sum
             ``Σ_i |A_ij|ᵀ·1`` of the way back, (1, *source_shape). They bound what underflow can do to T.
         """
-        sizes = self.at(self.resolved.absolute())
+        sizes = self.absolute()
         like = torch.zeros((), dtype=self.resolved.dtype, device=self.resolved.device)
         with torch.enable_grad():
             sources = [like.new_zeros((1, *self.source_shape(j))).requires_grad_() for j in range(self.depth + 1)]

@@ -273,10 +273,11 @@ class Builder:
         constant: float,
         function: Callable[[Tensor, Live], Tensor],
         shape: tuple[int, ...] | None = None,
+        apart: tuple[int, ...] = (),
     ) -> int:
-        """Add a Lipschitz map that is not elementwise."""
+        """Add a Lipschitz map that is not elementwise; see :class:`VectorMap`."""
         shape = self.shape_of(call) if shape is None else shape
         return self._add(
             self._key(call, (source,), "vector"),
-            lambda i: VectorMap(i, call.operation, call.place, (source,), shape, function, constant),
+            lambda i: VectorMap(i, call.operation, call.place, (source,), shape, function, constant, apart),
         )

@@ -206,9 +206,13 @@ class VectorMap(Nonlinear):
     """A map with ``‖f(z) − f(z')‖ ≤ constant·‖z − z'‖`` that is not elementwise (max pooling, sorting).
 
     Every entry of its result is one of its input's, or lies between two of them.
+
+    ``apart`` names the dimensions of a sample along which it keeps apart: with the input's indices along these given, f
+    is a map of its own, of the same constant, and its result has the same indices there.
     """
 
     constant: float
+    apart: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def max_pool(b: Builder, call: Call) -> Value:
         out = call.run(self=z)
         return out[0] if several else out  # type: ignore[no-any-return]
 
-    index = b.vector_map(call, source, math.sqrt(count), function, shape)
+    index = b.vector_map(call, source, math.sqrt(count), function, shape, apart=(0,))
     return (index,) if several else index
 
 
@@ -95,7 +95,7 @@ def adaptive_max_pool(b: Builder, call: Call) -> Value:
             for j in range(i * n // m, -(-(i + 1) * n // m)):
                 seen[j] += 1
         count *= max(seen)
-    return (b.vector_map(call, source, math.sqrt(count), lambda z, live: call.run(self=z)[0], shape),)
+    return (b.vector_map(call, source, math.sqrt(count), lambda z, live: call.run(self=z)[0], shape, apart=(0,)),)
 
 
 @rule("sort", "topk")
@@ -104,10 +104,12 @@ def sort(b: Builder, call: Call) -> Value:
     source = b.signal(call, "self")
     if not call.get("sorted", True):
         raise call.refuse("the order of what it returns is not fixed, so it jumps.", "Use sorted=True.")
-    if call.get("dim", -1) % (len(b.nodes[source].shape) + 1) == 0:
+    along = call.get("dim", -1) % (len(b.nodes[source].shape) + 1)
+    if along == 0:
         raise call.refuse("it sorts along the batch.")
     shape = b.shape_of(call, call.node.meta["val"][0])
-    return (b.vector_map(call, source, 1.0, lambda z, live: call.run(self=z)[0], shape),)
+    apart = tuple(i for i in range(len(shape)) if i != along - 1)
+    return (b.vector_map(call, source, 1.0, lambda z, live: call.run(self=z)[0], shape, apart=apart),)
 
 
 @rule("amax", "amin")
@@ -156,6 +158,8 @@ def pairwise_extreme(b: Builder, call: Call) -> Value:
         part="stack",
         roundings=0,
     )
-    both = b.vector_map(pair, stacked, 1.0, lambda z, live: z.sort(dim=1).values, (2, *shape))
+    both = b.vector_map(
+        pair, stacked, 1.0, lambda z, live: z.sort(dim=1).values, (2, *shape), apart=tuple(range(1, len(shape) + 1))
+    )
     which = 1 if call.name in ("maximum", "max") else 0
     return b.affine(pair, [both], lambda xs, cs: xs[0].select(1, which), shape=shape, part=which, roundings=0)

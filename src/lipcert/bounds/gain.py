@@ -1,0 +1,142 @@
+"""The gain matrix: for given weights D, the smallest N with Δy·Δyᵀ ≼ N·‖Δx‖², for all outputs and pairs at once.
+
+With S_z : (x, p) ↦ D·z(x, p/D) the part of the scaled map (:mod:`lipcert.scaled`) without y, and Q = I − S_zᵀS_z, the
+inequality ‖D·Δw‖ ≤ ‖D·Δz‖ of the network says ‖Δx‖² ≥ (Δx, Δp)ᵀQ(Δx, Δp). Where Q is positive definite (‖S_z‖ < 1),
+
+    (h·Δy)² ≤ hᵀNh·‖Δx‖²  for every h,        N = T_y·Q⁻¹·T_yᵀ:
+
+all of global (λ_max), per class (N_aa) and pairwise (N_aa + N_bb − 2N_ab) from one solution of Q·V = T_yᵀ by conjugate
+gradients, C rows side by side. For any V, b_aᵀv_b + b_bᵀv_a − v_aᵀQv_b (b_a = T_yᵀe_a) is N to second order in its error,
+and below N where V is not converged; its derivative in D at fixed V is that of N (envelope theorem).
+
+``‖S_z‖ < 1`` is watched by following the leading vector of S_zᵀS_z as one more row of each product.
+
+Source: the inequality is that of LipSDP (Fazlyab et al. 2019), by a Schur complement; N and its computation are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipcert.norms.power import next_vectors
+from lipcert.scaled import ScaledMap
+
+__all__ = ["Probe", "Solution", "product", "solve"]
+
+_INFEASIBLE = 1 - 1e-5
+
+
+def product(scaled: ScaledMap, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """``S_zᵀS_z·p`` and ``S_z·p`` for each row p, by one pass and one vector-Jacobian product."""
+    with torch.enable_grad():
+        leaf = rows.detach().requires_grad_()
+        z, _ = scaled.values(leaf)
+        if not z.shape[1]:
+            return torch.zeros_like(rows), z.detach()
+        (back,) = torch.autograd.grad(z, leaf, z.detach(), allow_unused=True)
+    return torch.zeros_like(rows) if back is None else back, z.detach()
+
+
+@dataclass
+class Probe:
+    """The leading vector of S_zᵀS_z as far as it is known, (1, n), and the largest quotient seen at these weights."""
+
+    vector: Tensor
+    memory: Tensor
+    seen: float = 0.0
+
+    @staticmethod
+    def random(scaled: ScaledMap, seed: int = 0) -> Probe:
+        """A Gaussian start."""
+        generator = torch.Generator().manual_seed(seed)
+        start = torch.randn((1, len(scaled.divisors)), generator=generator, dtype=torch.float64)
+        start = (start / start.norm()).to(scaled.divisors)
+        return Probe(start, torch.zeros_like(start))
+
+    def advance(self, image: Tensor) -> None:
+        """One power iteration, from S_zᵀS_z·vector."""
+        self.seen = max(self.seen, float((image * self.vector).sum()))
+        self.vector, self.memory = next_vectors(image, self.vector, self.memory)
+
+    def iterate(self, scaled: ScaledMap, count: int) -> float:
+        """Some power iterations by themselves; returns what ‖S_z‖² was seen to be."""
+        self.seen = 0.0
+        for _ in range(count):
+            self.advance(product(scaled, self.vector)[0])
+        return self.seen
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What conjugate gradients found for some right-hand sides b (m, n).
+
+    Attributes:
+        vectors: (m, n), Q⁻¹b approximately.
+        images: (m, Σ|z|), S_z of them.
+        gain: (m, m), N in the basis of the heads that b belongs to; not above it, up to rounding.
+        leading: (1, n), the leading vector of S_zᵀS_z as far as it is known, of unit norm.
+        leading_image: (1, Σ|z|), S_z of it.
+        square: what ‖S_z‖² was seen to be.
+        products: how many passes it took.
+    """
+
+    vectors: Tensor
+    images: Tensor
+    gain: Tensor
+    leading: Tensor
+    leading_image: Tensor
+    square: float
+    products: int
+
+
+def solve(
+    scaled: ScaledMap,
+    b: Tensor,
+    start: Tensor | None,
+    probe: Probe,
+    *,
+    tolerance: float,
+    limit: int = 200,
+) -> Solution | None:
+    """Solve (I − S_zᵀS_z)·v = b for each row by conjugate gradients; None if ‖S_z‖ ≥ 1 was seen.
+
+    Args:
+        scaled: the scaled map at the present weights.
+        b: (m, n), T_yᵀh divided by the weights.
+        start: (m, n), what to start from.
+        probe: followed as one more row.
+        tolerance: of the residual, relative to b, in every row.
+        limit: of iterations.
+    """
+    probe.seen, count = 0.0, 0
+    if start is None:
+        x, r = torch.zeros_like(b), b
+    else:
+        image, _ = product(scaled, torch.cat([start, probe.vector]))
+        probe.advance(image[-1:])
+        x, r, count = start, b - (start - image[:-1]), 1
+    size = b.square().sum(1).clamp_min(torch.finfo(b.dtype).tiny)
+    p, rr = r, r.square().sum(1)
+    while count < limit and bool((rr > tolerance**2 * size).any()):
+        image, _ = product(scaled, torch.cat([p, probe.vector]))
+        probe.advance(image[-1:])
+        count += 1
+        image = p - image[:-1]
+        curvature = (p * image).sum(1)
+        if probe.seen > _INFEASIBLE or bool((curvature < 0).any()) or not bool(torch.isfinite(curvature).all()):
+            return None
+        step = (rr / curvature.clamp_min(torch.finfo(b.dtype).tiny)).masked_fill(rr == 0, 0.0)
+        x, r = x + step[:, None] * p, r - step[:, None] * image
+        new = r.square().sum(1)
+        p, rr = r + (new / rr.clamp_min(torch.finfo(b.dtype).tiny))[:, None] * p, new
+    leading = probe.vector
+    image, z = product(scaled, torch.cat([x, leading]))
+    probe.advance(image[-1:])
+    if probe.seen > _INFEASIBLE:
+        return None
+    cross = b @ x.T
+    gain = cross + cross.T - x @ (x - image[:-1]).T
+    return Solution(x, z[:-1], (gain + gain.T) / 2, leading, z[-1:], probe.seen, count + 1)

@@ -1,0 +1,192 @@
+"""The search for the weights D of a small-gain bound: a fixed-point iteration on log D that stays feasible.
+
+At the best D, every group of entries that shares a weight has W·‖D·z‖² = W·‖D·w‖², summed over the solutions V of
+:mod:`lipcert.bounds.gain` with the objective's derivative W = ∂J/∂N. So log D moves by η·½·log(‖D·w‖²/‖D·z‖²), which
+knows no units; a step after which J has grown, or ‖S_z‖ ≥ 1, is taken back and η halved. A value is compared only when
+conjugate gradients have converged.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lipcert.bounds.gain import Probe, Solution, solve
+from lipcert.loop import LoopMap
+from lipcert.scaled import ScaledMap, levels, weight_shapes
+
+__all__ = ["KINDS", "Kind", "Progress", "Scaling", "Search", "feasible_start"]
+
+Kind = Literal["layer", "channel", "neuron"]
+KINDS: tuple[Kind, ...] = ("layer", "channel", "neuron")
+Progress = Callable[[str, float, float], None]
+"""Called with what is searched, the objective (a typical bound), and the seconds so far."""
+
+_STEP = 0.5
+_TOLERANCE = 1e-2  # of conjugate gradients while D moves: N errs by its square
+_WORSE = 3e-3  # log J may grow by this much before a step is taken back: its values are that good
+_SETTLED = 2e-4
+_BARRIER = 0.01
+_LONGEST = 2.0  # of a step in log D, before η
+_SHARPNESS = (4.0, 16.0, 64.0, 256.0, 1024.0)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The weights D_1…D_K of a small-gain bound: positive, for the free inputs w_k and results z_k.
+
+    Attributes:
+        kind: what shares a weight: ``"layer"``, ``"channel"`` or ``"neuron"``.
+        weights: float64, on the CPU, each of a shape that broadcasts against z_k.
+    """
+
+    kind: Kind
+    weights: tuple[Tensor, ...]
+
+    def refined(self, loop: LoopMap, kind: Kind) -> Scaling:
+        """The same weights with finer groups."""
+        shapes = weight_shapes(loop, kind)
+        return Scaling(kind, tuple(d.expand(s).clone() for d, s in zip(self.weights, shapes, strict=True)))
+
+
+def feasible_start(loop: LoopMap, hidden: dict[int, float]) -> Scaling:
+    """One weight a layer with ‖S_z‖ < 1, from Lipschitz constants m_k of x ↦ z_k: D_k = t^level/m_k.
+
+    ‖S_z‖ shrinks by t at least where the weights are multiplied by t^level, so some t is small enough.
+    """
+    steps, dtype = levels(loop), loop.resolved.dtype
+    ones = weight_shapes(loop, "layer")
+    logs = [-math.log(max(hidden[k], 1e-30)) - 0.35 * steps[k] for k in range(1, loop.depth + 1)]
+    while True:
+        weights = [torch.full(s, math.exp(v), dtype=torch.float64) for s, v in zip(ones, logs, strict=True)]
+        scaled = ScaledMap(loop, [d.to(dtype).to(loop.resolved.device) for d in weights], None)
+        seen = Probe.random(scaled).iterate(scaled, 12)
+        if seen < 0.9:
+            return Scaling("layer", tuple(weights))
+        logs = [v + steps[k] * math.log(0.85 / math.sqrt(seen)) for k, v in enumerate(logs, start=1)]
+
+
+class Search:
+    """A search for D on one network.
+
+    Args:
+        loop: T, centred, in the dtype to compute in.
+        heads: (m, *output_shape), the functionals of the output that the objective looks at.
+        objective: from N (m, m) to the log of a typical bound; differentiable.
+    """
+
+    def __init__(self, loop: LoopMap, heads: Tensor, objective: Callable[[Tensor, float], Tensor]) -> None:
+        self.loop, self.objective = loop, objective
+        self.heads = heads
+        self.b = _adjoint(loop, heads)
+        self.products = 0
+        self.gain: Tensor | None = None
+
+    def scaled(self, logs: Sequence[Tensor]) -> ScaledMap:
+        """S without y at these weights."""
+        return ScaledMap(self.loop, [v.exp() for v in logs], None)
+
+    def _gradients(self, scaled: ScaledMap, found: Solution, sharpness: float) -> tuple[float, list[Tensor]]:
+        """J, and ½·log(‖D·z‖²/‖D·w‖²) for each weight."""
+        with torch.enable_grad():
+            gain = found.gain.double().detach().requires_grad_()
+            value = self.objective(gain, sharpness)
+            (share,) = torch.autograd.grad(value, gain)
+        share = ((share + share.T) / 2).to(found.images)
+        up = ((share @ found.images) * found.images).sum(0, keepdim=True)
+        down = ((share @ found.vectors) * found.vectors).sum(0, keepdim=True)
+        wall = _BARRIER / (1 - found.square)
+        up = up + wall * found.leading_image.square()
+        down = down + wall * found.square * found.leading.square()
+        ups, downs = scaled.group_sums(up, results=True), scaled.group_sums(down, results=False)
+        total = sum(float(u.clamp_min(0).sum()) for u in ups) + 1e-30
+        # what counts for nothing moves little: its ratio is noise
+        floor = [1e-6 * total / d.numel() for d in scaled.weights]
+        moves = [
+            0.5 * ((u.clamp_min(0) + f) / (d.clamp_min(0) + f)).log().clamp(-_LONGEST, _LONGEST)
+            for u, d, f in zip(ups, downs, floor, strict=True)
+        ]
+        return float(value.detach()) - _BARRIER * math.log(1 - found.square), moves
+
+    def run(
+        self,
+        start: Scaling,
+        *,
+        deadline: float = math.inf,
+        smooth: bool = True,
+        steps: int = 60,
+        progress: Progress | None = None,
+    ) -> tuple[Scaling, float]:
+        """Improve D from a feasible start; returns it and log J.
+
+        Args:
+            start: whose kind says what shares a weight.
+            deadline: of ``time.monotonic()``.
+            smooth: whether the objective needs no sharpening.
+            steps: at most so many at each sharpness.
+            progress: is told how it goes.
+        """
+        began = time.monotonic()
+        like = self.b
+        logs = [d.to(like).log() for d in start.weights]
+        probe = Probe.random(self.scaled(logs))
+        solution: Tensor | None = None
+        value = math.inf
+        for sharpness in (1.0,) if smooth else _SHARPNESS:
+            best: tuple[float, list[Tensor], list[Tensor], Tensor] | None = None
+            step = most = _STEP / (1 + (0 if smooth else sharpness / 20))
+            history: list[float] = []
+            for _ in range(steps):
+                scaled = self.scaled(logs)
+                found = solve(scaled, self.b / scaled.divisors, self._carried(solution, scaled), probe, tolerance=_TOLERANCE)
+                self.products += found.products if found else 10
+                if found is None and best is None:  # a start that is not feasible after all
+                    logs = [v - 0.15 * n for v, n in zip(logs, levels(self.loop)[1:], strict=False)]
+                    solution = None
+                    continue
+                if found is not None:
+                    now, moves = self._gradients(scaled, found, sharpness)
+                if found is None or (best is not None and now > best[0] + _WORSE):
+                    assert best is not None
+                    step /= 2
+                    _, logs, moves, solution = best
+                    if step < most / 64:
+                        break
+                else:
+                    solution = found.vectors / scaled.divisors
+                    history.append(now)
+                    if best is None or now < best[0]:
+                        best = now, logs, moves, solution
+                        self.gain = found.gain
+                    step = min(1.1 * step, most)
+                    self.square = found.square
+                    if progress is not None:
+                        progress(start.kind, math.exp(now), time.monotonic() - began)
+                    if len(history) > 4 and min(history[:-4]) - min(history[-4:]) < _SETTLED:
+                        break
+                if time.monotonic() > deadline:
+                    break
+                logs = [v - step * m for v, m in zip(logs, moves, strict=True)]
+            if best is not None:
+                value, logs, _, solution = best
+            if time.monotonic() > deadline:
+                break
+        return Scaling(start.kind, tuple(v.double().exp().cpu() for v in logs)), value
+
+    def _carried(self, solution: Tensor | None, scaled: ScaledMap) -> Tensor | None:
+        return None if solution is None else solution * scaled.divisors
+
+
+def _adjoint(loop: LoopMap, heads: Tensor) -> Tensor:
+    """T_yᵀ of each head, flat: (m, Σ|sources|)."""
+    cotangents: list[Tensor | None] = [*[None] * loop.depth, heads]
+    back = loop.adjoint(cotangents)
+    return torch.cat([v.reshape(len(heads), -1) for v in back], dim=1)
+
+
