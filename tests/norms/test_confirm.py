@@ -130,9 +130,11 @@ def test_by_a_gram_matrix_a_claim_is_weighed_to_its_last_digits() -> None:
     loop = _small()
     for pair in loop.pairs():
         truth = float(torch.linalg.matrix_norm(block(loop, pair), 2))
-        for less in (1e-9, 1e-11, 1e-13):
+        for less in (9e-10, 1e-11, 1e-13):
             claims = {pair: Norm(truth * (1 - less), truth / 2, "dense")}
             assert confirm_norms(loop, claims, limit=99, failure=0) == {}
+        with pytest.raises(BoundError, match="is claimed"):  # so much is seen
+            confirm_norms(loop, {pair: Norm(truth * (1 - 2e-9), truth / 2, "dense")}, limit=99, failure=0)
         assert confirm_norms(loop, {pair: Norm(truth * (1 + 1e-10), truth, "dense")}, limit=99, failure=0)
 
 
