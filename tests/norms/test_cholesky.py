@@ -224,6 +224,22 @@ def test_no_norm_is_below_a_negative_number() -> None:
     assert not _test(_linear(torch.eye(3))).proves(-5.0)
 
 
+@pytest.mark.parametrize("slack", [1e-9, 1e-6, 1e-3])
+@pytest.mark.parametrize("low", [0.0, 1e-8, 1e-5, 3e-3, 0.05, 0.9])
+def test_from_a_low_estimate_it_is_close_after_few_factorisations(
+    low: float, slack: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[float] = []
+    factorises = cholesky._factorises
+    monkeypatch.setattr(cholesky, "_factorises", lambda gram, b: made.append(b) or factorises(gram, b))
+    matrix = torch.randn(40, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    truth = float(torch.linalg.matrix_norm(matrix, 2))
+    found = _proved(_linear(matrix), slack, guess=truth * (1 - low))[1, 0]
+    assert len(made) <= (12 if low else 1)
+    aim = slack if low == 0 or (slack == 1e-3 and low < 0.1) else max(slack, 0.1 * low)  # else attempts run out
+    assert truth <= found.upper <= truth * (1 + 1.1 * aim)
+
+
 def test_from_a_bad_estimate_it_finds_a_bound_all_the_same() -> None:
     found = _proved(_linear(torch.ones(6, 6)), slack=1e-9, guess=0.0)
     assert 6 <= found[1, 0].upper < 40
