@@ -271,3 +271,14 @@ def test_a_block_of_zeros_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upper, "DENSE", 1)
     loop = _linear(torch.zeros(4, 3))
     assert 0 <= upper_norms(loop, loop.pairs())[1, 0].upper < 1e-60
+
+
+def test_a_block_that_cancels_to_nothing_is_bounded_and_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Gram matrix comes out as zeros, or as rounding: what forming it may have lost is all that is known."""
+    loop = loop_map("cancelling-branches")
+    assert not block(loop, (3, 0)).any()
+    (claim,) = dense_norms(loop, [(3, 0)]).values()
+    assert cholesky.proved(BlockErrors(loop, {}), (3, 0), claim.upper)
+    monkeypatch.setattr(upper, "DENSE", 0)
+    found = upper_norms(loop, [(3, 0)])[3, 0]
+    assert claim.lower < found.upper < 1e-6

@@ -75,10 +75,7 @@ def test_also_where_the_norm_from_neighbours_is_far_above(name: str, monkeypatch
     _all_confirmed(name, "dense", 2048, monkeypatch)
 
 
-_CANCELS = pytest.mark.xfail(strict=True, reason="what cancels is claimed more closely than it can be confirmed")
-
-
-@pytest.mark.parametrize("name", ["act-leaky-one", pytest.param("cancelling-branches", marks=_CANCELS)])
+@pytest.mark.parametrize("name", ["act-leaky-one", "cancelling-branches"])
 def test_also_blocks_of_zeros(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _all_confirmed(name, "dense", 2048, monkeypatch)
 

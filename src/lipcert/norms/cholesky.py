@@ -136,15 +136,16 @@ class _Test:
 
     def __init__(self, errors: BlockErrors, pair: Pair, lost: Lost) -> None:
         gram = _gram(errors.loop, pair).cpu()  # LAPACK's factorisation, whose error is the one allowed for
-        largest = float(gram.diagonal().max())
         if not bool(torch.isfinite(gram).all()):
             raise BoundError("the bound is not finite: the weights are so large that a block overflows float64.")
+        error = _gram_error(errors, pair, lost, errors.norm(pair))
+        largest = float(gram.diagonal().max()) or error  # a block that cancels may come out as nothing at all
         if not _RANGE[0] < largest < _RANGE[1]:
             raise BoundError("a block's norm is beyond 2^±200: scale the weights, or lower dense_limit.")
         self.exponent = 2 * (math.frexp(largest)[1] // 2)
         self.gram = gram.mul_(math.ldexp(1.0, -self.exponent))
         self._errors, self._pair, self._lost = errors, pair, lost
-        self.error = _scaled(_gram_error(errors, pair, lost, errors.norm(pair)), -self.exponent)
+        self.error = _scaled(error, -self.exponent)
 
     def excess(self, bound: float, error: float) -> float:
         """What is added to b when b·I − G has a factor: rounding of it, of its diagonal, of G."""
@@ -196,7 +197,7 @@ def cholesky_norms(
             continue
         test = _Test(errors, pair, lost)
         least = max(math.ldexp(estimates[pair], -test.exponent // 2) ** 2, float(test.gram.diagonal().max()))
-        bound = _least_bound(test.gram, least, slack[pair])
+        bound = _least_bound(test.gram, least or test.error, slack[pair])
         upper = test.norm(bound)
         norms[pair] = Norm(upper, min(estimates[pair], upper), "cholesky")
         errors.known[pair] = upper
