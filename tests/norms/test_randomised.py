@@ -17,7 +17,7 @@ from lipcert.errors import BoundError
 from lipcert.loop import LoopMap, Pair, Plan
 from lipcert.norms import Norm, randomised, upper_norms
 from lipcert.norms.errors import BlockErrors
-from lipcert.norms.power import estimate_norms
+from lipcert.norms.lanczos import estimate_norms
 
 SOME = named()[1::9]
 
@@ -33,7 +33,7 @@ def _tested(
 ) -> dict[Pair, Norm]:
     """Every block by the test, at one scale that is guessed, or at the estimated ones."""
     pairs = loop.pairs()
-    found = estimate_norms(loop, pairs, tolerance=slack / 1e5, max_iterations=160) if guess is None else {}
+    found = estimate_norms(loop, pairs, tolerance=slack / 1e5, max_products=160) if guess is None else {}
     estimates = {p: float(found[p]) if guess is None else guess for p in pairs}
     slacks = dict.fromkeys(pairs, slack)
     return randomised.probable_norms(BlockErrors(loop, {}), pairs, estimates, slacks, failure=failure, seed=seed)

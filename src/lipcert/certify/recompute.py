@@ -153,14 +153,14 @@ class Recomputed:
 
     # --- norms and bound ----------------------------------------------------------------------------------
     def below(self) -> str:
-        """No claimed norm is below what a power iteration reaches."""
+        """No claimed norm is below what a Lanczos iteration reaches."""
         self._require_blocks()
         with ordinary_mode(), torch.no_grad():
             seen = estimate_norms(self.loop, list(self.claims))
         for pair, claim in self.claims.items():
             if claim.upper < float(seen[pair]) * (1 - TOLERANCE):
                 raise Refuted(f"block {pair}: its norm reaches {float(seen[pair]):.9g}, claimed is {claim.upper:.9g}")
-        return f"a power iteration reaches none of the {len(self.claims)} claimed norms"
+        return f"a Lanczos iteration reaches none of the {len(self.claims)} claimed norms"
 
     def confirmed(self) -> str:
         """Each claimed norm is confirmed by another method than the one that proved it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lipcert.norms.power import estimate_norms
+from lipcert.norms.lanczos import estimate_norms
 from lipcert.norms.result import Norm
 from lipcert.norms.upper import upper_norms
 

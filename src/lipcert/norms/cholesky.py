@@ -8,7 +8,7 @@ If the Cholesky factorisation of b·I − G runs to its end, then
 
 whatever the order of its sums: the computed factor R has RᵀR = b·I − G + E with |E_ij| ≤ γ_{n+1}·√(m_ii m_jj)/(1 − γ).
 A multiple of that is allowed for libraries that divide by multiplying with a reciprocal. Where it breaks off, b was too
-small, and a larger one is tried.
+small, and a larger one is tried, from steps that grow; between the last two it is then bisected to the slack asked for.
 
 Sources: Higham, *Accuracy and Stability of Numerical Algorithms*, Theorem 10.3; Rump, "Verification of positive
 definiteness", BIT 46 (2006), for the use of it.
@@ -17,7 +17,7 @@ definiteness", BIT 46 (2006), for the use of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -34,20 +34,8 @@ __all__ = ["cholesky_norms", "proved"]
 _AIM, _CLOSEST = 0.1, 1e-10
 _ALLOWED = 8.0  # times the error of a textbook factorisation
 _GROWTH = 6.0
-_ATTEMPTS = 12
+_ATTEMPTS = 12  # factorisations of one block
 _RANGE = 2.0**-400, 2.0**400  # squares of norms in between, and of what matters in them, are normal numbers
-
-
-def _adjoint_gram_products(loop: LoopMap, pair: Pair, cotangents: Tensor) -> Tensor:
-    """``AAᵀ·v`` for each row v at the target."""
-    k, j = pair
-    given: list[Tensor | None] = [None] * (loop.depth + 1)
-    given[k - 1] = cotangents
-    back = loop.adjoint(given)[j]
-    inputs: list[Tensor | None] = [None] * (loop.depth + 1)
-    inputs[j] = back
-    with torch.no_grad():
-        return loop.forward(inputs)[k - 1]
 
 
 def _gram(loop: LoopMap, pair: Pair) -> Tensor:
@@ -57,15 +45,32 @@ def _gram(loop: LoopMap, pair: Pair) -> Tensor:
     shape = loop.source_shape(j) if n_in <= n_out else loop.target_shape(k)
     size, step = min(n_in, n_out), chunk(loop)
     gram = torch.empty((size, size), dtype=torch.float64, device=loop.resolved.device)
+    products: Callable[[Tensor], Tensor] | None = None
     for start in range(0, size, step):
         stop = min(start + step, size)
-        some = basis(start, stop, shape, loop)
-        if n_in <= n_out:
-            rows = gram_products(loop, product_plan(loop, {pair: some}), {pair: some})[pair]
-        else:
-            rows = _adjoint_gram_products(loop, pair, some)
-        gram[start:stop] = rows.reshape(stop - start, size)
+        if products is None or stop - start < step:
+            products = _products(loop, pair, stop - start, adjoint=n_in > n_out)
+        gram[start:stop] = products(basis(start, stop, shape, loop)).reshape(stop - start, size)
     return gram
+
+
+def _products(loop: LoopMap, pair: Pair, rows: int, *, adjoint: bool) -> Callable[[Tensor], Tensor]:
+    """A function of so many rows v: ``AᵀA·v``, or ``AAᵀ·v``, for which Aᵀ is recorded only once."""
+    k, j = pair
+    start = torch.zeros((rows, *loop.source_shape(j)), dtype=loop.resolved.dtype, device=loop.resolved.device)
+    plan = product_plan(loop, {pair: start})
+    if not adjoint:
+        return lambda some: gram_products(loop, plan, {pair: some})[pair]
+    start.requires_grad_()
+    with torch.enable_grad():
+        out = loop.run(plan, {j: start})[k]
+
+    def run(some: Tensor) -> Tensor:
+        (back,) = torch.autograd.grad(out, start, some, retain_graph=True)
+        with torch.no_grad():
+            return loop.run(plan, {j: back})[k]
+
+    return run
 
 
 def _scaled(value: float, exponent: int) -> float:
@@ -102,20 +107,45 @@ def _factorises(gram: Tensor, bound: float) -> bool:
     return int(info) == 0
 
 
+def _least_bound(gram: Tensor, least: float, slack: float) -> float:
+    """A b for which b·I − gram has a Cholesky factor, and not for b·(1 − 2·slack), where attempts suffice.
+
+    ``least`` is an estimate of the least, from below.
+    """
+    failed, excess, growth = 0.0, max(_AIM * slack, _CLOSEST), _GROWTH  # it costs nothing to be close from the start
+    largest = float(gram.diagonal().sum()) * 1.01 / least / 2 - 0.5  # no eigenvalue exceeds the trace
+    found = math.inf
+    for _ in range(_ATTEMPTS):
+        if _factorises(gram, least * (1 + 2 * excess)):
+            found = excess
+        elif excess == largest:
+            raise BoundError("the Gram matrix of a block is not what it should be: this is a bug in lipcert.")
+        else:
+            failed = excess
+        if found - failed <= slack:
+            break
+        if found < math.inf:
+            excess = math.sqrt(failed * found)
+        else:
+            excess, growth = min(excess * growth, largest), growth * _GROWTH
+    return least * (1 + 2 * found)
+
+
 class _Test:
     """The Gram matrix of one block, scaled by a power of four to about 1, and what its rounding allows."""
 
     def __init__(self, errors: BlockErrors, pair: Pair, lost: Lost) -> None:
         gram = _gram(errors.loop, pair).cpu()  # LAPACK's factorisation, whose error is the one allowed for
-        largest = float(gram.diagonal().max())
         if not bool(torch.isfinite(gram).all()):
             raise BoundError("the bound is not finite: the weights are so large that a block overflows float64.")
+        error = _gram_error(errors, pair, lost, errors.norm(pair))
+        largest = float(gram.diagonal().max()) or error  # a block that cancels may come out as nothing at all
         if not _RANGE[0] < largest < _RANGE[1]:
             raise BoundError("a block's norm is beyond 2^±200: scale the weights, or lower dense_limit.")
         self.exponent = 2 * (math.frexp(largest)[1] // 2)
         self.gram = gram.mul_(math.ldexp(1.0, -self.exponent))
         self._errors, self._pair, self._lost = errors, pair, lost
-        self.error = _scaled(_gram_error(errors, pair, lost, errors.norm(pair)), -self.exponent)
+        self.error = _scaled(error, -self.exponent)
 
     def excess(self, bound: float, error: float) -> float:
         """What is added to b when b·I − G has a factor: rounding of it, of its diagonal, of G."""
@@ -167,16 +197,7 @@ def cholesky_norms(
             continue
         test = _Test(errors, pair, lost)
         least = max(math.ldexp(estimates[pair], -test.exponent // 2) ** 2, float(test.gram.diagonal().max()))
-        excess = max(_AIM * slack[pair], _CLOSEST)  # it costs nothing to be close, if the estimate is good
-        for _ in range(_ATTEMPTS):
-            bound = least * (1 + 2 * excess)
-            if _factorises(test.gram, bound):
-                break
-            excess *= _GROWTH
-        else:  # the estimate is of no use: no eigenvalue exceeds the trace
-            bound = float(test.gram.diagonal().sum()) * 1.01
-            if not _factorises(test.gram, bound):
-                raise BoundError("the Gram matrix of a block is not what it should be: this is a bug in lipcert.")
+        bound = _least_bound(test.gram, least or test.error, slack[pair])
         upper = test.norm(bound)
         norms[pair] = Norm(upper, min(estimates[pair], upper), "cholesky")
         errors.known[pair] = upper

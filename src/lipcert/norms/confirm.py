@@ -13,7 +13,7 @@ from lipcert.loop import LoopMap, Pair
 from lipcert.norms.cholesky import proved
 from lipcert.norms.dense import dense_norms, smaller_side
 from lipcert.norms.errors import BlockErrors
-from lipcert.norms.power import estimate_norms
+from lipcert.norms.lanczos import estimate_norms
 from lipcert.norms.randomised import probable_norms
 from lipcert.norms.result import Norm
 from lipcert.norms.upper import DENSE, check_failure
@@ -62,7 +62,7 @@ def _confirm(
     odd = [p for p in claims if p not in set(loop.pairs())]
     if odd:
         raise BoundError(f"there is no block {odd[0]} in this network.")
-    seen = estimate_norms(loop, claims, seed=(seed or 0) ^ 1, max_iterations=_LOOKS)
+    seen = estimate_norms(loop, claims, seed=(seed or 0) ^ 1, max_products=_LOOKS)
     for pair, claim in claims.items():
         if float(seen[pair]) > claim.upper * _REFUTED:
             raise BoundError(

@@ -182,6 +182,8 @@ def dense_norms(loop: LoopMap, pairs: Iterable[Pair]) -> dict[Pair, Norm]:
     norms, lost = {}, underflow(loop)
     for pair, matrix in _blocks(loop, pairs):
         value, forming, n = _spectral_norm_upper(matrix), forming_error(loop, pair, lost), len(matrix)
-        confirmable = (value + (1 + math.sqrt(2 * n)) * forming) * (1 + _ROOM * (n + 4) ** 2 * UNIT)
-        norms[pair] = Norm(confirmable, value + forming, "dense")
+        # what its Gram matrix can show: the least σ with σ² ≥ (value + e)² + c·e·(2σ + e), e = forming, c = √(2n)
+        room = math.sqrt(2 * n)
+        confirmable = room * forming + math.hypot(value + forming, math.sqrt(room * room + room) * forming)
+        norms[pair] = Norm(confirmable * (1 + _ROOM * (n + 4) ** 2 * UNIT), value + forming, "dense")
     return norms

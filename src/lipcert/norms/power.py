@@ -1,7 +1,7 @@
-"""Power iteration: cheap, and an estimate from below. Never a certificate.
+"""Products of blocks with their adjoints, all in one batch, and the power iteration of training.
 
-All blocks are iterated together in one batch, each row travelling only between its source and its target; one
-iteration of all of them is one pass and one vector-Jacobian product.
+Each row travels only between its source and its target; one product of all blocks is one pass and one vector-Jacobian
+product. What is found from them is an estimate from below, never a certificate; ``lanczos.py`` makes it a good one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from torch import Tensor
 from lipcert.loop import Group, LoopMap, Pair, Plan
 
 __all__ = [
-    "estimate_norms",
     "gram_products",
     "next_vectors",
     "normalised",
@@ -33,10 +32,15 @@ def row_norms(value: Tensor) -> Tensor:
 
 
 def normalised(value: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row divided by its norm (a zero row stays zero), and the norms."""
-    norms = row_norms(value)
-    shape = (-1, *(1,) * (value.ndim - 1))
-    return value / norms.clamp_min(torch.finfo(value.dtype).tiny).reshape(shape), norms
+    """Each row divided by its norm (a zero row stays zero), and the norms, at any scale."""
+    norms, shape = row_norms(value), (-1, *(1,) * (value.ndim - 1))
+    tiny = torch.finfo(value.dtype).tiny
+    if not bool(((norms > tiny**0.25) & (norms < tiny**-0.25)).all()):  # else squares may have left the range of floats
+        largest = value.abs().reshape(len(value), -1).amax(1)
+        value = value / torch.where(largest > 0, largest, 1.0).reshape(shape)
+        lengths = row_norms(value)
+        return value / lengths.clamp_min(tiny).reshape(shape), lengths * largest
+    return value / norms.reshape(shape), norms
 
 
 _MOMENTUM = 0.98**2 / 4
@@ -95,47 +99,28 @@ def product_plan(loop: LoopMap, vectors: Mapping[Pair, Tensor]) -> Plan:
 
 
 def gram_products(
-    loop: LoopMap, plan: Plan, vectors: Mapping[Pair, Tensor], *, unit: bool = False
+    loop: LoopMap,
+    plan: Plan,
+    vectors: Mapping[Pair, Tensor],
+    *,
+    unit: bool = False,
+    scales: Mapping[Pair, float] | None = None,
 ) -> dict[Pair, Tensor]:
     """``AᵀA·v`` for each row of each block, all in one pass and one vector-Jacobian product.
 
-    With ``unit`` it is divided by ‖Av‖, and its norm is then at most ‖A‖ for a v of unit norm, at any scale.
+    With ``unit`` it is divided by ‖Av‖, and its norm is then at most ‖A‖ for a v of unit norm, at any scale; with
+    ``scales`` by the square of the block's, half of it on the way.
     """
     leaves = {pair: rows.detach().requires_grad_() for pair, rows in vectors.items()}
     with torch.enable_grad():
         seeds = {j: torch.cat([v for (_, i), v in leaves.items() if i == j]) for _, j in leaves}
-        images = list(loop.run(plan, seeds).values())
-        cotangents = [normalised(v.detach())[0] if unit else v.detach() for v in images]
-        back = torch.autograd.grad(images, list(leaves.values()), cotangents)
+        images = loop.run(plan, seeds)
+        cotangents = [normalised(v.detach())[0] if unit else v.detach() for v in images.values()]
+        if scales is not None:
+            by_group = [v.new_full((len(v),), scales[pair]) for pair, v in leaves.items()]
+            divisors = [torch.cat([by_group[g] for g in plan.rows(k)]) for k in images]
+            cotangents = [v / s.reshape(-1, *(1,) * (v.ndim - 1)) for v, s in zip(cotangents, divisors, strict=True)]
+        back = torch.autograd.grad(list(images.values()), list(leaves.values()), cotangents)
+    if scales is not None:
+        back = tuple(v / scales[pair] for pair, v in zip(leaves, back, strict=True))
     return dict(zip(leaves, back, strict=True))
-
-
-def estimate_norms(
-    loop: LoopMap,
-    pairs: Iterable[Pair],
-    *,
-    seed: int = 0,
-    tolerance: float = 1e-6,
-    max_iterations: int = 1000,
-    check_every: int = 20,
-) -> dict[Pair, Tensor]:
-    """Estimate ‖A_kj‖ from below for each block, to a relative growth under ``tolerance`` an iteration.
-
-    A block that has settled is dropped from the batch. Returns float64 scalars.
-    """
-    vectors = random_seeds(loop, pairs, seed=seed)
-    memory = {name: torch.zeros_like(v) for name, v in vectors.items()}
-    known = {name: v.new_zeros((), dtype=torch.float64) for name, v in vectors.items()}
-    done = 0
-    while vectors and done < max_iterations:
-        names, plan = list(vectors), product_plan(loop, vectors)
-        before = {name: known[name] for name in names}
-        for _ in range(check_every):
-            found = gram_products(loop, plan, {name: vectors[name] for name in names}, unit=True)
-            for name, gradient in found.items():
-                known[name] = torch.maximum(known[name], row_norms(gradient)[0].double())
-                vectors[name], memory[name] = next_vectors(gradient, vectors[name], memory[name])
-        grown = {name: float(known[name] - before[name]) for name in names}
-        vectors = {name: vectors[name] for name in names if grown[name] > check_every * tolerance * float(known[name])}
-        done += check_every
-    return known

@@ -14,7 +14,7 @@ from lipcert.norms.chain import chain, chain_norms
 from lipcert.norms.cholesky import cholesky_norms
 from lipcert.norms.dense import dense_norms, smaller_side
 from lipcert.norms.errors import BlockErrors
-from lipcert.norms.power import estimate_norms
+from lipcert.norms.lanczos import leading_vectors
 from lipcert.norms.randomised import probable_norms
 from lipcert.norms.result import Norm
 
@@ -24,6 +24,8 @@ DENSE = 2048
 """The largest smaller side of a block that is made explicit, if a probability of failure is allowed for the others."""
 _CHOLESKY = 16384
 _LOOKS = 320
+_SINGLE = 1e-6  # the relative error that is within reach of float32
+_CLOSE = 1e-3  # of the slack: so much too low may an estimate be
 _GLANCES = 20  # at blocks whose bound does not depend on what is seen
 _LARGEST_SLACK = 0.1
 _LEAST_SHARE = 0.1  # of the slack asked for: less costs steps and gains nothing
@@ -78,15 +80,15 @@ def _slacks(
 def _estimates(
     loop: LoopMap, pairs: Sequence[Pair], tolerance: float, seed: int, looks: int = _LOOKS
 ) -> dict[Pair, float]:
-    """Norms from below: in float32, which is several times as fast, where its range is large enough."""
-    if not pairs:
-        return {}
+    """Norms from below: in float32, which is several times as fast, and on in float64 where that is not enough."""
     single = loop.at(loop.graph.resolve(torch.float32))
-    found = estimate_norms(single, pairs, seed=seed, tolerance=max(tolerance, 1e-7), max_iterations=looks)
-    odd = [p for p in pairs if not 1e-15 < float(found[p]) < 1e15]
-    if odd:
-        found |= estimate_norms(loop, odd, seed=seed, tolerance=tolerance, max_iterations=looks)
-    return {p: float(v) for p, v in found.items()}
+    found = leading_vectors(single, pairs, seed=seed, tolerance=max(tolerance, _SINGLE), max_products=looks)
+    odd = {p for p in pairs if not 1e-15 < float(found[p].norm) < 1e15}
+    if odd or tolerance < _SINGLE:
+        more = [p for p in pairs if p in odd or tolerance < _SINGLE]
+        start = {p: found[p].vector for p in more if p not in odd}
+        found |= leading_vectors(loop, more, seed=seed, tolerance=tolerance, max_products=looks, start=start)
+    return {p: float(v.norm) for p, v in found.items()}
 
 
 def upper_norms(
@@ -146,7 +148,7 @@ def upper_norms(
         large = []
     if not medium and not large:
         return norms
-    estimates = _estimates(loop, medium + large, slack / 1e5, (seed or 0) ^ 1)
+    estimates = _estimates(loop, medium + large, _CLOSE * slack, (seed or 0) ^ 1)
     known = {p: n.upper for p, n in norms.items()}
     slacks = _slacks(loop, medium + large, known | estimates, slack, shares)
     errors = BlockErrors(loop, known)
