@@ -21,6 +21,7 @@ import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -102,6 +103,9 @@ class LoopMap:
         >>> torch.allclose(y, (0.5 * z + 0.5 * w) @ net[2].weight.T, atol=1e-6)
         True
     """
+
+    overhead: ClassVar[int] = 0
+    """Roundings on a path beyond those of the network's nodes."""
 
     def __init__(self, graph: Graph, resolved: Resolved | None = None, *, centred: bool = True) -> None:
         self.graph, self.centred = graph, centred

@@ -36,6 +36,7 @@ __all__ = [
     "forming_error",
     "rows_error",
     "smaller_side",
+    "spectral_norm_upper",
 ]
 
 _DECOMPOSITION = 16.0  # a safe stand-in for LAPACK's modest polynomial, times the larger dimension
@@ -124,7 +125,7 @@ def rows_error(
     loop: LoopMap, target: int, sources: Iterable[int], start: int, stop: int, lost: Lost
 ) -> dict[int, Tensor]:
     """For each row of :func:`adjoint_rows` a bound on the 2-norm of its error: {source: (stop − start,)}."""
-    sizes = LoopMap(loop.graph, loop.resolved.absolute(), centred=loop.centred)
+    sizes = loop.absolute()
     rows = adjoint_rows(sizes, target, sources, start, stop)
     return {
         j: relative_error(loop) * row_norms(v) * (1 + gamma(v.shape[1] + 4))
@@ -133,7 +134,7 @@ def rows_error(
     }
 
 
-def _spectral_norm_upper(matrix: Tensor) -> float:
+def spectral_norm_upper(matrix: Tensor) -> float:
     """Not below ``‖matrix‖₂``, at any scale: the matrix is divided by a power of two first, which is exact."""
     largest = float(matrix.abs().max())
     if largest == 0.0:
@@ -181,7 +182,7 @@ def dense_norms(loop: LoopMap, pairs: Iterable[Pair]) -> dict[Pair, Norm]:
     _require_float64(loop)
     norms, lost = {}, underflow(loop)
     for pair, matrix in _blocks(loop, pairs):
-        value, forming, n = _spectral_norm_upper(matrix), forming_error(loop, pair, lost), len(matrix)
+        value, forming, n = spectral_norm_upper(matrix), forming_error(loop, pair, lost), len(matrix)
         # what its Gram matrix can show: the least σ with σ² ≥ (value + e)² + c·e·(2σ + e), e = forming, c = √(2n)
         room = math.sqrt(2 * n)
         confirmable = room * forming + math.hypot(value + forming, math.sqrt(room * room + room) * forming)

@@ -49,7 +49,7 @@ def gamma(n: float) -> float:
 
 def _roundings(loop: LoopMap) -> int:
     """At most this many roundings lie on one path, of T or of its adjoint, in whatever order sums are made."""
-    return sum(_roundings_at(loop, node) for node in loop.graph.nodes)
+    return loop.overhead + sum(_roundings_at(loop, node) for node in loop.graph.nodes)
 
 
 def _roundings_at(loop: LoopMap, node: Node) -> int:
@@ -100,7 +100,7 @@ def absolute_norm(loop: LoopMap, pair: Pair, lost: Lost | None = None) -> float:
     ``lost`` is :func:`underflow`; with it the bound also holds where entries of |A| are below the range of floats.
     """
     k, j = pair
-    sizes = LoopMap(loop.graph, loop.resolved.absolute(), centred=loop.centred)
+    sizes = loop.absolute()
     ones = torch.ones((1, *loop.source_shape(j)), dtype=loop.resolved.dtype, device=loop.resolved.device)
     plan = sizes.plan([Group(1, frozenset({j}), frozenset({k}))])
     with torch.no_grad():
@@ -130,7 +130,7 @@ class BlockErrors:
         # must not be lost.
         self._lost, beneath = underflow(loop), underflow(flat)
         self._sizes = {p: absolute_norm(flat, p, beneath) for p in self._flat}  # ‖|S_li|·diag ℓ_i‖
-        self._relative = {k: self._segment(k) for k in range(1, loop.depth + 2)}
+        self.relative = {k: self._segment(k) for k in range(1, loop.depth + 2)}
         self._absolute: dict[Pair, float] = {}
         self._guessed: dict[Pair, float] = {}
         self._errors: dict[Pair, float] = {}
@@ -187,7 +187,7 @@ class BlockErrors:
             if not enters or (target < k and not self.loop.connected(k, target)):
                 continue
             tail = 1.0 if target == k else self._ratios[target] * self.norm((k, target))
-            total += tail * self._relative[target] * enters
+            total += tail * self.relative[target] * enters
         crude = relative_error(self.loop) * self._crude(pair)
         total *= 1 + 2.0**-10
         self._errors[pair] = total if total < crude else crude  # the latter too where ∞·0 made the former no number

@@ -6,8 +6,8 @@ z_k, and γ_k for its roundings,
 
     ‖fl(S p) − S p‖ ≤ Σ_k (1 + max|c_k/r_k|·σ)·γ_k·Σ_i B_ki·(max|c_i|/ℓ_i·(σ + E) + max r_i/ℓ_i) · ‖p‖,
 
-as an error η of z_k acts like a change c_k/r_k·η of w_k, which goes through S once more. The adjoint obeys the same with
-the two shares exchanged. σ is not known beforehand: a first, coarse test gives a bound, with which a finer one is made.
+as an error η of z_k acts like a change c_k/r_k·η of w_k, which goes through S once more. The adjoint obeys the same
+bound. σ is not known beforehand: a first, coarse test gives a bound, with which a finer one is made.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lipcert.loop import Group, LoopMap, Pair
 from lipcert.norms.cholesky import cholesky_norms
 from lipcert.norms.dense import block, spectral_norm_upper
 from lipcert.norms.errors import UNIT, BlockErrors, absolute_norm, gamma, relative_error, underflow
-from lipcert.norms.power import estimate_norms
+from lipcert.norms.lanczos import estimate_norms
 from lipcert.norms.randomised import probable_norms
 from lipcert.norms.result import Norm
 from lipcert.scaled import ScaledMap
@@ -31,7 +31,6 @@ __all__ = ["ScaledErrors", "prove_scaled"]
 
 _BLOCK: Pair = (1, 0)
 _COARSE = 0.1
-_CONDITION = 1e6
 
 
 class ScaledErrors:
@@ -46,14 +45,16 @@ class ScaledErrors:
         self.loop, self.known = scaled, dict[Pair, float]()
         loop = scaled.loop
         segments = BlockErrors(loop, {})
-        self._gammas = segments.relative
+        own = gamma(4 * scaled.overhead)  # the weights, and the products with P
+        self._gammas = {k: v + own for k, v in segments.relative.items()}
         self._segments = _segments(scaled)
         self._shares = [(0.0, 1.0), *(loop.shares(j) for j in range(1, loop.depth + 1))]
         self._ratios = [0.0, *(loop.ratios(j)[0] for j in range(1, loop.depth + 1)), 0.0]
-        self._crude = self._triangle()
+        self._absolute = absolute_norm(scaled, _BLOCK, underflow(scaled))
+        self._crude = min(self._triangle(), self._absolute)
 
     def _triangle(self) -> float:
-        """A bound on ‖S‖ from its segments by the triangle inequality, or from |S|."""
+        """A bound on ‖S‖ from its segments, by the triangle inequality."""
         last, size = self.loop.loop.depth + 1, dict[int, float]()
         for k in range(1, last + 1):
             size[k] = sum(
@@ -62,7 +63,7 @@ class ScaledErrors:
                 if (b := self._segments.get((k, i))) is not None
             )
         total = math.sqrt(sum(v * v for v in size.values()))
-        return min(total * (1 + 2.0**-30), absolute_norm(self.loop, _BLOCK, underflow(self.loop)))
+        return total * (1 + 2.0**-30)
 
     def norm(self, pair: Pair) -> float:
         """A bound on ‖S‖: what is known, or a crude one."""
@@ -71,31 +72,24 @@ class ScaledErrors:
     def error(self, pair: Pair) -> float:
         """A bound on ‖fl(S p) − S p‖/‖p‖, and on the same of the adjoint."""
         sigma = self.norm(pair)
-        crude = relative_error(self.loop) * absolute_norm(self.loop, pair)
-        # E stands on both sides: it is supposed to be below σ/1000, which is checked.
-        supposed = sigma * (1 + 1e-3)
-        total = 0.0
-        for (k, i), b in self._segments.items():
-            (centre, radius), ratio = self._shares[i], self._ratios[k]
-            forward = centre * supposed + radius
-            backward = max(centre, radius * self._ratios[i]) * supposed + max(radius, 1.0)
-            total += (1 + ratio * supposed) * self._gammas[k] * b * max(forward, backward) * (1 + self._ratios[i] * supposed)
-        total = (total + gamma(self.loop.overhead + 8) * _condition(self.loop.output) * supposed) * (1 + 2.0**-10)
-        return min(total, crude) if total < 1e-3 * sigma else crude
+        crude = relative_error(self.loop) * self._absolute
+        return min(self.error_at(sigma), crude)
 
-
-def _condition(output: Tensor | float | None) -> float:
-    """At most ``‖|P|·|P⁻¹|‖``: how much larger the terms of P·y may be than the result."""
-    if not isinstance(output, Tensor):
-        return 1.0
-    return float(output.abs().norm() * torch.linalg.inv(output).norm()) * 1.01
+    def error_at(self, sigma: float) -> float:
+        """The same if ‖S‖ ≤ sigma: a polynomial in it with positive coefficients, or infinite."""
+        supposed = sigma * (1 + 1e-3)  # σ + E, which is checked
+        total = sum(
+            (1 + self._ratios[k] * supposed) * self._gammas[k] * b * (self._shares[i][0] * supposed + self._shares[i][1])
+            for (k, i), b in self._segments.items()
+        ) * (1 + 2.0**-10)
+        return total if total < 1e-3 * sigma else math.inf
 
 
 def _segments(scaled: ScaledMap) -> dict[Pair, float]:
     """B_ki = ‖D_k·|S_ki|·ℓ_i/D_i‖₂ from above, by row and column sums in scaled units."""
     flat = LoopMap(scaled.loop.graph, scaled.loop.resolved, centred=False).absolute()
     like = torch.zeros((), dtype=torch.float64, device=flat.resolved.device)
-    last, found = flat.depth + 1, dict[Pair, float]()
+    last, found, lost = flat.depth + 1, dict[Pair, float](), underflow(flat)
     weights = [like.new_ones(()), *scaled.weights]
     for k, i in flat.pairs():
         if k == last and scaled.output is None:
@@ -111,23 +105,31 @@ def _segments(scaled: ScaledMap) -> dict[Pair, float]:
             else:
                 value = value * weights[k]
             (columns,) = torch.autograd.grad(value.sum(), seed)
-        columns = columns / weights[i]
-        found[k, i] = math.sqrt(float(value.detach().max())) * math.sqrt(float(columns.max())) * (1 + 2.0**-20)
+        # what underflows on the way must not be missing
+        grown = float(_outer_size(scaled.output)) if k == last else float(weights[k].max())
+        row = float(value.detach().max()) + lost[0][k] * grown
+        column = (float((columns / weights[i]).max()) + lost[1][i] * float((1 / weights[i]).max()))
+        found[k, i] = math.sqrt(row) * math.sqrt(column) * (1 + 2.0**-20)
     return found
 
 
+def _outer_size(output: Tensor | float | None) -> float:
+    return float(output.abs().sum(1).max()) if isinstance(output, Tensor) else abs(float(output or 0.0))
+
+
 def _explicit(scaled: ScaledMap, errors: ScaledErrors) -> Norm:
-    """From the explicit matrix."""
+    """From the explicit matrix, formed with an error of E(σ) in each of n rows, if ‖S‖ = σ.
+
+    σ ≤ seen + √n·E(σ); as E is convex, that rules out everything between two values of σ that it rules out.
+    """
     matrix = block(scaled, _BLOCK)
-    lost, entries = underflow(scaled), float(matrix.numel())
-    seen = spectral_norm_upper(matrix)
-    errors.known[_BLOCK] = min(errors.norm(_BLOCK), 2 * seen)  # if the error is at most seen, as is checked here
-    forming = math.sqrt(len(matrix)) * errors.error(_BLOCK)
-    if not forming <= seen:
-        del errors.known[_BLOCK]
-        forming = min(math.sqrt(len(matrix)) * errors.error(_BLOCK), relative_error(scaled) * absolute_norm(scaled, _BLOCK))
-    upper = seen + forming + math.sqrt(entries) * max(lost[0][1], lost[1][0])
-    return Norm(upper * (1 + 4 * UNIT), min(seen, upper), "dense")
+    lost = underflow(scaled)
+    rest = math.sqrt(matrix.numel()) * max(lost[0][1], lost[1][0])
+    seen, size, most = spectral_norm_upper(matrix), math.sqrt(len(matrix)), errors.norm(_BLOCK)
+    forming = size * errors.error(_BLOCK)
+    if 0 < seen < most / 2 and size * errors.error_at(2 * seen) < seen and seen + size * errors.error_at(most) < most:
+        forming = size * errors.error_at(2 * seen)
+    return Norm((seen + forming + rest) * (1 + 4 * UNIT), min(seen, seen + forming), "dense")
 
 
 def prove_scaled(

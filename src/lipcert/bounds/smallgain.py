@@ -1,0 +1,274 @@
+"""Scaled small gain: a bound on the linear map of the loop transformation that is never worse than LipLT's, and sharp
+where LipSDP is.
+
+For positive D_j, if ‖P·y‖² + Σ‖D_j·z_j‖² ≤ ‖x‖² + Σ‖D_j·w_j‖² for all (x, w), the true w_j (for which the two sums
+compare as ‖D_j·w_j‖ ≤ ‖D_j·z_j‖) leave ‖P·Δy‖ ≤ ‖Δx‖, so that |h·Δy| ≤ ‖P⁻ᵀh‖·‖Δx‖ for every functional h of the
+output. The search for D (:mod:`lipcert.bounds.scaling`) and P = N^{-1/2} (:mod:`lipcert.bounds.gain`) may be as careless
+as it likes: one norm, ‖S‖ ≤ σ of the scaled map, proves them. Where σ > 1, weights t^level with t = 1/σ repair it (by
+Schwarz's lemma, t ↦ S(t) being analytic with S(0) = 0), which costs the factor σ^level(y).
+
+One weight for each neuron is LipSDP-Neuron (Fazlyab et al. 2019), without its semidefinite program.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipcert.bounds.gain import Probe, solve
+from lipcert.bounds.result import Scope
+from lipcert.bounds.scaling import KINDS, Kind, Progress, Scaling, Search, feasible_start
+from lipcert.errors import BoundError
+from lipcert.loop import LoopMap
+from lipcert.norms.errors import gamma
+from lipcert.norms.result import Norm
+from lipcert.norms.scaled import prove_scaled
+from lipcert.scaled import ScaledMap, levels
+
+__all__ = ["Evidence", "Scalings", "evidence_value", "prove", "search"]
+
+Scalings = Kind
+
+_ALL_HEADS = 24  # as many outputs are looked at one by one while D is searched; of more, a sketch
+_SKETCH = 12
+_SMALL = 2.0e6  # entries of all rows together: so small a network is searched in float64
+_CLOSE = 1e-4  # of conjugate gradients for the final N: it errs by the square of it, times the condition of Q
+_FLOOR = 1e-9  # of the mean of N's diagonal is added to it, so that it can be inverted
+_ROWS = 40
+_FINEST_SHARE = 0.5  # of the time there is: a finer scaling is begun while less has passed
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What proves a small-gain bound: anybody can form S from it and prove its norm.
+
+    Attributes:
+        scaling: D.
+        output: P, (C, C) float64, or a number for the output as a whole.
+        norm: of S.
+    """
+
+    scaling: Scaling
+    output: Tensor | float
+    norm: Norm | None = None
+
+
+def _objective(scope: Scope, sketched: bool) -> tuple[object, bool]:
+    if scope == "pairwise" and not sketched:
+
+        def pairwise(gain: Tensor, _: float) -> Tensor:
+            diagonal = gain.diagonal()
+            squares = diagonal[:, None] + diagonal[None, :] - 2 * gain
+            off = ~torch.eye(len(gain), dtype=torch.bool, device=gain.device)
+            return squares[off].clamp_min(1e-300).log().mean() / 2
+
+        return pairwise, True
+    if scope != "global":
+        return lambda gain, _: gain.diagonal().clamp_min(1e-300).log().mean() / 2, True
+
+    def largest(gain: Tensor, sharpness: float) -> Tensor:
+        eigenvalues = torch.linalg.eigvalsh(gain).clamp_min(1e-300)
+        return torch.logsumexp(sharpness * eigenvalues.log(), 0) / sharpness / 2
+
+    return largest, False
+
+
+def _heads(loop: LoopMap, scope: Scope) -> tuple[Tensor, bool]:
+    """The functionals of the output that the search looks at, and whether they are a sketch."""
+    shape = loop.target_shape(loop.depth + 1)
+    size, like = math.prod(shape), loop.resolved
+    if size <= _ALL_HEADS:
+        return torch.eye(size, dtype=like.dtype, device=like.device).reshape(size, *shape), False
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn((_SKETCH, size), generator=generator, dtype=torch.float64)
+    if scope == "pairwise":
+        rows = rows - rows.mean(1, keepdim=True)
+    if scope == "global":
+        rows = torch.linalg.qr(rows.T)[0].T.contiguous()
+    return rows.to(dtype=like.dtype, device=like.device).reshape(_SKETCH, *shape), True
+
+
+def _precision(loop: LoopMap) -> LoopMap:
+    """T in the dtype to search in: float64 where that is cheap, float32 where its range allows."""
+    entries = sum(math.prod(loop.source_shape(j)) for j in range(loop.depth + 1))
+    if entries * _ALL_HEADS <= _SMALL:
+        return loop
+    return loop.at(loop.graph.resolve(torch.float32))
+
+
+def search(
+    loop: LoopMap,
+    hidden: Mapping[int, float],
+    *,
+    scope: Scope,
+    scaling: str = "auto",
+    seconds: float = 60.0,
+    start: Scaling | None = None,
+    progress: Progress | None = None,
+) -> tuple[Scaling, Tensor | float]:
+    """Find D, and N (C, C) for it (a number, λ_max of N, for ``"global"``).
+
+    Args:
+        loop: T in float64.
+        hidden: Lipschitz constants m_k of x ↦ z_k, roughly, to start from.
+        scope: what is to be small: with ``"pairwise"`` the mean of log L_ab over all pairs, with ``"class"`` that of
+            log L_a, with ``"global"`` the largest of all.
+        scaling: ``"layer"``, ``"channel"``, ``"neuron"``, or ``"auto"``: the finest that is reached in half of
+            ``seconds``, each from the optimum of the one before.
+        seconds: when to stop the search; what is found then is used.
+        start: D of an earlier bound of the same graph, instead of a start of its own.
+        progress: is told how it goes.
+
+    Returns:
+        D and N, not proved.
+    """
+    began = time.monotonic()
+    working = _precision(loop)
+    heads, sketched = _heads(working, scope)
+    objective, smooth = _objective(scope, sketched)
+    found = Search(working, heads, objective)  # type: ignore[arg-type]
+    current = feasible_start(working, dict(hidden)) if start is None else start
+    kinds: list[Kind] = [k for k in KINDS if scaling in (k, "auto")]
+    if start is not None:
+        kinds = [k for k in kinds if KINDS.index(k) >= KINDS.index(start.kind)] or [start.kind]
+    elif scaling != "auto":
+        kinds = list(KINDS[: KINDS.index(kinds[0]) + 1])
+    for kind in kinds:
+        if scaling == "auto" and kind != kinds[0] and time.monotonic() - began > _FINEST_SHARE * seconds:
+            break
+        current, _ = found.run(
+            current.refined(working, kind), deadline=began + seconds, smooth=smooth, progress=progress
+        )
+    return current, _final(working, current, scope, found.heads if sketched else None)
+
+
+def _final(loop: LoopMap, scaling: Scaling, scope: Scope, sketch: Tensor | None) -> Tensor | float:
+    """N at D, of every output; for a sketched global bound λ_max alone, by subspace iteration on N."""
+    weights = [d.to(dtype=loop.resolved.dtype, device=loop.resolved.device) for d in scaling.weights]
+    scaled = ScaledMap(loop, weights, None)
+    shape = loop.target_shape(loop.depth + 1)
+    probe = Probe.random(scaled)
+    if scope == "global" and sketch is not None:
+        return _largest_gain(scaled, sketch, probe)
+    size = math.prod(shape)
+    rows, solutions = [], []
+    for i in range(0, size, _ROWS):
+        some = torch.eye(size, dtype=loop.resolved.dtype, device=loop.resolved.device)[i : i + _ROWS]
+        b = _right(scaled, some.reshape(len(some), *shape))
+        found = solve(scaled, b, None, probe, tolerance=_CLOSE)
+        if found is None:
+            raise BoundError("the search for a small-gain bound ended outside of its domain: use method='liplt'.")
+        rows.append(b)
+        solutions.append(found.vectors)
+    b, v = torch.cat(rows).double(), torch.cat(solutions).double()
+    gain = b @ v.T
+    gain = (gain + gain.T) / 2
+    return float(torch.linalg.eigvalsh(gain)[-1]) if scope == "global" else gain.cpu()
+
+
+def _right(scaled: ScaledMap, heads: Tensor) -> Tensor:
+    loop = scaled.loop
+    back = loop.adjoint([*[None] * loop.depth, heads])
+    return scaled.sources.join(back) / scaled.divisors
+
+
+def _largest_gain(scaled: ScaledMap, heads: Tensor, probe: Probe) -> float:
+    """λ_max of N by subspace iteration, a little more than what was seen."""
+    seen, start = 0.0, None
+    for _ in range(12):
+        found = solve(scaled, _right(scaled, heads), start, probe, tolerance=_CLOSE)
+        if found is None:
+            raise BoundError("the search for a small-gain bound ended outside of its domain: use method='liplt'.")
+        output = ScaledMap(scaled.loop, scaled.weights, 1.0)
+        _, y = output.values(found.vectors)
+        assert y is not None
+        flat = y.reshape(len(y), -1)
+        before, seen = seen, max(seen, float(torch.linalg.svdvals(flat.double())[0]))
+        heads = torch.linalg.qr(flat.T)[0].T.reshape(heads.shape).contiguous()
+        if seen - before < 1e-4 * seen:
+            break
+    return seen * (1 + 1e-3)
+
+
+def _whitening(gain: Tensor | float) -> Tensor | float:
+    """P with PᵀP ≈ N⁻¹."""
+    if not isinstance(gain, Tensor):
+        return 1 / math.sqrt(gain)
+    floor = _FLOOR * gain.diagonal().mean()
+    root = torch.linalg.cholesky(gain + floor * torch.eye(len(gain), dtype=gain.dtype))
+    return torch.linalg.inv(root)
+
+
+def prove(
+    loop: LoopMap,
+    scaling: Scaling,
+    gain: Tensor | float,
+    *,
+    dense: int,
+    limit: int,
+    failure: float,
+    slack: float,
+    seed: int | None = None,
+) -> Evidence:
+    """Prove the norm of S for given D and N.
+
+    Args:
+        loop: T in float64.
+        scaling, gain: from :func:`search`, or from anywhere.
+        dense, limit, failure, seed: see :func:`lipcert.norms.scaled.prove_scaled`.
+        slack: relative excess to aim at in the bound.
+    """
+    output = _whitening(gain)
+    norm = prove_scaled(
+        _map(loop, scaling, output),
+        dense=dense,
+        limit=limit,
+        failure=failure,
+        slack=slack / max(levels(loop)),
+        seed=seed,
+    )
+    return Evidence(scaling, output, norm)
+
+
+def _map(loop: LoopMap, scaling: Scaling, output: Tensor | float) -> ScaledMap:
+    device = loop.resolved.device
+    return ScaledMap(
+        loop,
+        [d.to(device) for d in scaling.weights],
+        output.to(device) if isinstance(output, Tensor) else output,
+    )
+
+
+def evidence_value(loop: LoopMap, evidence: Evidence, scope: Scope) -> Tensor:
+    """The bound that the evidence proves, rounding included: σ^level(y)·‖P⁻ᵀh‖ for each h of the scope; float64."""
+    assert evidence.norm is not None
+    factor = max(1.0, evidence.norm.upper) ** levels(loop)[-1] * (1 + 2.0**-40)
+    if not isinstance(evidence.output, Tensor):
+        return torch.tensor(factor / evidence.output * (1 + 2.0**-40), dtype=torch.float64)
+    norms = _functional_norms(evidence.output, scope)
+    return norms * factor
+
+
+def _functional_norms(output: Tensor, scope: Scope) -> Tensor:
+    """Upper bounds on ‖P⁻ᵀh‖ for the functionals h of a scope.
+
+    With X ≈ P⁻¹ and F = I − XP: h·y = (Xᵀh)·(Py) + h·Fy, and ‖y‖ ≤ ‖X‖/(1 − ‖F‖)·‖Py‖.
+    """
+    size = len(output)
+    inverse = torch.linalg.inv(output)
+    eye = torch.eye(size, dtype=output.dtype)
+    residual = float((eye - inverse @ output).norm()) + 4 * gamma(size + 4) * float(inverse.norm() * output.norm())
+    if not residual < 0.5:
+        raise BoundError("the gain matrix is too ill-conditioned for a proof: use method='liplt'.")
+    rest = residual / (1 - residual) * float(inverse.norm()) * (1 + 2.0**-30)
+    if scope == "class":
+        return inverse.norm(dim=1) * (1 + 2 * gamma(size + 8)) + rest
+    # row a of X is Xᵀe_a
+    differences = torch.cdist(inverse, inverse, compute_mode="donot_use_mm_for_euclid_dist")
+    values = differences * (1 + 2 * gamma(size + 8)) + (math.sqrt(2) * rest + 4 * 2.0**-53 * float(inverse.abs().max()))
+    return values.fill_diagonal_(0.0)
