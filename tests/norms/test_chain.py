@@ -13,7 +13,7 @@ from affine import chain_bound, matrix, norm, seeded
 from cases import CASES, loop_map
 from lipcert.errors import BoundError
 from lipcert.loop import LoopMap
-from lipcert.norms import Norm, dense, upper_norms
+from lipcert.norms import Norm, dense, upper, upper_norms
 from lipcert.norms.chain import chain, chain_norms
 from lipcert.norms.confirm import confirm_norms
 
@@ -119,6 +119,38 @@ def test_chains_are_used_where_there_is_no_other_way() -> None:
     assert float(exact) <= float(large) <= 1.2 * float(exact)
     probable = lipcert.lipschitz(net, (1, 10, 10), **options, dense_limit=10)
     assert "torus" not in {n.method for n in probable.norms.values()}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("method", ["product", "liplt"])
+def test_chains_replace_gram_matrices_where_they_are_close_enough(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much slack is asked for, the bound stays within it, and as few Gram matrices are formed as it allows."""
+    net = seeded(lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 3, 2, 1), nn.ReLU(),
+                                       nn.Flatten(), nn.Linear(50, 3)))  # fmt: skip
+    monkeypatch.setattr(upper, "DENSE", 10)
+    options = {"method": method, "scope": "pairwise", "guarantee": "upper", "failure": 0}
+    closest = lipcert.lipschitz(net, (1, 10, 10), slack=1e-6, **options)  # type: ignore[arg-type]
+    convolutions = {(1, 0), (2, 1)}
+    formed = []
+    for slack in (1e-5, 0.05, 0.2, 0.5):
+        found = lipcert.lipschitz(net, (1, 10, 10), slack=slack, **options)  # type: ignore[arg-type]
+        assert found.slack <= slack * (1 + 1e-9)  # type: ignore[attr-defined]
+        assert float(found.value.max()) <= float(closest.value.max()) * (1 + slack) * (1 + 1e-5)
+        methods = {p: n.method for p, n in found.norms.items()}  # type: ignore[attr-defined]
+        assert {p for p, m in methods.items() if m == "torus"} <= convolutions
+        formed.append(sum(m == "cholesky" for m in methods.values()))
+    assert formed == sorted(formed, reverse=True)
+    assert formed[0] - formed[-1] == len(convolutions)
+
+
+def test_each_norm_by_itself_is_within_the_slack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upper, "DENSE", 10)
+    net = seeded(lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 3, 2, 1)))
+    loop = LoopMap(lipcert.trace(net, (1, 10, 10)), centred=False)
+    for slack, method in ((1e-4, "cholesky"), (0.5, "torus")):
+        for pair, found in upper_norms(loop, loop.pairs(), slack=slack).items():
+            truth = norm(dense.block(loop, pair))
+            assert found.method == method
+            assert truth * (1 - 1e-12) <= found.upper <= truth * (1 + slack)
 
 
 def test_a_residual_network_by_its_product() -> None:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache
 from typing import Literal
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import lipcert
 from cases import loop_map, named
 from exact import chain, is_upper_bound, rational, scaled, times
 from lipcert.errors import BoundError
-from lipcert.loop import LoopMap, Pair
-from lipcert.norms import Norm, upper, upper_norms
+from lipcert.loop import LoopMap, Pair, Plan
+from lipcert.norms import Norm, randomised, upper, upper_norms
 from lipcert.norms.confirm import confirm_norms
 from lipcert.norms.dense import block
+from lipcert.norms.errors import BlockErrors
 
 Method = Literal["dense", "cholesky", "chebyshev"]
 FAILURE = 1e-12
@@ -33,6 +35,7 @@ def _honest(loop: LoopMap, method: Method, monkeypatch: pytest.MonkeyPatch) -> d
     with monkeypatch.context() as patch:
         if method == "cholesky":
             patch.setattr(upper, "DENSE", 0)
+            patch.setattr(upper, "chain", lambda *_, **__: None)
         limit, failure = (0, FAILURE) if method == "chebyshev" else (4096, 0.0)
         found = upper_norms(loop, loop.pairs(), limit=limit, failure=failure)
     assert {n.method for n in found.values()} == {method}
@@ -191,6 +194,49 @@ def test_a_lower_norm_that_is_a_lie_fools_nobody() -> None:
         assert not _confirmed(loop, claim, 0)
         claim = {(3, 0): Norm(truth * 1.01, lower, "chebyshev")}
         assert confirm_norms(loop, claim, limit=0, failure=FAILURE).keys() <= claim.keys()
+
+
+@pytest.mark.parametrize("room", [1e-9, 1e-6, 9e-6, 1.1e-5, 3e-5, 1e-4, 1e-2])
+@pytest.mark.parametrize("hint", [0.0, 1 - 1e-6, 1 - 1e-12])
+def test_no_claim_makes_its_confirmation_take_long(room: float, hint: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products are counted: ``lower`` just below ``upper``, or ``upper`` just above the norm, took 12,000 steps."""
+    made: list[int] = []
+    products = randomised.gram_products
+
+    def counted(of: LoopMap, plan: Plan, vectors: Mapping[Pair, Tensor]) -> dict[Pair, Tensor]:
+        made.append(sum(len(v) for v in vectors.values()))
+        return products(of, plan, vectors)
+
+    monkeypatch.setattr(randomised, "gram_products", counted)
+    loop = _small()
+    truth = float(torch.linalg.matrix_norm(block(loop, (3, 0)), 2))
+    claim = {(3, 0): Norm(truth * (1 + room), truth * (1 + room) * hint, "chebyshev")}
+    found = confirm_norms(loop, claim, limit=0, failure=FAILURE, seed=3)
+    assert sum(made) <= 10_000
+    if room < 1e-5:
+        assert not found
+        assert not made
+    if room >= 1e-4:
+        assert set(found) == set(claim)
+        assert sum(made) < 20 / math.sqrt(
+            room
+        )  # and honest ones are confirmed for what they are, whatever ``lower`` is
+
+
+def test_a_test_that_would_take_too_many_products_is_not_made() -> None:
+    loop = _small()
+    truth = float(torch.linalg.matrix_norm(block(loop, (3, 0)), 2))
+    options = {"failure": FAILURE, "seed": 0}
+    errors, scale, slack = BlockErrors(loop, {}), {(3, 0): truth}, {(3, 0): 1e-4}
+    assert randomised.probable_norms(errors, [(3, 0)], scale, slack, most=5000, **options)  # type: ignore[arg-type]
+    with pytest.raises(BoundError, match="products, not 50"):
+        randomised.probable_norms(errors, [(3, 0)], scale, slack, most=50, **options)  # type: ignore[arg-type]
+    # a second one, from a better scale, is left out as well; the first stands
+    low = {(3, 0): truth * 0.5}
+    first = randomised.probable_norms(errors, [(3, 0)], low, slack, most=2500, **options)  # type: ignore[arg-type]
+    again = randomised.probable_norms(errors, [(3, 0)], low, slack, **options)  # type: ignore[arg-type]
+    assert truth * 1.0002 > again[3, 0].upper >= truth
+    assert first[3, 0].upper > again[3, 0].upper
 
 
 def test_blocks_and_probabilities_that_are_none() -> None:

@@ -177,6 +177,7 @@ def probable_norms(
     *,
     failure: float,
     seed: int | None = None,
+    most: float = math.inf,
 ) -> dict[Pair, Norm]:
     """Upper bounds on ‖A_kj‖₂ that hold all together except with probability ``failure``; nothing is formed.
 
@@ -189,9 +190,11 @@ def probable_norms(
         failure: probability over the Gaussian start that any of them is below the norm (shared out equally).
         seed: of the Gaussian start; drawn from the operating system if None. A seed that the weights' author could
             foresee voids the probability.
+        most: products of AᵀA with a vector that may be spent on a block, by all of its tests together.
 
     Raises:
-        BoundError: weights that are not finite, or a block of norm beyond 1e100.
+        BoundError: weights that are not finite, a block of norm beyond 1e100, or one whose first test would take more
+            than ``most`` products.
     """
     distances: dict[int, list[Pair]] = {}
     for k, j in pairs:
@@ -200,10 +203,18 @@ def probable_norms(
     seed, loop = secrets.randbits(62) if seed is None else seed, errors.loop
     lost, norms = underflow(loop) if total else ([], []), dict[Pair, Norm]()
     for _, together in sorted(distances.items()):
-        open_pairs, least = together, {p: estimates[p] for p in together}
+        open_pairs, least, spent = together, {p: estimates[p] for p in together}, dict.fromkeys(together, 0)
         each = failure / (total * _ATTEMPTS)
         for _ in range(_ATTEMPTS):
             blocks = [_describe(errors, p, least[p], each, slack[p], lost) for p in open_pairs]
+            for b in blocks:
+                spent[b.pair] += b.columns * b.steps
+                if spent[b.pair] > most and b.pair not in norms:
+                    raise BoundError(f"the randomised test of a block would take {spent[b.pair]} products, not {most}.")
+            blocks = [b for b in blocks if spent[b.pair] <= most]
+            if not blocks:
+                break
+            open_pairs = [b.pair for b in blocks]
             seed += 1
             for (seen, upper), pair in zip(_test(loop, blocks, each, seed), open_pairs, strict=True):
                 least[pair] = max(least[pair], seen) if least[pair] <= upper else seen

@@ -28,6 +28,7 @@ _SINGLE = 1e-6  # the relative error that is within reach of float32
 _CLOSE = 1e-3  # of the slack: so much too low may an estimate be
 _GLANCES = 20  # at blocks whose bound does not depend on what is seen
 _LARGEST_SLACK = 0.1
+_LEFT = 0.25  # of the slack, for the norms that do not come from layers
 _LEAST_SHARE = 0.1  # of the slack asked for: less costs steps and gains nothing
 
 Shares = Callable[[Mapping[Pair, float]], Mapping[Pair, float]]
@@ -91,6 +92,32 @@ def _estimates(
     return {p: float(v.norm) for p, v in found.items()}
 
 
+def _by_layers(
+    loop: LoopMap, pairs: Sequence[Pair], estimates: Mapping[Pair, float], slack: float, shares: Shares | None
+) -> tuple[dict[Pair, Norm], float]:
+    """Norms from layers, in seconds, where they are within the slack; and what they leave of it to the others.
+
+    Args:
+        loop: T in float64.
+        pairs: blocks of which a Gram matrix may be formed, which takes minutes where they are large.
+        estimates: of all norms that ``shares`` wants.
+        slack, shares: as for :func:`upper_norms`.
+    """
+    chains = {p: layers for p in pairs if estimates[p] > 0 and (layers := chain(loop, p, limit=DENSE)) is not None}
+    try:
+        found = chain_norms(loop, chains, estimates)
+    except BoundError:  # a product overflows, which its block need not
+        return {}, slack
+    excess = {p: norm.upper / estimates[p] - 1 for p, norm in found.items()}
+    if shares is None:
+        return {p: norm for p, norm in found.items() if excess[p] <= slack}, slack
+    weights, taken, left = shares(estimates), dict[Pair, Norm](), slack
+    for p in sorted(found, key=lambda p: (-smaller_side(loop, p), p)):
+        if left - weights[p] * excess[p] >= _LEFT * slack:
+            taken[p], left = found[p], left - weights[p] * excess[p]
+    return taken, left
+
+
 def upper_norms(
     loop: LoopMap,
     pairs: Iterable[Pair],
@@ -105,7 +132,8 @@ def upper_norms(
 
     With ``failure`` 0 blocks that are too large for a matrix are bounded by the product of the norms of their layers,
     if they are chains of such, none of which needs a larger matrix (``chain.py``): looser than the others by what zero
-    padding and the product give away.
+    padding and the product give away. Where that is within ``slack``, as it is for single convolutions of large images
+    or with a slack of some per cent, they take the place of Gram matrices too, and seconds instead of minutes.
 
     Args:
         loop: T in float64.
@@ -150,6 +178,11 @@ def upper_norms(
         return norms
     estimates = _estimates(loop, medium + large, _CLOSE * slack, (seed or 0) ^ 1)
     known = {p: n.upper for p, n in norms.items()}
+    if not failure:
+        layered, slack = _by_layers(loop, medium, known | estimates, slack, shares)
+        norms |= layered
+        medium = [p for p in medium if p not in layered]
+        known |= {p: n.upper for p, n in layered.items()}
     slacks = _slacks(loop, medium + large, known | estimates, slack, shares)
     errors = BlockErrors(loop, known)
     norms |= cholesky_norms(errors, medium, estimates, slacks)
