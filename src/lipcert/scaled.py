@@ -184,9 +184,7 @@ class ScaledMap:
     def amplification(self) -> tuple[list[Tensor], list[Tensor]]:
         """As :meth:`lipcert.loop.LoopMap.amplification`: how errors of size 1 grow, the scaled entries among them."""
         forward, back = self.loop.amplification()
-        top = max(
-            [1.0, *(float(torch.as_tensor(self.loop.radius(j)).max()) for j in range(1, self.loop.depth + 1))]
-        )
+        top = max([1.0, *(float(torch.as_tensor(self.loop.radius(j)).max()) for j in range(1, self.loop.depth + 1))])
         *hidden, output = forward
         parts = [1 + top * self._outer(output.abs().reshape(1, -1), absolute=True)] if self.output is not None else []
         if hidden:
@@ -242,4 +240,3 @@ class ScaledMap:
         """The weights D_k·t^level: for t < 1 the norm of S without y shrinks by t at least (Schwarz's lemma)."""
         steps = levels(self.loop)[1:]
         return ScaledMap(self.loop, [d * t**n for d, n in zip(self.weights, steps, strict=False)], self.output)
-

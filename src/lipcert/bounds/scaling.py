@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from lipcert.bounds.evidence import Scaling
 from lipcert.bounds.gain import Probe, Solution, solve
 from lipcert.loop import LoopMap
 from lipcert.scaled import ScaledMap, levels, weight_shapes
 
-__all__ = ["KINDS", "Kind", "Progress", "Scaling", "Search", "feasible_start"]
+__all__ = ["Progress", "Search", "feasible_start"]
 
-Kind = Literal["layer", "channel", "neuron"]
-KINDS: tuple[Kind, ...] = ("layer", "channel", "neuron")
 Progress = Callable[[str, float, float], None]
 """Called with what is searched, the objective (a typical bound), and the seconds so far."""
 
@@ -37,25 +34,7 @@ _LONGEST = 2.0  # of a step in log D, before η
 _SHARPNESS = (4.0, 16.0, 64.0, 256.0, 1024.0)
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """The weights D_1…D_K of a small-gain bound: positive, for the free inputs w_k and results z_k.
-
-    Attributes:
-        kind: what shares a weight: ``"layer"``, ``"channel"`` or ``"neuron"``.
-        weights: float64, on the CPU, each of a shape that broadcasts against z_k.
-    """
-
-    kind: Kind
-    weights: tuple[Tensor, ...]
-
-    def refined(self, loop: LoopMap, kind: Kind) -> Scaling:
-        """The same weights with finer groups."""
-        shapes = weight_shapes(loop, kind)
-        return Scaling(kind, tuple(d.expand(s).clone() for d, s in zip(self.weights, shapes, strict=True)))
-
-
-def feasible_start(loop: LoopMap, hidden: dict[int, float]) -> Scaling:
+def feasible_start(loop: LoopMap, hidden: Mapping[int, float]) -> Scaling:
     """One weight a layer with ‖S_z‖ < 1, from Lipschitz constants m_k of x ↦ z_k: D_k = t^level/m_k.
 
     ‖S_z‖ shrinks by t at least where the weights are multiplied by t^level, so some t is small enough.
@@ -144,7 +123,9 @@ class Search:
             history: list[float] = []
             for _ in range(steps):
                 scaled = self.scaled(logs)
-                found = solve(scaled, self.b / scaled.divisors, self._carried(solution, scaled), probe, tolerance=_TOLERANCE)
+                found = solve(
+                    scaled, self.b / scaled.divisors, self._carried(solution, scaled), probe, tolerance=_TOLERANCE
+                )
                 self.products += found.products if found else 10
                 if found is None and best is None:  # a start that is not feasible after all
                     logs = [v - 0.15 * n for v, n in zip(logs, levels(self.loop)[1:], strict=False)]
@@ -188,5 +169,3 @@ def _adjoint(loop: LoopMap, heads: Tensor) -> Tensor:
     cotangents: list[Tensor | None] = [*[None] * loop.depth, heads]
     back = loop.adjoint(cotangents)
     return torch.cat([v.reshape(len(heads), -1) for v in back], dim=1)
-
-

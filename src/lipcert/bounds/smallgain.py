@@ -14,25 +14,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lipcert.bounds.evidence import KINDS, Evidence, Kind, Scaling
 from lipcert.bounds.gain import Probe, solve
-from lipcert.bounds.result import Scope
-from lipcert.bounds.scaling import KINDS, Kind, Progress, Scaling, Search, feasible_start
+from lipcert.bounds.recursive import estimated, proved
+from lipcert.bounds.result import Estimate, Scope, UpperBound
+from lipcert.bounds.scaling import Progress, Search, feasible_start
 from lipcert.errors import BoundError
-from lipcert.loop import LoopMap
+from lipcert.loop import LoopMap, Pair
 from lipcert.norms.errors import gamma
 from lipcert.norms.result import Norm
 from lipcert.norms.scaled import prove_scaled
+from lipcert.norms.upper import DENSE, deterministic_limit
 from lipcert.scaled import ScaledMap, levels
 
-__all__ = ["Evidence", "Scalings", "evidence_value", "prove", "search"]
-
-Scalings = Kind
+__all__ = ["estimated_smallgain", "evidence_value", "prove", "proved_smallgain", "search", "whitening"]
 
 _ALL_HEADS = 24  # as many outputs are looked at one by one while D is searched; of more, a sketch
 _SKETCH = 12
@@ -43,22 +46,11 @@ _ROWS = 40
 _FINEST_SHARE = 0.5  # of the time there is: a finer scaling is begun while less has passed
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What proves a small-gain bound: anybody can form S from it and prove its norm.
-
-    Attributes:
-        scaling: D.
-        output: P, (C, C) float64, or a number for the output as a whole.
-        norm: of S.
-    """
-
-    scaling: Scaling
-    output: Tensor | float
-    norm: Norm | None = None
+_Objective = Callable[[Tensor, float], Tensor]
 
 
-def _objective(scope: Scope, sketched: bool) -> tuple[object, bool]:
+def _objective(scope: Scope, sketched: bool) -> tuple[_Objective, bool]:
+    """J(N, sharpness), and whether it needs no sharpening."""
     if scope == "pairwise" and not sketched:
 
         def pairwise(gain: Tensor, _: float) -> Tensor:
@@ -131,8 +123,8 @@ def search(
     working = _precision(loop)
     heads, sketched = _heads(working, scope)
     objective, smooth = _objective(scope, sketched)
-    found = Search(working, heads, objective)  # type: ignore[arg-type]
-    current = feasible_start(working, dict(hidden)) if start is None else start
+    found = Search(working, heads, objective)
+    current = feasible_start(working, hidden) if start is None else start
     kinds: list[Kind] = [k for k in KINDS if scaling in (k, "auto")]
     if start is not None:
         kinds = [k for k in kinds if KINDS.index(k) >= KINDS.index(start.kind)] or [start.kind]
@@ -195,7 +187,7 @@ def _largest_gain(scaled: ScaledMap, heads: Tensor, probe: Probe) -> float:
     return seen * (1 + 1e-3)
 
 
-def _whitening(gain: Tensor | float) -> Tensor | float:
+def whitening(gain: Tensor | float) -> Tensor | float:
     """P with PᵀP ≈ N⁻¹."""
     if not isinstance(gain, Tensor):
         return 1 / math.sqrt(gain)
@@ -223,25 +215,16 @@ def prove(
         dense, limit, failure, seed: see :func:`lipcert.norms.scaled.prove_scaled`.
         slack: relative excess to aim at in the bound.
     """
-    output = _whitening(gain)
+    evidence = Evidence(scaling, whitening(gain))
     norm = prove_scaled(
-        _map(loop, scaling, output),
+        evidence.map(loop),
         dense=dense,
         limit=limit,
         failure=failure,
         slack=slack / max(levels(loop)),
         seed=seed,
     )
-    return Evidence(scaling, output, norm)
-
-
-def _map(loop: LoopMap, scaling: Scaling, output: Tensor | float) -> ScaledMap:
-    device = loop.resolved.device
-    return ScaledMap(
-        loop,
-        [d.to(device) for d in scaling.weights],
-        output.to(device) if isinstance(output, Tensor) else output,
-    )
+    return replace(evidence, norm=norm)
 
 
 def evidence_value(loop: LoopMap, evidence: Evidence, scope: Scope) -> Tensor:
@@ -249,9 +232,8 @@ def evidence_value(loop: LoopMap, evidence: Evidence, scope: Scope) -> Tensor:
     assert evidence.norm is not None
     factor = max(1.0, evidence.norm.upper) ** levels(loop)[-1] * (1 + 2.0**-40)
     if not isinstance(evidence.output, Tensor):
-        return torch.tensor(factor / evidence.output * (1 + 2.0**-40), dtype=torch.float64)
-    norms = _functional_norms(evidence.output, scope)
-    return norms * factor
+        return loop.resolved.scalar(factor / evidence.output * (1 + 2.0**-40))
+    return (_functional_norms(evidence.output, scope) * factor).to(loop.resolved.device)
 
 
 def _functional_norms(output: Tensor, scope: Scope) -> Tensor:
@@ -272,3 +254,55 @@ def _functional_norms(output: Tensor, scope: Scope) -> Tensor:
     differences = torch.cdist(inverse, inverse, compute_mode="donot_use_mm_for_euclid_dist")
     values = differences * (1 + 2 * gamma(size + 8)) + (math.sqrt(2) * rest + 4 * 2.0**-53 * float(inverse.abs().max()))
     return values.fill_diagonal_(0.0)
+
+
+def _bounded(loop: LoopMap, hidden: Mapping[int, float]) -> bool:
+    """Whether there is anything to search: activations, none of which sees a constant."""
+    return bool(loop.depth) and all(math.isfinite(hidden[k]) and hidden[k] > 0 for k in range(1, loop.depth + 1))
+
+
+def estimated_smallgain(loop: LoopMap, scope: Scope, seed: int, **options: Any) -> Estimate:
+    """The bound as it would be if conjugate gradients and norms were exact; ``options`` as in :func:`search`."""
+    value, hidden = estimated(loop, scope, seed)
+    if not _bounded(loop, hidden):
+        return Estimate(value, "smallgain", scope)
+    found, gain = search(loop, hidden, scope=scope, **options)
+    sharp = evidence_value(loop, Evidence(found, whitening(gain), Norm(1.0, 1.0, "dense")), scope)
+    return Estimate(torch.minimum(value, sharp), "smallgain", scope, found)
+
+
+def proved_smallgain(
+    loop: LoopMap,
+    scope: Scope,
+    *,
+    dense_limit: int | None,
+    failure: float,
+    slack: float,
+    norms: Mapping[Pair, Norm] | None = None,
+    evidence: Evidence | None = None,
+    **options: Any,
+) -> UpperBound:
+    """The bound proved, entry by entry the smaller of LipLT's and its own; ``options`` as in :func:`search`.
+
+    With ``norms`` it is made from these and from ``evidence`` instead. Where a search or a proof fails, which a warning
+    says, it is LipLT's.
+    """
+    base = proved(
+        loop, "liplt", scope, dense_limit=dense_limit, failure=failure / 2 or failure, slack=slack, norms=norms
+    )
+    if norms is None and _bounded(loop, base.hidden):
+        try:
+            found, gain = search(loop, base.hidden, scope=scope, **options)
+            limit = deterministic_limit(dense_limit, failure)
+            evidence = prove(loop, found, gain, dense=min(DENSE, limit), limit=limit, failure=failure / 2, slack=slack)
+        except BoundError as error:
+            warnings.warn(f"no small-gain bound was found, and LipLT's is used: {error}", stacklevel=2)
+    if evidence is None or evidence.norm is None:
+        return replace(base, method="smallgain", failure=failure if base.failure and norms is None else base.failure)
+    value = torch.minimum(base.value, evidence_value(loop, evidence, scope))
+    risk = base.failure + evidence.norm.failure
+    if norms is None:
+        risk = failure if risk else 0.0
+    lower = max(evidence.norm.lower, 1.0)
+    excess = (max(evidence.norm.upper, lower) / lower) ** levels(loop)[-1] - 1
+    return replace(base, value=value, method="smallgain", failure=risk, slack=excess, evidence=evidence)

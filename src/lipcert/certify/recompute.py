@@ -131,7 +131,7 @@ class Recomputed:
         self.pairs = claimed_pairs(c)
         self.prediction = torch.tensor(c.samples.prediction)
         with ordinary_mode():
-            self.loop = LoopMap(graph, graph.resolve(torch.float64), centred=c.bound.method == "liplt")
+            self.loop = LoopMap(graph, graph.resolve(torch.float64), centred=c.bound.method != "product")
         self._bound: UpperBound | None = None
         self._margins: tuple[Tensor, Tensor] | None = None
 

@@ -79,7 +79,10 @@ class ScaledErrors:
         """The same if ‖S‖ ≤ sigma: a polynomial in it with positive coefficients, or infinite."""
         supposed = sigma * (1 + 1e-3)  # σ + E, which is checked
         total = sum(
-            (1 + self._ratios[k] * supposed) * self._gammas[k] * b * (self._shares[i][0] * supposed + self._shares[i][1])
+            (1 + self._ratios[k] * supposed)
+            * self._gammas[k]
+            * b
+            * (self._shares[i][0] * supposed + self._shares[i][1])
             for (k, i), b in self._segments.items()
         ) * (1 + 2.0**-10)
         return total if total < 1e-3 * sigma else math.inf
@@ -108,7 +111,7 @@ def _segments(scaled: ScaledMap) -> dict[Pair, float]:
         # what underflows on the way must not be missing
         grown = float(_outer_size(scaled.output)) if k == last else float(weights[k].max())
         row = float(value.detach().max()) + lost[0][k] * grown
-        column = (float((columns / weights[i]).max()) + lost[1][i] * float((1 / weights[i]).max()))
+        column = float((columns / weights[i]).max()) + lost[1][i] * float((1 / weights[i]).max())
         found[k, i] = math.sqrt(row) * math.sqrt(column) * (1 + 2.0**-20)
     return found
 

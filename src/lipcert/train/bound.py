@@ -92,7 +92,7 @@ class TrainingBound(nn.Module):
             raise ShapeError(f"scope={scope!r} needs an output of logits; this one's shape is {graph.output_shape}.")
         self.graph, self.scope, self.every, self.iterations = graph, scope, every, iterations
         with torch.no_grad():
-            self._loop = LoopMap(graph, graph.resolve(), centred=method == "liplt")
+            self._loop = LoopMap(graph, graph.resolve(), centred=method != "product")
         loop, last = self._loop, self._loop.depth + 1
         pairs = loop.pairs() if scope == "global" else hidden_pairs(loop)
         self.pairs: list[Pair] = sorted(pairs, key=lambda pair: (pair[1], -pair[0]))
