@@ -40,10 +40,10 @@ def levels(loop: LoopMap) -> list[int]:
 
 
 def weight_shapes(loop: LoopMap, scaling: str) -> list[tuple[int, ...]]:
-    """The shape of D_k for k = 1…K: with ``"layer"`` one number, with ``"channel"`` one for each index of the first
-    dimension (of one sample), with ``"neuron"`` one for each entry.
+    """The shape of D_k for k = 1…K.
 
-    A map that is not elementwise has one for each part that it keeps apart (:attr:`VectorMap.apart`).
+    With ``"layer"`` one number, with ``"channel"`` one for each index of a sample's first dimension, with ``"neuron"``
+    one for each entry. A map that is not elementwise has one for each part that it keeps apart (:attr:`VectorMap.apart`).
     """
     shapes = []
     for k, node in enumerate(loop.nonlinear, start=1):

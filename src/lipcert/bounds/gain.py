@@ -6,8 +6,8 @@ inequality ‖D·Δw‖ ≤ ‖D·Δz‖ of the network says ‖Δx‖² ≥ (Δ
     (h·Δy)² ≤ hᵀNh·‖Δx‖²  for every h,        N = T_y·Q⁻¹·T_yᵀ:
 
 all of global (λ_max), per class (N_aa) and pairwise (N_aa + N_bb − 2N_ab) from one solution of Q·V = T_yᵀ by conjugate
-gradients, C rows side by side. For any V, b_aᵀv_b + b_bᵀv_a − v_aᵀQv_b (b_a = T_yᵀe_a) is N to second order in its error,
-and below N where V is not converged; its derivative in D at fixed V is that of N (envelope theorem).
+gradients, C rows side by side. For any V, b_aᵀv_b + b_bᵀv_a − v_aᵀQv_b (b_a = T_yᵀe_a) is N to second order in its
+error, and below N where V is not converged; its derivative in D at fixed V is that of N (envelope theorem).
 
 ``‖S_z‖ < 1`` is watched by following the leading vector of S_zᵀS_z as one more row of each product.
 

@@ -23,15 +23,17 @@ from lipcert.scaled import ScaledMap, levels, weight_shapes
 __all__ = ["Progress", "Search", "feasible_start"]
 
 Progress = Callable[[str, float, float], None]
-"""Called with what is searched, the objective (a typical bound), and the seconds so far."""
+"""Called with the scaling, a typical value of the bound, and the seconds so far."""
 
 _STEP = 0.5
 _TOLERANCE = 1e-2  # of conjugate gradients while D moves: N errs by its square
 _WORSE = 3e-3  # log J may grow by this much before a step is taken back: its values are that good
 _SETTLED = 2e-4
-_BARRIER = 0.01
 _LONGEST = 2.0  # of a step in log D, before η
-_SHARPNESS = (4.0, 16.0, 64.0, 256.0, 1024.0)
+# stages: how sharp a maximum over heads is, and how much log 1/(1 − ‖S_z‖²) counts beside the objective, which keeps
+# the weights away from where S_z cannot be told from infeasible
+_STAGES = ((1.0, 1e-2), (1.0, 1e-3))
+_SHARP_STAGES = ((4.0, 1e-2), (32.0, 1e-2), (256.0, 3e-3), (1024.0, 1e-3))
 
 
 def feasible_start(loop: LoopMap, hidden: Mapping[int, float]) -> Scaling:
@@ -71,7 +73,9 @@ class Search:
         """S without y at these weights."""
         return ScaledMap(self.loop, [v.exp() for v in logs], None)
 
-    def _gradients(self, scaled: ScaledMap, found: Solution, sharpness: float) -> tuple[float, list[Tensor]]:
+    def _gradients(
+        self, scaled: ScaledMap, found: Solution, sharpness: float, barrier: float
+    ) -> tuple[float, list[Tensor]]:
         """J, and ½·log(‖D·z‖²/‖D·w‖²) for each weight."""
         with torch.enable_grad():
             gain = found.gain.double().detach().requires_grad_()
@@ -80,7 +84,7 @@ class Search:
         share = ((share + share.T) / 2).to(found.images)
         up = ((share @ found.images) * found.images).sum(0, keepdim=True)
         down = ((share @ found.vectors) * found.vectors).sum(0, keepdim=True)
-        wall = _BARRIER / (1 - found.square)
+        wall = barrier / (1 - found.square)
         up = up + wall * found.leading_image.square()
         down = down + wall * found.square * found.leading.square()
         ups, downs = scaled.group_sums(up, results=True), scaled.group_sums(down, results=False)
@@ -91,7 +95,7 @@ class Search:
             0.5 * ((u.clamp_min(0) + f) / (d.clamp_min(0) + f)).log().clamp(-_LONGEST, _LONGEST)
             for u, d, f in zip(ups, downs, floor, strict=True)
         ]
-        return float(value.detach()) - _BARRIER * math.log(1 - found.square), moves
+        return float(value.detach()) - barrier * math.log(1 - found.square), moves
 
     def run(
         self,
@@ -117,22 +121,21 @@ class Search:
         probe = Probe.random(self.scaled(logs))
         solution: Tensor | None = None
         value = math.inf
-        for sharpness in (1.0,) if smooth else _SHARPNESS:
+        for sharpness, barrier in _STAGES if smooth else _SHARP_STAGES:
             best: tuple[float, list[Tensor], list[Tensor], Tensor] | None = None
             step = most = _STEP / (1 + (0 if smooth else sharpness / 20))
             history: list[float] = []
             for _ in range(steps):
                 scaled = self.scaled(logs)
-                found = solve(
-                    scaled, self.b / scaled.divisors, self._carried(solution, scaled), probe, tolerance=_TOLERANCE
-                )
+                carried = None if solution is None else solution * scaled.divisors
+                found = solve(scaled, self.b / scaled.divisors, carried, probe, tolerance=_TOLERANCE)
                 self.products += found.products if found else 10
                 if found is None and best is None:  # a start that is not feasible after all
                     logs = [v - 0.15 * n for v, n in zip(logs, levels(self.loop)[1:], strict=False)]
                     solution = None
                     continue
                 if found is not None:
-                    now, moves = self._gradients(scaled, found, sharpness)
+                    now, moves = self._gradients(scaled, found, sharpness, barrier)
                 if found is None or (best is not None and now > best[0] + _WORSE):
                     assert best is not None
                     step /= 2
@@ -146,7 +149,6 @@ class Search:
                         best = now, logs, moves, solution
                         self.gain = found.gain
                     step = min(1.1 * step, most)
-                    self.square = found.square
                     if progress is not None:
                         progress(start.kind, math.exp(now), time.monotonic() - began)
                     if len(history) > 4 and min(history[:-4]) - min(history[-4:]) < _SETTLED:
@@ -159,9 +161,6 @@ class Search:
             if time.monotonic() > deadline:
                 break
         return Scaling(start.kind, tuple(v.double().exp().cpu() for v in logs)), value
-
-    def _carried(self, solution: Tensor | None, scaled: ScaledMap) -> Tensor | None:
-        return None if solution is None else solution * scaled.divisors
 
 
 def _adjoint(loop: LoopMap, heads: Tensor) -> Tensor:

@@ -1,11 +1,10 @@
-"""Scaled small gain: a bound on the linear map of the loop transformation that is never worse than LipLT's, and sharp
-where LipSDP is.
+"""Scaled small gain: never above LipLT, on the same linear map, and as sharp as LipSDP.
 
 For positive D_j, if ‖P·y‖² + Σ‖D_j·z_j‖² ≤ ‖x‖² + Σ‖D_j·w_j‖² for all (x, w), the true w_j (for which the two sums
 compare as ‖D_j·w_j‖ ≤ ‖D_j·z_j‖) leave ‖P·Δy‖ ≤ ‖Δx‖, so that |h·Δy| ≤ ‖P⁻ᵀh‖·‖Δx‖ for every functional h of the
-output. The search for D (:mod:`lipcert.bounds.scaling`) and P = N^{-1/2} (:mod:`lipcert.bounds.gain`) may be as careless
-as it likes: one norm, ‖S‖ ≤ σ of the scaled map, proves them. Where σ > 1, weights t^level with t = 1/σ repair it (by
-Schwarz's lemma, t ↦ S(t) being analytic with S(0) = 0), which costs the factor σ^level(y).
+output. The search for D (:mod:`lipcert.bounds.scaling`) and P = N^{-1/2} (:mod:`lipcert.bounds.gain`) may be as
+careless as it likes: one norm, ‖S‖ ≤ σ of the scaled map, proves them. Where σ > 1, weights t^level with t = 1/σ repair
+it (by Schwarz's lemma, t ↦ S(t) being analytic with S(0) = 0), which costs the factor σ^level(y).
 
 One weight for each neuron is LipSDP-Neuron (Fazlyab et al. 2019), without its semidefinite program.
 """

@@ -1,8 +1,8 @@
 """The norm of a scaled map S, proved: one number on which a whole small-gain bound stands.
 
 How far a pass of S errs is followed segment by segment, as in :class:`lipcert.norms.errors.BlockErrors`, but in scaled
-units, where everything is about 1: with σ = ‖S‖, B_ki = ‖D_k·|S_ki|·ℓ_i/D_i‖ for the affine map S_ki from activation i to
-z_k, and γ_k for its roundings,
+units, where everything is about 1: with σ = ‖S‖, B_ki = ‖D_k·|S_ki|·ℓ_i/D_i‖ for the affine map S_ki from activation i
+to z_k, and γ_k for its roundings,
 
     ‖fl(S p) − S p‖ ≤ Σ_k (1 + max|c_k/r_k|·σ)·γ_k·Σ_i B_ki·(max|c_i|/ℓ_i·(σ + E) + max r_i/ℓ_i) · ‖p‖,
 
