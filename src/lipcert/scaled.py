@@ -43,7 +43,8 @@ def weight_shapes(loop: LoopMap, scaling: str) -> list[tuple[int, ...]]:
     """The shape of D_k for k = 1…K.
 
     With ``"layer"`` one number, with ``"channel"`` one for each index of a sample's first dimension, with ``"neuron"``
-    one for each entry. A map that is not elementwise has one for each part that it keeps apart (:attr:`VectorMap.apart`).
+    one for each entry. A map that is not elementwise has one for each part that it keeps apart
+    (:attr:`lipcert.graph.types.VectorMap.apart`).
     """
     shapes = []
     for k, node in enumerate(loop.nonlinear, start=1):

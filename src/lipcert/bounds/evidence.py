@@ -11,7 +11,7 @@ from lipcert.loop import LoopMap
 from lipcert.norms.result import Norm
 from lipcert.scaled import ScaledMap, weight_shapes
 
-__all__ = ["KINDS", "Evidence", "Kind", "Scaling"]
+__all__ = ["KINDS", "Evidence", "Kind", "Scaling", "fits"]
 
 Kind = Literal["layer", "channel", "neuron"]
 KINDS: tuple[Kind, ...] = ("layer", "channel", "neuron")
@@ -54,3 +54,11 @@ class Evidence:
         device, output = loop.resolved.device, self.output
         weights = [d.to(dtype=loop.resolved.dtype, device=device) for d in self.scaling.weights]
         return ScaledMap(loop, weights, output.to(loop.resolved.scalar(0.0)) if isinstance(output, Tensor) else output)
+
+
+def fits(loop: LoopMap, evidence: Evidence) -> bool:
+    """Whether the weights are of the shapes that this network asks for, and P of its output's."""
+    expected = weight_shapes(loop, evidence.scaling.kind)
+    classes = loop.target_shape(loop.depth + 1)
+    square = not isinstance(evidence.output, Tensor) or evidence.output.shape == (*classes, *classes)
+    return square and [tuple(d.shape) for d in evidence.scaling.weights] == expected

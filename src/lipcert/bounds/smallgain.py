@@ -190,9 +190,14 @@ def whitening(gain: Tensor | float) -> Tensor | float:
     """P with PᵀP ≈ N⁻¹."""
     if not isinstance(gain, Tensor):
         return 1 / math.sqrt(gain)
-    floor = _FLOOR * gain.diagonal().mean()
-    root = torch.linalg.cholesky(gain + floor * torch.eye(len(gain), dtype=gain.dtype))
-    return torch.linalg.inv(root)
+    floor, eye = _FLOOR * float(gain.diagonal().mean()), torch.eye(len(gain), dtype=gain.dtype)
+    while floor < float(gain.diagonal().sum()):
+        root, info = torch.linalg.cholesky_ex(gain + floor * eye)
+        if not int(info):
+            found: Tensor = torch.linalg.solve_triangular(root, eye, upper=False)
+            return found
+        floor *= 100
+    raise BoundError("the gain matrix is not what it should be: use method='liplt'.")
 
 
 def prove(
@@ -241,14 +246,18 @@ def _functional_norms(output: Tensor, scope: Scope) -> Tensor:
     With X ≈ P⁻¹ and F = I − XP: h·y = (Xᵀh)·(Py) + h·Fy, and ‖y‖ ≤ ‖X‖/(1 − ‖F‖)·‖Py‖.
     """
     size = len(output)
-    inverse = torch.linalg.inv(output)
+    inverse, info = torch.linalg.inv_ex(output)
+    if int(info) or not bool(torch.isfinite(inverse).all()):
+        raise BoundError("the matrix P of a small-gain bound has no inverse.")
     eye = torch.eye(size, dtype=output.dtype)
     residual = float((eye - inverse @ output).norm()) + 4 * gamma(size + 4) * float(inverse.norm() * output.norm())
+    residual *= 1 + 2.0**-30
     if not residual < 0.5:
         raise BoundError("the gain matrix is too ill-conditioned for a proof: use method='liplt'.")
     rest = residual / (1 - residual) * float(inverse.norm()) * (1 + 2.0**-30)
     if scope == "class":
-        return inverse.norm(dim=1) * (1 + 2 * gamma(size + 8)) + rest
+        norms: Tensor = inverse.norm(dim=1) * (1 + 2 * gamma(size + 8)) + rest
+        return norms
     # row a of X is Xᵀe_a
     differences = torch.cdist(inverse, inverse, compute_mode="donot_use_mm_for_euclid_dist")
     values = differences * (1 + 2 * gamma(size + 8)) + (math.sqrt(2) * rest + 4 * 2.0**-53 * float(inverse.abs().max()))

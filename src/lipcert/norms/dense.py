@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import BoundError
-from lipcert.loop import Group, LoopMap, Pair
+from lipcert.loop import BlockMap, Group, LoopMap, Pair
 from lipcert.norms.errors import TINY, UNIT, Lost, absolute_norm, gamma, relative_error, underflow
 from lipcert.norms.result import Norm
 from lipcert.norms.scaling import row_norms
@@ -46,18 +46,18 @@ _CHUNK = {"cpu": 2**21, "cuda": 2**25}  # entries of the widest layer in flight 
 _ROOM = 64.0  # times n²·u: what it takes to show as much by a Cholesky factorisation of the Gram matrix
 
 
-def _require_float64(loop: LoopMap) -> None:
+def _require_float64(loop: BlockMap) -> None:
     if loop.resolved.dtype != torch.float64:
         raise BoundError("upper bounds are computed in float64: resolve the graph with dtype=torch.float64.")
 
 
-def chunk(loop: LoopMap) -> int:
+def chunk(loop: BlockMap) -> int:
     """How many rows may travel through the network at once."""
     widest = max(math.prod(node.shape) for node in loop.graph.nodes)
     return max(1, min(1024, _CHUNK.get(loop.resolved.device.type, 2**25) // widest))
 
 
-def basis(start: int, stop: int, shape: tuple[int, ...], loop: LoopMap) -> Tensor:
+def basis(start: int, stop: int, shape: tuple[int, ...], loop: BlockMap) -> Tensor:
     """Unit vectors start…stop of a space whose elements have this shape: (stop − start, *shape)."""
     size = math.prod(shape)
     rows = torch.zeros((stop - start, size), dtype=loop.resolved.dtype, device=loop.resolved.device)
@@ -65,7 +65,7 @@ def basis(start: int, stop: int, shape: tuple[int, ...], loop: LoopMap) -> Tenso
     return rows.reshape(stop - start, *shape)
 
 
-def adjoint_rows(loop: LoopMap, target: int, sources: Iterable[int], start: int, stop: int) -> dict[int, Tensor]:
+def adjoint_rows(loop: BlockMap, target: int, sources: Iterable[int], start: int, stop: int) -> dict[int, Tensor]:
     """Rows ``start…stop`` of the blocks from each source to a target, flat: {source: (stop − start, n_j)}."""
     wanted = [j for j in sources if loop.connected(target, j)]
     cotangents: list[Tensor | None] = [None] * (loop.depth + 1)
@@ -74,7 +74,7 @@ def adjoint_rows(loop: LoopMap, target: int, sources: Iterable[int], start: int,
     return {j: back[j].reshape(stop - start, -1) for j in wanted}
 
 
-def block(loop: LoopMap, pair: Pair) -> Tensor:
+def block(loop: BlockMap, pair: Pair) -> Tensor:
     """The explicit matrix A_kj (or its transpose, whichever has fewer rows)."""
     k, j = pair
     n_in, n_out = math.prod(loop.source_shape(j)), math.prod(loop.target_shape(k))
@@ -91,7 +91,7 @@ def block(loop: LoopMap, pair: Pair) -> Tensor:
     return torch.cat(parts)
 
 
-def _from_target(loop: LoopMap, target: int, sources: Sequence[int]) -> dict[int, Tensor]:
+def _from_target(loop: BlockMap, target: int, sources: Sequence[int]) -> dict[int, Tensor]:
     """The explicit matrices from several sources to one target, all by the same adjoint passes."""
     rows, step = math.prod(loop.target_shape(target)), chunk(loop)
     parts = [adjoint_rows(loop, target, sources, i, min(i + step, rows)) for i in range(0, rows, step)]
@@ -114,7 +114,7 @@ def _blocks(loop: LoopMap, pairs: Iterable[Pair]) -> Iterator[tuple[Pair, Tensor
     yield from ((pair, block(loop, pair)) for pair in alone)
 
 
-def forming_error(loop: LoopMap, pair: Pair, lost: Lost) -> float:
+def forming_error(loop: BlockMap, pair: Pair, lost: Lost) -> float:
     """A bound on ``‖fl(A_kj) − A_kj‖₂`` of the block as :func:`block` computes it; ``lost`` is :func:`underflow`."""
     k, j = pair
     entries = math.prod(loop.source_shape(j)) * math.prod(loop.target_shape(k))
@@ -122,7 +122,7 @@ def forming_error(loop: LoopMap, pair: Pair, lost: Lost) -> float:
 
 
 def rows_error(
-    loop: LoopMap, target: int, sources: Iterable[int], start: int, stop: int, lost: Lost
+    loop: BlockMap, target: int, sources: Iterable[int], start: int, stop: int, lost: Lost
 ) -> dict[int, Tensor]:
     """For each row of :func:`adjoint_rows` a bound on the 2-norm of its error: {source: (stop − start,)}."""
     sizes = loop.absolute()
@@ -168,7 +168,7 @@ def _largest_singular_value(matrix: Tensor) -> float:
         ) from error
 
 
-def smaller_side(loop: LoopMap, pair: Pair) -> int:
+def smaller_side(loop: BlockMap, pair: Pair) -> int:
     """Rows of the smaller of A_kj and its transpose."""
     return min(math.prod(loop.source_shape(pair[1])), math.prod(loop.target_shape(pair[0])))
 

@@ -18,16 +18,19 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import BoundError
+from lipcert.graph.capture import ordinary_mode
 from lipcert.loop import Group, LoopMap, Pair
-from lipcert.norms.cholesky import cholesky_norms
+from lipcert.norms.cholesky import cholesky_norms, proved
+from lipcert.norms.confirm import FINEST, MOST, SHARE
 from lipcert.norms.dense import block, spectral_norm_upper
 from lipcert.norms.errors import UNIT, BlockErrors, absolute_norm, gamma, relative_error, underflow
 from lipcert.norms.lanczos import estimate_norms
 from lipcert.norms.randomised import probable_norms
 from lipcert.norms.result import Norm
+from lipcert.norms.upper import DENSE
 from lipcert.scaled import ScaledMap
 
-__all__ = ["ScaledErrors", "prove_scaled"]
+__all__ = ["ScaledErrors", "confirm_scaled", "prove_scaled"]
 
 _BLOCK: Pair = (1, 0)
 _COARSE = 0.1
@@ -163,10 +166,60 @@ def prove_scaled(
             f"a deterministic small-gain bound needs a matrix of side {side}, beyond the limit of {limit}. Allow a "
             "probability of failure, such as failure=1e-12, or raise dense_limit (memory grows with the square of it)."
         )
-    coarse = probable_norms(errors, [_BLOCK], estimates, {_BLOCK: _COARSE}, failure=failure / 2, seed=seed)[_BLOCK]
+    return _by_test(errors, estimates[_BLOCK], slack, failure, seed, None)
+
+
+def _by_test(
+    errors: ScaledErrors, seen: float, slack: float, failure: float, seed: int | None, most: int | None
+) -> Norm:
+    """A coarse randomised test, with whose result the rounding of a finer one is known well."""
+    options: dict[str, int] = {} if most is None else {"most": most}
+    coarse = probable_norms(
+        errors, [_BLOCK], {_BLOCK: seen}, {_BLOCK: max(slack, _COARSE)}, failure=failure / 2, seed=seed, **options
+    )[_BLOCK]
     errors.known[_BLOCK] = coarse.upper
     seed = None if seed is None else seed + 1000
-    estimates[_BLOCK] = max(estimates[_BLOCK], coarse.lower)
-    fine = probable_norms(errors, [_BLOCK], estimates, {_BLOCK: slack}, failure=failure / 2, seed=seed)[_BLOCK]
+    seen = max(seen, coarse.lower)
+    fine = probable_norms(errors, [_BLOCK], {_BLOCK: seen}, {_BLOCK: slack}, failure=failure / 2, seed=seed, **options)[
+        _BLOCK
+    ]
     upper = min(fine.upper, coarse.upper)
     return Norm(upper, min(max(fine.lower, coarse.lower), upper), "chebyshev", failure)
+
+
+def confirm_scaled(
+    scaled: ScaledMap, claim: Norm, *, limit: int, failure: float, seed: int | None = None
+) -> str | None:
+    """Prove afresh, by another method than ``claim.method``, that ‖S‖₂ ≤ claim.upper.
+
+    Args:
+        scaled: in float64.
+        claim: of which ``upper`` and ``method`` are looked at.
+        limit: the largest smaller side of S of which a matrix may be formed.
+        failure: the probability with which a wrong claim may be confirmed; 0 allows no randomised test.
+        seed: of the randomised test; None draws one that nobody could foresee.
+
+    Returns:
+        the method by which it was confirmed, or None if it could neither be confirmed nor refuted.
+
+    Raises:
+        BoundError: the claim is refuted: the norm was seen to be larger.
+    """
+    with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
+        errors = ScaledErrors(scaled)
+        side = min(scaled.source_shape(0)[0], scaled.target_shape(1)[0])
+        seen = float(estimate_norms(scaled, [_BLOCK])[_BLOCK])
+        if seen > claim.upper * (1 + 1e-9):
+            raise BoundError(f"the scaled map's norm is at least {seen:.9g}, but {claim.upper:.9g} is claimed.")
+        try:
+            if side <= limit and claim.method != "cholesky" and proved(errors, _BLOCK, claim.upper):
+                return "cholesky"
+            if side <= min(limit, DENSE) and claim.method != "dense":
+                return "dense" if _explicit(scaled, errors).upper <= claim.upper else None
+            room = claim.upper / seen - 1 if seen > 0 else 1.0
+            if not failure or room < FINEST:
+                return None
+            norm = _by_test(errors, seen, min(SHARE * room, _COARSE), failure, seed, MOST)
+        except BoundError:
+            return None
+        return "chebyshev" if norm.upper <= claim.upper else None
