@@ -18,6 +18,7 @@ from torch import Tensor
 from lipcert.bounds.evidence import Scaling
 from lipcert.bounds.gain import Probe, Solution, solve
 from lipcert.loop import LoopMap
+from lipcert.norms.lanczos import leading_vectors
 from lipcert.scaled import ScaledMap, levels, weight_shapes
 
 __all__ = ["Progress", "Search", "feasible_start"]
@@ -29,6 +30,9 @@ _STEP = 0.5
 _TOLERANCE = 1e-2  # of conjugate gradients while D moves: N errs by its square
 _WORSE = 3e-3  # log J may grow by this much before a step is taken back: its values are that good
 _SETTLED = 2e-4
+_WALL = 1 - 1e-6
+_LIMIT, _SAFE = 1 - 2e-5, 1 - 5e-4  # ‖S_z‖² at the end of a stage: what is not left as it is, and what it becomes
+_LOOKS = 60
 _LONGEST = 2.0  # of a step in log D, before η
 # stages: how sharp a maximum over heads is, and how much log 1/(1 − ‖S_z‖²) counts beside the objective, which keeps
 # the weights away from where S_z cannot be told from infeasible
@@ -84,9 +88,10 @@ class Search:
         share = ((share + share.T) / 2).to(found.images)
         up = ((share @ found.images) * found.images).sum(0, keepdim=True)
         down = ((share @ found.vectors) * found.vectors).sum(0, keepdim=True)
-        wall = barrier / (1 - found.square)
-        up = up + wall * found.leading_image.square()
-        down = down + wall * found.square * found.leading.square()
+        squares = found.leading_images.square().sum(1).clamp_max(_WALL)
+        wall = (barrier / (1 - squares))[:, None]
+        up = up + (wall * found.leading_images.square()).sum(0, keepdim=True)
+        down = down + (wall * squares[:, None] * found.leading.square()).sum(0, keepdim=True)
         ups, downs = scaled.group_sums(up, results=True), scaled.group_sums(down, results=False)
         total = sum(float(u.clamp_min(0).sum()) for u in ups) + 1e-30
         # what counts for nothing moves little: its ratio is noise
@@ -95,7 +100,7 @@ class Search:
             0.5 * ((u.clamp_min(0) + f) / (d.clamp_min(0) + f)).log().clamp(-_LONGEST, _LONGEST)
             for u, d, f in zip(ups, downs, floor, strict=True)
         ]
-        return float(value.detach()) - barrier * math.log(1 - found.square), moves
+        return float(value.detach()) - barrier * float((1 - squares).log().sum()), moves
 
     def run(
         self,
@@ -158,9 +163,22 @@ class Search:
                 logs = [v - step * m for v, m in zip(logs, moves, strict=True)]
             if best is not None:
                 value, logs, _, solution = best
+            logs, solution = self._within(logs, solution, probe)
             if time.monotonic() > deadline:
                 break
         return Scaling(start.kind, tuple(v.double().exp().cpu() for v in logs)), value
+
+    def _within(self, logs: list[Tensor], solution: Tensor | None, probe: Probe) -> tuple[list[Tensor], Tensor | None]:
+        """The same weights if ‖S_z‖ < 1 by a closer look, else such as make it so."""
+        scaled = self.scaled(logs)
+        found = leading_vectors(scaled, [(1, 0)], tolerance=1e-5, max_products=_LOOKS)[1, 0]
+        self.products += _LOOKS
+        square = float(found.norm) ** 2
+        if square <= _LIMIT:
+            return logs, solution
+        probe.vectors = torch.linalg.qr(torch.cat([found.vector[None], probe.vectors[:-1]]).T)[0].T.contiguous()
+        t = math.sqrt(_SAFE / square)
+        return [v + n * math.log(t) for v, n in zip(logs, levels(self.loop)[1:], strict=False)], None
 
 
 def _adjoint(loop: LoopMap, heads: Tensor) -> Tensor:
