@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from fractions import Fraction
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 import lipcert
 from adversary_exact import Exact
 from cases import CASES, traced
+from chains import matrices, network
 from lipcert.bounds import LowerBound, graph_bound, graph_lower_bound, lower_bound
 from lipcert.errors import BoundError, ModuleStateError, ShapeError
 
@@ -53,7 +55,7 @@ def quotients(module: nn.Module, bound: LowerBound) -> Tensor:
 def test_near_the_exact_constant_and_never_above(widths: tuple[int, ...], seed: int) -> None:
     net = mlp(*widths, seed=seed)
     exact, x = Exact(net), normal(20, widths[0], seed=1)
-    whole, pairs = lower_bound(net, x), lower_bound(net, x, scope="pairwise")
+    whole, pairs = (lower_bound(net, x, scope=s, starts=64) for s in ("global", "pairwise"))  # type: ignore[arg-type]
     assert 0.9 * exact.constant <= float(whole) <= exact.constant * UP
     assert bool((pairs.value <= exact.pairs * UP).all())
     assert float(pairs.value.sum()) >= 0.8 * float(exact.pairs.sum())
@@ -70,6 +72,39 @@ def test_rounding_never_lifts_it_above_the_exact_constant(shift: float) -> None:
     net[2].weight.data *= shift  # the biases of the first layer are now far larger than what they are added to
     exact = Exact(net).constant
     assert float(lower_bound(net, normal(8, 2), steps=10)) <= exact * UP
+
+
+def _exactly(net: nn.Sequential, x: Tensor) -> list[Fraction]:
+    """A ReLU network in rational numbers."""
+    values = [Fraction(v) for v in x.tolist()]
+    for m in net:
+        if isinstance(m, nn.Linear):
+            rows, offsets = m.weight.tolist(), m.bias.tolist()
+            values = [
+                sum((Fraction(w) * v for w, v in zip(row, values, strict=True)), Fraction(offset))
+                for row, offset in zip(rows, offsets, strict=True)
+            ]
+        else:
+            values = [max(v, Fraction(0)) for v in values]
+    return values
+
+
+@pytest.mark.parametrize("biases", [0.0, 0.5, 1e3, 1e8])
+@pytest.mark.parametrize("widths", [(4, 8, 3), (6, 10, 10, 10, 4), (3, 12, 12, 12, 12, 12, 2)])
+def test_never_above_the_exact_quotient_of_its_witness(widths: tuple[int, ...], biases: float) -> None:
+    """In rational arithmetic, in which nothing rounds."""
+    net = network(matrices(*widths), biases=biases)
+    for scope, scale in itertools.product(("global", "class"), (1e-6, 1.0, 1e4)):
+        bound = lower_bound(net, normal(5, widths[0]) * scale, scope=scope, steps=3)  # type: ignore[arg-type]
+        for c, witness in enumerate(bound.witness.flatten().tolist()):
+            if witness < 0:  # biases of 1e8 and steps of 1e-7: nothing is left of such quotients
+                assert float(bound.value.flatten()[c]) == 0
+                continue
+            left, right = bound.points[witness]
+            rises = [a - b for a, b in zip(_exactly(net, left), _exactly(net, right), strict=True)]
+            rises = rises if scope == "global" else [rises[c]]
+            run = sum((Fraction(a) - Fraction(b)) ** 2 for a, b in zip(left.tolist(), right.tolist(), strict=True))
+            assert Fraction(float(bound.value.flatten()[c])) ** 2 * run <= sum(r**2 for r in rises)
 
 
 @pytest.mark.parametrize("outputs", [3, 40])
@@ -244,6 +279,7 @@ def test_a_network_that_overflows_gives_no_nonsense() -> None:
     [
         ({"scope": "local"}, BoundError, "scope must be one of"),
         ({"steps": -1}, BoundError, "negative"),
+        ({"starts": 0}, BoundError, "positive"),
         ({"pairs": [(0, 1)]}, BoundError, "pairs are for"),
         ({"scope": "pairwise", "pairs": [(0, 0)]}, BoundError, "no pair"),
         ({"scope": "pairwise", "pairs": [(0, 3)]}, BoundError, "no pair"),

@@ -35,7 +35,6 @@ from lipcert.norms.scaling import row_norms
 
 __all__ = ["LowerBound", "graph_lower_bound", "lower_bound"]
 
-_STARTS = 64  # points that climb, all goals together; at least one for each goal
 _FRESH = 128  # random points that are looked at
 _LADDER = tuple(10.0**-k for k in range(1, 8))  # h of the pairs that are measured, relative to the inputs' scale
 _MARGIN = 16 * 2.0**-29
@@ -93,6 +92,7 @@ def lower_bound(
     *,
     scope: Scope = "global",
     steps: int = 50,
+    starts: int = 32,
     pairs: Sequence[tuple[int, int]] | None = None,
     input_range: tuple[float, float] | None = None,
     seed: int = 0,
@@ -109,6 +109,7 @@ def lower_bound(
         scope: ``"global"`` for the whole output, ``"class"`` for each logit, ``"pairwise"`` for each difference of
             two logits.
         steps: of the ascent; 0 looks at the inputs only.
+        starts: how many points climb, for all that is bounded together; at least one for each class or pair.
         pairs: for ``"pairwise"``, the pairs (a, b) to search for, if not all of them: each costs some passes of the
             network. The others get what the points found happen to give.
         input_range: keep all points within [low, high]: the bound is then one of the module on that box.
@@ -118,7 +119,7 @@ def lower_bound(
         :class:`LowerBound`, with a float64 ``value`` on the module's device.
 
     Raises:
-        BoundError: an unknown scope, a negative number of steps, pairs that are none, or inputs outside of the range.
+        BoundError: an unknown scope, negative steps, no starts, pairs that are none, or inputs outside of the range.
         ShapeError: logits asked for of an output that is not a vector of them, or no finite inputs.
         lipcert.errors.TraceError: the module cannot be traced.
 
@@ -134,7 +135,9 @@ def lower_bound(
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or not len(x):
         raise ShapeError("x must be a batch of inputs: a floating-point tensor (N, *input_shape) with N ≥ 1.")
     graph = trace(module, tuple(x.shape[1:]))
-    return graph_lower_bound(graph, x, scope=scope, steps=steps, pairs=pairs, input_range=input_range, seed=seed)
+    return graph_lower_bound(
+        graph, x, scope=scope, steps=steps, starts=starts, pairs=pairs, input_range=input_range, seed=seed
+    )
 
 
 def graph_lower_bound(
@@ -143,6 +146,7 @@ def graph_lower_bound(
     *,
     scope: Scope = "global",
     steps: int = 50,
+    starts: int = 32,
     pairs: Sequence[tuple[int, int]] | None = None,
     input_range: tuple[float, float] | None = None,
     seed: int = 0,
@@ -150,8 +154,8 @@ def graph_lower_bound(
     """:func:`lower_bound` of a network that was traced before, at its present weights."""
     if scope not in get_args(Scope):
         raise BoundError(f"scope must be one of {', '.join(map(repr, get_args(Scope)))}; got {scope!r}.")
-    if steps < 0:
-        raise BoundError(f"steps must not be negative; got {steps}.")
+    if steps < 0 or starts < 1:
+        raise BoundError(f"steps must not be negative, and starts must be positive; got {steps} and {starts}.")
     if scope != "global" and len(graph.output_shape) != 1:
         raise ShapeError(
             f"scope={scope!r} needs an output of logits, one number a class; this module's has shape "
@@ -165,7 +169,7 @@ def graph_lower_bound(
         generator = torch.Generator().manual_seed(seed)
         search = Search(graph, resolved, scale=_scale(x, input_range), box=input_range, generator=generator)
         goals = _goals(scope, graph.output_shape, pairs, x)
-        points, climbed = _candidates(search, x, goals, steps)
+        points, climbed = _candidates(search, x, goals, steps, starts)
         with torch.no_grad():
             return _measured(search, scope, points, climbed)
 
@@ -224,12 +228,12 @@ def _best(search: Search, x: Tensor, goals: Tensor | None, count: int) -> Tensor
     return scores.topk(min(count, len(x)), dim=0).indices
 
 
-def _candidates(search: Search, x: Tensor, goals: Tensor | None, steps: int) -> tuple[Tensor, Tensor]:
+def _candidates(search: Search, x: Tensor, goals: Tensor | None, steps: int, starts: int) -> tuple[Tensor, Tensor]:
     """Pairs of points to measure (M, 2, *input_shape), and which of them the ascent found (M,)."""
     best, *_ = _best(search, x, goals, 1)
     found = [(_ladder(search, x[best], goals), False)]
     if steps:
-        starts = max(1, _STARTS // len(best))
+        starts = max(1, starts // len(best))
         fresh = search.around(x, _FRESH)
         begin = torch.cat([x[i] for i in _best(search, x, goals, (starts + 1) // 2)])
         if starts > 1:
