@@ -28,6 +28,7 @@ from lipcert.norms.result import Norm
 from lipcert.norms.scaling import row_norms
 
 __all__ = [
+    "ROOM",
     "adjoint_rows",
     "basis",
     "block",
@@ -43,7 +44,7 @@ _DECOMPOSITION = 16.0  # a safe stand-in for LAPACK's modest polynomial, times t
 _MAX_SVD = 2048
 _MEMORY = 2**28  # entries of matrices held at once where that saves passes (2 GiB)
 _CHUNK = {"cpu": 2**21, "cuda": 2**25}  # entries of the widest layer in flight at once: few stay in a CPU's cache
-_ROOM = 64.0  # times n²·u: what it takes to show as much by a Cholesky factorisation of the Gram matrix
+ROOM = 64.0  # times n²·u: what it takes to show as much by a Cholesky factorisation of the Gram matrix
 
 
 def _require_float64(loop: BlockMap) -> None:
@@ -186,5 +187,5 @@ def dense_norms(loop: LoopMap, pairs: Iterable[Pair]) -> dict[Pair, Norm]:
         # what its Gram matrix can show: the least σ with σ² ≥ (value + e)² + c·e·(2σ + e), e = forming, c = √(2n)
         room = math.sqrt(2 * n)
         confirmable = room * forming + math.hypot(value + forming, math.sqrt(room * room + room) * forming)
-        norms[pair] = Norm(confirmable * (1 + _ROOM * (n + 4) ** 2 * UNIT), value + forming, "dense")
+        norms[pair] = Norm(confirmable * (1 + ROOM * (n + 4) ** 2 * UNIT), value + forming, "dense")
     return norms

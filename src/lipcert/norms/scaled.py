@@ -22,7 +22,7 @@ from lipcert.graph.capture import ordinary_mode
 from lipcert.loop import Group, LoopMap, Pair
 from lipcert.norms.cholesky import cholesky_norms, proved
 from lipcert.norms.confirm import FINEST, MOST, SHARE
-from lipcert.norms.dense import block, spectral_norm_upper
+from lipcert.norms.dense import ROOM, block, spectral_norm_upper
 from lipcert.norms.errors import UNIT, BlockErrors, absolute_norm, gamma, relative_error, underflow
 from lipcert.norms.lanczos import estimate_norms
 from lipcert.norms.randomised import probable_norms
@@ -135,7 +135,9 @@ def _explicit(scaled: ScaledMap, errors: ScaledErrors) -> Norm:
     forming = size * errors.error(_BLOCK)
     if 0 < seen < most / 2 and size * errors.error_at(2 * seen) < seen and seen + size * errors.error_at(most) < most:
         forming = size * errors.error_at(2 * seen)
-    return Norm((seen + forming + rest) * (1 + 4 * UNIT), min(seen, seen + forming), "dense")
+    # as much more as a Cholesky factorisation of the Gram matrix needs to show it too
+    confirmable = (seen + (1 + math.sqrt(2)) * forming + rest) * (1 + ROOM * (len(matrix) + 4) ** 2 * UNIT)
+    return Norm(confirmable, min(seen, seen + forming), "dense")
 
 
 def prove_scaled(
