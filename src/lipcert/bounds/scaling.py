@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from lipcert.bounds.evidence import Scaling
-from lipcert.bounds.gain import Probe, Solution, solve
+from lipcert.bounds.gain import Probe, solve
 from lipcert.loop import LoopMap
 from lipcert.norms.lanczos import leading_vectors
 from lipcert.scaled import ScaledMap, levels, weight_shapes
 
-__all__ = ["Progress", "Search", "feasible_start"]
+__all__ = ["Progress", "Search", "balance", "feasible_start"]
 
 Progress = Callable[[str, float, float], None]
 """Called with the scaling, a typical value of the bound, and the seconds so far."""
@@ -57,6 +57,46 @@ def feasible_start(loop: LoopMap, hidden: Mapping[int, float]) -> Scaling:
         logs = [v + steps[k] * math.log(0.85 / math.sqrt(seen)) for k, v in enumerate(logs, start=1)]
 
 
+def balance(
+    scaled: ScaledMap,
+    gain: Tensor,
+    vectors: Tensor,
+    images: Tensor,
+    leading: Tensor,
+    leading_images: Tensor,
+    objective: Callable[[Tensor, float], Tensor],
+    sharpness: float,
+    barrier: float,
+) -> tuple[float, list[Tensor]]:
+    """J, and for each weight how far log D is from its balance: ½·log(‖D·z‖²/‖D·w‖²), summed with W = ∂J/∂N.
+
+    Args:
+        scaled: S at the present weights.
+        gain, vectors, images: N, and V and S_z·V in scaled units; see :class:`lipcert.bounds.gain.Solution`.
+        leading, leading_images: leading vectors of S_zᵀS_z, and S_z of them.
+        objective, sharpness: J(N, sharpness).
+        barrier: how much Σ log 1/(1 − ‖S_z·leading‖²) counts beside J.
+    """
+    with torch.enable_grad():
+        given = gain.double().detach().requires_grad_()
+        value = objective(given, sharpness)
+        (share,) = torch.autograd.grad(value, given)
+    share = ((share + share.T) / 2).to(images)
+    squares = leading_images.square().sum(1).clamp_max(_WALL)
+    wall = (barrier / (1 - squares))[:, None]
+    up = ((share @ images) * images).sum(0) + (wall * leading_images.square()).sum(0)
+    down = ((share @ vectors) * vectors).sum(0) + (wall * squares[:, None] * leading.square()).sum(0)
+    ups, downs = scaled.group_sums(up[None], results=True), scaled.group_sums(down[None], results=False)
+    total = sum(float(u.clamp_min(0).sum()) for u in ups) + 1e-30
+    # what counts for nothing moves little: its ratio is noise
+    floors = [1e-6 * total / d.numel() for d in scaled.weights]
+    moves = [
+        0.5 * ((u.clamp_min(0) + f) / (d.clamp_min(0) + f)).log().clamp(-_LONGEST, _LONGEST)
+        for u, d, f in zip(ups, downs, floors, strict=True)
+    ]
+    return float(value.detach()) - barrier * float((1 - squares).log().sum()), moves
+
+
 class Search:
     """A search for D on one network.
 
@@ -76,31 +116,6 @@ class Search:
     def scaled(self, logs: Sequence[Tensor]) -> ScaledMap:
         """S without y at these weights."""
         return ScaledMap(self.loop, [v.exp() for v in logs], None)
-
-    def _gradients(
-        self, scaled: ScaledMap, found: Solution, sharpness: float, barrier: float
-    ) -> tuple[float, list[Tensor]]:
-        """J, and ½·log(‖D·z‖²/‖D·w‖²) for each weight."""
-        with torch.enable_grad():
-            gain = found.gain.double().detach().requires_grad_()
-            value = self.objective(gain, sharpness)
-            (share,) = torch.autograd.grad(value, gain)
-        share = ((share + share.T) / 2).to(found.images)
-        up = ((share @ found.images) * found.images).sum(0, keepdim=True)
-        down = ((share @ found.vectors) * found.vectors).sum(0, keepdim=True)
-        squares = found.leading_images.square().sum(1).clamp_max(_WALL)
-        wall = (barrier / (1 - squares))[:, None]
-        up = up + (wall * found.leading_images.square()).sum(0, keepdim=True)
-        down = down + (wall * squares[:, None] * found.leading.square()).sum(0, keepdim=True)
-        ups, downs = scaled.group_sums(up, results=True), scaled.group_sums(down, results=False)
-        total = sum(float(u.clamp_min(0).sum()) for u in ups) + 1e-30
-        # what counts for nothing moves little: its ratio is noise
-        floor = [1e-6 * total / d.numel() for d in scaled.weights]
-        moves = [
-            0.5 * ((u.clamp_min(0) + f) / (d.clamp_min(0) + f)).log().clamp(-_LONGEST, _LONGEST)
-            for u, d, f in zip(ups, downs, floor, strict=True)
-        ]
-        return float(value.detach()) - barrier * float((1 - squares).log().sum()), moves
 
     def run(
         self,
@@ -140,7 +155,17 @@ class Search:
                     solution = None
                     continue
                 if found is not None:
-                    now, moves = self._gradients(scaled, found, sharpness, barrier)
+                    now, moves = balance(
+                        scaled,
+                        found.gain,
+                        found.vectors,
+                        found.images,
+                        found.leading,
+                        found.leading_images,
+                        self.objective,
+                        sharpness,
+                        barrier,
+                    )
                 if found is None or (best is not None and now > best[0] + _WORSE):
                     assert best is not None
                     step /= 2

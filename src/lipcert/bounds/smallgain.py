@@ -34,7 +34,16 @@ from lipcert.norms.scaled import prove_scaled
 from lipcert.norms.upper import DENSE, deterministic_limit
 from lipcert.scaled import ScaledMap, levels
 
-__all__ = ["estimated_smallgain", "evidence_value", "prove", "proved_smallgain", "search", "whitening"]
+__all__ = [
+    "estimated_smallgain",
+    "evidence_value",
+    "identity_heads",
+    "objective",
+    "prove",
+    "proved_smallgain",
+    "search",
+    "whitening",
+]
 
 _ALL_HEADS = 24  # as many outputs are looked at one by one while D is searched; of more, a sketch
 _SKETCH = 12
@@ -45,10 +54,10 @@ _ROWS = 40
 _FINEST_SHARE = 0.5  # of the time there is: a finer scaling is begun while less has passed
 
 
-_Objective = Callable[[Tensor, float], Tensor]
+Objective = Callable[[Tensor, float], Tensor]
 
 
-def _objective(scope: Scope, sketched: bool) -> tuple[_Objective, bool]:
+def objective(scope: Scope, *, sketched: bool) -> tuple[Objective, bool]:
     """J(N, sharpness), and whether it needs no sharpening."""
     if scope == "pairwise" and not sketched:
 
@@ -69,12 +78,19 @@ def _objective(scope: Scope, sketched: bool) -> tuple[_Objective, bool]:
     return largest, False
 
 
+def identity_heads(loop: LoopMap) -> Tensor:
+    """Each entry of the output by itself: (C, *output_shape)."""
+    shape = loop.target_shape(loop.depth + 1)
+    size, like = math.prod(shape), loop.resolved
+    return torch.eye(size, dtype=like.dtype, device=like.device).reshape(size, *shape)
+
+
 def _heads(loop: LoopMap, scope: Scope) -> tuple[Tensor, bool]:
     """The functionals of the output that the search looks at, and whether they are a sketch."""
     shape = loop.target_shape(loop.depth + 1)
     size, like = math.prod(shape), loop.resolved
     if size <= _ALL_HEADS:
-        return torch.eye(size, dtype=like.dtype, device=like.device).reshape(size, *shape), False
+        return identity_heads(loop), False
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn((_SKETCH, size), generator=generator, dtype=torch.float64)
     if scope == "pairwise":
@@ -121,8 +137,8 @@ def search(
     began = time.monotonic()
     working = _precision(loop)
     heads, sketched = _heads(working, scope)
-    objective, smooth = _objective(scope, sketched)
-    found = Search(working, heads, objective)
+    wanted, smooth = objective(scope, sketched=sketched)
+    found = Search(working, heads, wanted)
     current = feasible_start(working, hidden) if start is None else start
     kinds: list[Kind] = [k for k in KINDS if scaling in (k, "auto")]
     if start is not None:
