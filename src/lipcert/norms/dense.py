@@ -68,11 +68,30 @@ def basis(start: int, stop: int, shape: tuple[int, ...], loop: BlockMap) -> Tens
 
 def adjoint_rows(loop: BlockMap, target: int, sources: Iterable[int], start: int, stop: int) -> dict[int, Tensor]:
     """Rows ``start…stop`` of the blocks from each source to a target, flat: {source: (stop − start, n_j)}."""
+    (rows,) = _passes(loop, target, sources, start, stop, stop - start)
+    return rows
+
+
+def _passes(
+    loop: BlockMap, target: int, sources: Iterable[int], start: int, stop: int, step: int
+) -> Iterator[dict[int, Tensor]]:
+    """:func:`adjoint_rows`, so many at a time; what autograd goes back along is recorded once for all of them."""
     wanted = [j for j in sources if loop.connected(target, j)]
-    cotangents: list[Tensor | None] = [None] * (loop.depth + 1)
-    cotangents[target - 1] = basis(start, stop, loop.target_shape(target), loop)
-    back = loop.adjoint(cotangents)
-    return {j: back[j].reshape(stop - start, -1) for j in wanted}
+    recorded: tuple[int, Tensor, list[Tensor]] | None = None
+    for begin in range(start, stop, step):
+        end = min(begin + step, stop)
+        if wanted and (recorded is None or recorded[0] != end - begin):
+            plan = loop.plan([Group(end - begin, frozenset(wanted), frozenset({target}))])
+            like = torch.zeros((), dtype=loop.resolved.dtype, device=loop.resolved.device)
+            with torch.enable_grad():
+                seeds = {j: like.new_zeros((end - begin, *loop.source_shape(j))).requires_grad_() for j in wanted}
+                recorded = end - begin, loop.run(plan, seeds)[target], list(seeds.values())
+        back: Sequence[Tensor] = ()
+        if recorded is not None:
+            _, out, leaves = recorded
+            cotangents = basis(begin, end, loop.target_shape(target), loop)
+            back = torch.autograd.grad(out, leaves, cotangents, retain_graph=True)
+        yield {j: v.reshape(end - begin, -1) for j, v in zip(wanted, back, strict=True)}
 
 
 def block(loop: BlockMap, pair: Pair) -> Tensor:
@@ -94,8 +113,7 @@ def block(loop: BlockMap, pair: Pair) -> Tensor:
 
 def _from_target(loop: BlockMap, target: int, sources: Sequence[int]) -> dict[int, Tensor]:
     """The explicit matrices from several sources to one target, all by the same adjoint passes."""
-    rows, step = math.prod(loop.target_shape(target)), chunk(loop)
-    parts = [adjoint_rows(loop, target, sources, i, min(i + step, rows)) for i in range(0, rows, step)]
+    parts = list(_passes(loop, target, sources, 0, math.prod(loop.target_shape(target)), chunk(loop)))
     return {j: torch.cat([p[j] for p in parts]) for j in sources}
 
 
@@ -127,11 +145,12 @@ def rows_error(
 ) -> dict[int, Tensor]:
     """For each row of :func:`adjoint_rows` a bound on the 2-norm of its error: {source: (stop − start,)}."""
     sizes = loop.absolute()
-    rows = adjoint_rows(sizes, target, sources, start, stop)
+    parts = [{j: row_norms(v) for j, v in p.items()} for p in _passes(sizes, target, sources, start, stop, chunk(loop))]
+    lengths = {j: math.prod(loop.source_shape(j)) for j in parts[0]}
     return {
-        j: relative_error(loop) * row_norms(v) * (1 + gamma(v.shape[1] + 4))
-        + math.sqrt(v.shape[1]) * max(lost[0][target], lost[1][j])
-        for j, v in rows.items()
+        j: relative_error(loop) * torch.cat([p[j] for p in parts]) * (1 + gamma(n + 4))
+        + math.sqrt(n) * max(lost[0][target], lost[1][j])
+        for j, n in lengths.items()
     }
 
 

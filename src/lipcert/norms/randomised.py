@@ -48,7 +48,7 @@ _COLUMNS = (2, 3, 4, 6, 8, 12, 16, 24)
 _HUGE = 1e100  # beyond this the recurrence stops: λ lies far above c, and the growth so far says how far
 _RANGE = 1e-70, 1e100  # norms whose squares, and those of what matters beside them, are normal numbers
 _ATTEMPTS = 4
-_CENTRE = 0.25  # of the slack, by which the test is centred beyond the scale: that may be a little low
+_CENTRE = 0.05  # of the slack, by which the test is centred beyond the scale: that may be a little low
 
 
 @dataclass(frozen=True)
