@@ -46,7 +46,13 @@ def make_bound(
     """The bound that a loss sees, of a module's present weights."""
     if config.method == "smallgain":
         return GainBound(
-            module, shape, scope=config.scope, scaling=config.scaling, every=every, iterations=iterations, seed=seed
+            module,
+            shape,
+            scope=config.scope,
+            scaling=config.scaling or "channel",
+            every=every,
+            iterations=iterations,
+            seed=seed,
         )
     return TrainingBound(
         module, shape, method=config.method, scope=config.scope, every=every, iterations=iterations, seed=seed

@@ -10,7 +10,15 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 from lipcert.train import toml
 from lipcert.train.schema_base import Numbers, Ramp, Section, Value
@@ -111,8 +119,8 @@ class BoundConfig(Section):
     """The Lipschitz bound that the loss and the evaluation during training use."""
 
     method: Literal["liplt", "product", "smallgain"] = "liplt"
-    scaling: Literal["layer", "channel", "neuron"] = Field(
-        default="channel", description="what shares a weight, for smallgain"
+    scaling: Literal["layer", "channel", "neuron"] | None = Field(
+        default=None, description="what shares a weight in a smallgain bound; by default a channel"
     )
     scope: Literal["pairwise", "class", "global"] = "pairwise"
     every: int = Field(
@@ -121,6 +129,12 @@ class BoundConfig(Section):
         description="refresh the bound every this many steps; at a high learning rate it falls behind if not in each",
     )
     power_iterations: int = Field(default=1, ge=1, description="at each refresh, warm-started")
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is not set: the fingerprints of runs from before it existed stay theirs."""
+        found: dict[str, Any] = write(self)
+        return {key: value for key, value in found.items() if value is not None}
 
 
 class TrainConfig(Section):
