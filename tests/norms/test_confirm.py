@@ -21,7 +21,7 @@ from lipcert.loop import LoopMap, Pair, Plan
 from lipcert.norms import Norm, randomised, upper, upper_norms
 from lipcert.norms.confirm import confirm_norms
 from lipcert.norms.dense import block
-from lipcert.norms.errors import BlockErrors
+from lipcert.norms.errors import BlockErrors, underflow
 
 Method = Literal["dense", "cholesky", "chebyshev"]
 FAILURE = 1e-12
@@ -233,7 +233,9 @@ def test_a_test_that_would_take_too_many_products_is_not_made() -> None:
         randomised.probable_norms(errors, [(3, 0)], scale, slack, most=50, **options)  # type: ignore[arg-type]
     # a second one, from a better scale, is left out as well; the first stands
     low = {(3, 0): truth * 0.5}
-    first = randomised.probable_norms(errors, [(3, 0)], low, slack, most=2500, **options)  # type: ignore[arg-type]
+    test = randomised._describe(errors, (3, 0), truth * 0.5, FAILURE / 4, 1e-4, underflow(loop))
+    most = test.columns * test.steps
+    first = randomised.probable_norms(errors, [(3, 0)], low, slack, most=most, **options)  # type: ignore[arg-type]
     again = randomised.probable_norms(errors, [(3, 0)], low, slack, **options)  # type: ignore[arg-type]
     assert truth * 1.0002 > again[3, 0].upper >= truth
     assert first[3, 0].upper > again[3, 0].upper

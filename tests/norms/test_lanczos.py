@@ -109,6 +109,19 @@ def test_a_start_that_misses_the_leading_vector(seed: int) -> None:
         assert abs(float(found.vector @ right[0])) == pytest.approx(1, rel=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_however_long_it_may_go_on(name: str, dtype: torch.dtype) -> None:
+    """Rounding is all that is left at last: it must not be taken for a direction until the basis degenerates."""
+    matrix, right = _spectrum(SPECTRA[name])
+    loop = _linear(matrix)
+    loop = loop.at(loop.graph.resolve(dtype))
+    found = leading_vectors(loop, [(1, 0)], tolerance=0, max_products=2000)[1, 0]
+    assert float(found.norm) == pytest.approx(1, rel=100 * torch.finfo(dtype).eps + 1e-9)
+    if name in ("even", "one above a crowd", "one", "falling fast"):
+        assert abs(float(found.vector.double() @ right[0])) == pytest.approx(1, rel=1e-2)
+
+
 def test_from_the_leading_vector_it_is_there_at_once() -> None:
     matrix, right = _spectrum(torch.linspace(1, 0.1, 200))
     found = leading_vectors(_linear(matrix), [(1, 0)], max_products=1, start={(1, 0): 3 * right[0]})

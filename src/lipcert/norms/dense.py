@@ -6,7 +6,8 @@ to the computed norm:
 * *forming* the block: every entry is a sum of products along paths, so it errs by at most γ_N·|T|, where |T| is the
   same map with all coefficients made positive and N the length of the longest chain of sums (in any order);
   ``‖|A|‖₂ ≤ √(‖|A|‖₁ ‖|A|‖_∞)`` costs two passes of |T|. A product that underflows errs by another 2⁻¹⁰²² at most,
-  wherever it is, and grows with |T| from there.
+  wherever it is, and grows with |T| from there. For a block of a deep network that is far too much: there it is √n
+  times what the pass of one row loses, followed segment by segment (``errors.py``).
 * the *Gram matrix*, where one is formed: γ_m ‖A‖_F².
 * the *decomposition*: backward stable, within a small multiple of n·u of the Frobenius norm.
 
@@ -16,14 +17,14 @@ Source: Higham, *Accuracy and Stability of Numerical Algorithms*, ch. 3 (γ_n) a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lipcert.errors import BoundError
 from lipcert.loop import BlockMap, Group, LoopMap, Pair
-from lipcert.norms.errors import TINY, UNIT, Lost, absolute_norm, gamma, relative_error, underflow
+from lipcert.norms.errors import TINY, UNIT, BlockErrors, Lost, absolute_norm, gamma, relative_error, underflow
 from lipcert.norms.result import Norm
 from lipcert.norms.scaling import row_norms
 
@@ -35,6 +36,7 @@ __all__ = [
     "chunk",
     "dense_norms",
     "forming_error",
+    "matrix_norms",
     "rows_error",
     "smaller_side",
     "spectral_norm_upper",
@@ -193,18 +195,48 @@ def smaller_side(loop: BlockMap, pair: Pair) -> int:
     return min(math.prod(loop.source_shape(pair[1])), math.prod(loop.target_shape(pair[0])))
 
 
-def dense_norms(loop: LoopMap, pairs: Iterable[Pair]) -> dict[Pair, Norm]:
-    """Upper bounds on ‖A_kj‖₂ from explicit float64 matrices.
+def matrix_norms(loop: LoopMap, pairs: Iterable[Pair]) -> dict[Pair, float]:
+    """For each block a number not below the norm of its matrix as computed.
 
     Raises:
         BoundError: a block that is not finite, or of which no norm can be computed.
     """
     _require_float64(loop)
-    norms, lost = {}, underflow(loop)
-    for pair, matrix in _blocks(loop, pairs):
-        value, forming, n = spectral_norm_upper(matrix), forming_error(loop, pair, lost), len(matrix)
-        # what its Gram matrix can show: the least σ with σ² ≥ (value + e)² + c·e·(2σ + e), e = forming, c = √(2n)
-        room = math.sqrt(2 * n)
-        confirmable = room * forming + math.hypot(value + forming, math.sqrt(room * room + room) * forming)
-        norms[pair] = Norm(confirmable * (1 + ROOM * (n + 4) ** 2 * UNIT), value + forming, "dense")
+    return {pair: spectral_norm_upper(matrix) for pair, matrix in _blocks(loop, pairs)}
+
+
+def dense_norms(
+    loop: LoopMap,
+    pairs: Iterable[Pair],
+    *,
+    values: Mapping[Pair, float] | None = None,
+    errors: BlockErrors | None = None,
+) -> dict[Pair, Norm]:
+    """Upper bounds on ‖A_kj‖₂ from explicit float64 matrices.
+
+    Args:
+        loop: T in float64.
+        pairs: the blocks.
+        values: of :func:`matrix_norms`, where they are known.
+        errors: what a pass of each block may lose, where that is known better than from norms of |T|; the norms that
+            are found are made known to it.
+
+    Raises:
+        BoundError: a block that is not finite, or of which no norm can be computed.
+    """
+    values, norms, lost = matrix_norms(loop, pairs) if values is None else values, {}, underflow(loop)
+    for pair in sorted(values, key=lambda p: p[0] - p[1]):
+        k, j = pair
+        n, entries = smaller_side(loop, pair), math.prod(loop.source_shape(j)) * math.prod(loop.target_shape(k))
+        forming = column = forming_error(loop, pair, lost)
+        if errors is not None:
+            still = math.sqrt(entries) * max(lost[0][k], lost[1][j])
+            column = min(column, errors.error(pair) + still)
+            forming = min(forming, math.sqrt(n) * column)
+        # what its Gram matrix can show: the least σ with σ² ≥ (value + forming)² + c·e·(2σ + e), e = column, c = √(2n)
+        room, value = math.sqrt(2 * n), values[pair] + forming
+        confirmable = room * column + math.hypot(value, math.sqrt(room * room + room) * column)
+        norms[pair] = Norm(confirmable * (1 + ROOM * (n + 4) ** 2 * UNIT), value, "dense")
+        if errors is not None:
+            errors.known[pair] = min(norms[pair].upper, errors.known.get(pair, math.inf))
     return norms

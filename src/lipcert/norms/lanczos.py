@@ -62,6 +62,7 @@ class _Subspace:
         self.vector, self._residual, self._spare = flat[0], flat[0], flat[1]
         self.values = [0.0]  # ‖AᵀAx‖/(s·‖Ax‖), step by step
         self._missing = math.inf  # in the last of them, relatively, as far as can be told
+        self._rounding, self._highest, self._fallen = 32 * torch.finfo(flat.dtype).eps, 0.0, False
 
     def following(self) -> Tensor | None:
         """What V is to be extended by; None where nothing but rounding is left."""
@@ -97,8 +98,10 @@ class _Subspace:
         self.values.append(length / math.sqrt(along) if along > 0 else 0.0)
         self._residual = image - along * self.vector
         rest = float(self._residual.norm()) / length if length > 0 else 0.0
+        self._fallen = along < self._highest * (1 - 2 * self._rounding)  # V is not orthogonal any more
+        self._highest = max(self._highest, along)
         gap = 1 - float(theta[-2] / theta[-1]) if self.size > 1 and theta[-1] > 0 else 1.0
-        self._missing = rest / 2 * min(1.0, rest / gap if gap > 0 else 1.0)
+        self._missing = rest / 2 * min(1.0, rest / gap if gap > 0 else 1.0) if rest > self._rounding else 0.0
         if self.size == self.capacity < self.dimension:
             self._restart(ritz, previous)
 
@@ -117,7 +120,7 @@ class _Subspace:
 
     def settled(self, tolerance: float) -> bool:
         """Whether little is missing, as the residual says and the last steps do."""
-        if self.size == self.dimension:
+        if self.size == self.dimension or self._fallen:
             return True
         known, *_ = recent = self.values[: -_PATIENCE - 2 : -1]
         return self._missing <= tolerance and len(recent) > _PATIENCE and known - recent[-1] <= tolerance * known

@@ -12,7 +12,7 @@ from lipcert.graph.types import Affine
 from lipcert.loop import LoopMap, Pair
 from lipcert.norms.chain import chain, chain_norms
 from lipcert.norms.cholesky import cholesky_norms
-from lipcert.norms.dense import dense_norms, smaller_side
+from lipcert.norms.dense import dense_norms, matrix_norms, smaller_side
 from lipcert.norms.errors import BlockErrors
 from lipcert.norms.lanczos import leading_vectors
 from lipcert.norms.randomised import probable_norms
@@ -118,6 +118,22 @@ def _by_layers(
     return taken, left
 
 
+def _closer(
+    loop: LoopMap,
+    values: Mapping[Pair, float],
+    norms: Mapping[Pair, Norm],
+    slack: float,
+    errors: BlockErrors | None = None,
+) -> dict[Pair, Norm]:
+    """Norms of explicit matrices once more, where what forming them may lose counts, now that others are known."""
+    loose = {p: v for p, v in values.items() if norms[p].upper > v * (1 + _LEAST_SHARE * slack)}
+    if not loose:
+        return {}
+    errors = BlockErrors(loop, {p: n.upper for p, n in norms.items()}) if errors is None else errors
+    found = dense_norms(loop, loose, values=loose, errors=errors)
+    return {p: n for p, n in found.items() if n.upper < norms[p].upper}
+
+
 def upper_norms(
     loop: LoopMap,
     pairs: Iterable[Pair],
@@ -170,12 +186,13 @@ def upper_norms(
             "failure=1e-12, raise dense_limit (memory grows with the square of that side, time with its cube), or ask "
             "for guarantee='estimate', which is not a certificate."
         )
-    norms = dense_norms(loop, small)
+    values = matrix_norms(loop, small)
+    norms = dense_norms(loop, small, values=values)
     if chains:
         norms |= chain_norms(loop, chains, _estimates(loop, list(chains), slack, (seed or 0) ^ 1, _GLANCES))
         large = []
     if not medium and not large:
-        return norms
+        return norms | _closer(loop, values, norms, slack)
     estimates = _estimates(loop, medium + large, _CLOSE * slack, (seed or 0) ^ 1)
     known = {p: n.upper for p, n in norms.items()}
     if not failure:
@@ -186,4 +203,5 @@ def upper_norms(
     slacks = _slacks(loop, medium + large, known | estimates, slack, shares)
     errors = BlockErrors(loop, known)
     norms |= cholesky_norms(errors, medium, estimates, slacks)
-    return norms | probable_norms(errors, large, estimates, slacks, failure=failure, seed=seed)
+    norms |= probable_norms(errors, large, estimates, slacks, failure=failure, seed=seed)
+    return norms | _closer(loop, values, norms, slack, errors)
