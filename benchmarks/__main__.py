@@ -1,4 +1,4 @@
-"""`python -m benchmarks [check|step|heads|epoch|upper|precision|adversary|mlps|smallgain]`: one, or all of the quick ones."""
+"""`python -m benchmarks [check|step|heads|epoch|upper|precision|adversary|mlps|smallgain]`: one, or the quick ones."""
 
 from __future__ import annotations
 
