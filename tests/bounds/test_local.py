@@ -268,9 +268,7 @@ def test_what_is_called_homogeneous_is(name: str) -> None:
 
 def test_most_activations_of_the_catalogue_with_one_kink_are_seen() -> None:
     found = {
-        name
-        for name in CASES
-        if any(isinstance(n, Elementwise) and n.homogeneous for n in traced(name).nonlinear)
+        name for name in CASES if any(isinstance(n, Elementwise) and n.homogeneous for n in traced(name).nonlinear)
     }
     assert {"act-leaky-negative", "act-rrelu", "act-prelu", "prelu-channels", "fn-abs", "fn-relu-inplace"} <= found
     assert not any(n.homogeneous for n in traced("fn-tanh-method").nonlinear)  # type: ignore[attr-defined]

@@ -2,8 +2,8 @@
 
     max Σ_i max(first_i·v_i, second_i·v_i − drop_i)   over   0 ≤ v_i ≤ far_i,  ‖v‖₂ ≤ B
 
-is at most ``μ·B² + Σ_i max_v (… − μ·v²)`` for every price μ ≥ 0 (weak duality), and each maximum has a closed form. Some
-prices are tried; whichever proves least is kept, so none of them has to be right.
+is at most ``μ·B² + Σ_i max_v (… − μ·v²)`` for every price μ ≥ 0 (weak duality), and each maximum has a closed form.
+Some prices are tried; whichever proves least is kept, so none of them has to be right.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ What all of layer k can cost is bounded under |Δz_k,i| ≤ δ_i (:mod:`lipcert.
 
 Rounding is accounted for: z is enclosed, rows err by at most γ_n times those of |T|, and sums are rounded up.
 
-Source: lines chosen entry by entry in a backward pass are CROWN's (Zhang et al. 2018); a common ℓ2 budget for each layer,
-taken from the global Lipschitz constants, and the choice of the lines by its price are ours.
+Source: lines chosen entry by entry in a backward pass are CROWN's (Zhang et al. 2018); a common ℓ2 budget for each
+layer, taken from the global Lipschitz constants, and the choice of the lines by its price are ours.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ class LocalBound:
         total = radius * flat(row).norm(dim=1)
         for cost in ball.costs:
             total = total + cost
-        return (total + (self.rounding[a] + self.rounding[b]) * radius) * SAFE + _TINY
+        fall: Tensor = (total + (self.rounding[a] + self.rounding[b]) * radius) * SAFE + _TINY
+        return fall
 
 
 class _Ball:

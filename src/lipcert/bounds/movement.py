@@ -4,8 +4,9 @@ With m_k a Lipschitz constant of x ↦ z_k, ‖Δz_k‖ ≤ m_k·ε holds of eve
 
     |Δz_k,i| ≤ Σ_j ‖row i of |S_kj|·ℓ_j‖₂·m_j·ε,        |Δz_k| ≤ Σ_j |S_kj|·|Δa_j|,
 
-with S_kj the affine map from activation j (or x) to z_k. The first is the same in every ball and made once; the second is
-interval arithmetic on changes, which knows that an activation far from its kink passes little on. The least of all holds.
+with S_kj the affine map from activation j (or x) to z_k. The first is the same in every ball and made once; the second
+is interval arithmetic on changes, which knows that an activation far from its kink passes little on. The least of all
+holds.
 
 Source: norms of rows and intervals are those of any linear relaxation (Zhang et al., CROWN, 2018, for ℓ2 balls); taking
 the global m_j into them is ours.

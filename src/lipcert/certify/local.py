@@ -87,9 +87,7 @@ def _search(local: LocalBound, x: Tensor, contest: Contest, base: Tensor) -> Ten
     return low
 
 
-def _quotient(
-    local: LocalBound, x: Tensor, contest: Contest, each: Tensor, radius: Tensor, live: Tensor
-) -> Tensor:
+def _quotient(local: LocalBound, x: Tensor, contest: Contest, each: Tensor, radius: Tensor, live: Tensor) -> Tensor:
     """(n,): the least of margin over fall, over the classes that the global bound does not rule out.
 
     A sample is certified at its radius where it is larger than 1, and only there.
