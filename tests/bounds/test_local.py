@@ -125,6 +125,40 @@ def test_row_norms_are_above_those_of_the_segments(name: str) -> None:
             assert bool((row_norms(flat, k, j).flatten()[: len(true)] >= true * (1 - 1e-12)).all())
 
 
+@pytest.mark.parametrize("name", ["act-relu", "residual-chain", "dense-concat", "maxpool-residual", "prelu-channels"])
+def test_budgets_of_parts_of_narrow_layers(name: str) -> None:
+    """No sample moves a part further, no part more than the whole, and one entry no more than its own rate."""
+    local, graph = local_bound(name), traced(name)
+    assert local.narrow
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((40, *graph.input_shape), generator=generator, dtype=torch.float64)
+    step = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    step = step * (0.5 / step.flatten(1).norm(dim=1)).reshape(-1, *(1,) * (x.ndim - 1))
+    before, after = graph.forward(x), graph.forward(x + step)
+    for node in graph.nonlinear:
+        if node.index not in local.narrow:
+            continue
+        layer, source = local.narrow[node.index], node.inputs[0]
+        moved = (after[source] - before[source]).flatten(1).abs()
+        size = moved.shape[1]
+        kept = torch.rand((8, size), generator=generator) < 0.4
+        kept[0] = True
+        row, entry = torch.nonzero(kept, as_tuple=True)
+        norms = layer.norms(row, entry, 8)
+        for part, norm in zip(kept, norms, strict=True):
+            assert float((moved * part).norm(dim=1).max()) <= 0.5 * float(norm)
+            assert float(norm) <= float(norms[0])
+        alone = layer.norms(torch.arange(size), torch.arange(size), size)
+        assert bool((moved <= 0.5 * layer.rates.flatten()).all())
+        assert bool((layer.rates.flatten() <= alone * len(graph.nonlinear) ** 0.5 * (1 + 1e-5)).all())
+
+
+def test_an_empty_part_does_not_move() -> None:
+    layer = next(iter(local_bound("act-relu").narrow.values()))
+    none = torch.zeros(0, dtype=torch.int64)
+    assert layer.norms(none, none, 3).tolist() == [0.0] * 3
+
+
 def test_row_norms_of_a_matrix_are_exact() -> None:
     net = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Flatten(), nn.Linear(7, 4), nn.ReLU(), nn.Linear(4, 2)).double()
     flat = LoopMap(lipcert.trace(net.eval(), (5,)), centred=False)
@@ -186,7 +220,7 @@ def test_the_worst_of_a_budget_is_not_below_any_point(seed: int) -> None:
     assert float(most_harm(first, second, drop, far, row, torch.zeros(1, dtype=torch.float64))[0]) < 1e-100
 
 
-@pytest.mark.parametrize("exponent", [-200, -40, 40, 200])
+@pytest.mark.parametrize("exponent", [-480, -200, -40, 40, 200, 480])
 def test_scaling_layers_against_each_other_proves_no_less(exponent: int) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).double().eval()
@@ -200,7 +234,8 @@ def test_scaling_layers_against_each_other_proves_no_less(exponent: int) -> None
         net[2].weight.mul_(2.0**-exponent)
     fall = bound_of(lipcert.trace(net, (4,))).fall(x, a, b, radius)
     assert bool((fall >= worst).all())
-    assert bool((fall <= before * (1 + 1e-3)).all())
+    # where squares of a layer's numbers would be lost, its rows are not used
+    assert bool((fall <= before * (1 + 1e-3 if abs(exponent) < 100 else 3)).all())
 
 
 def test_where_the_side_of_a_kink_is_lost_in_rounding() -> None:

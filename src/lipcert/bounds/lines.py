@@ -11,6 +11,7 @@ So an entry of a row with row·κ ≥ 0 is free with the tangent, d = 0. Where t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -72,7 +73,9 @@ class Place:
         return torch.where(self.sure, torch.maximum(own * moved, across), steepest * moved) * SAFE
 
 
-def kinked_line(place: Place, row: Tensor, moved: Tensor, budget: Tensor) -> tuple[Tensor, Tensor]:
+def kinked_line(
+    place: Place, row: Tensor, moved: Tensor, budget: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
     """Lines for homogeneous activations.
 
     d is such that both branches of e agree where |Δ| = v, the v that an entry would have at the price of the budget if
@@ -82,7 +85,7 @@ def kinked_line(place: Place, row: Tensor, moved: Tensor, budget: Tensor) -> tup
         place: where they are.
         row: (R, *shape), cotangents of their values.
         moved: (R, *shape), bounds on |Δz|.
-        budget: (R,), bounds on ‖Δz‖₂.
+        budget: from the entries that cost anything (which row, which entry; (n,) each) bounds on ‖Δz‖₂ of these: (R,).
 
     Returns:
         slopes c (R, *shape), and what Σ row·κ·e can fall to below 0 at most, (R,).
@@ -92,19 +95,19 @@ def kinked_line(place: Place, row: Tensor, moved: Tensor, budget: Tensor) -> tup
     active = torch.where(sure, (weight < 0) & (near < reach), weight != 0)
     at, entry = torch.nonzero(active, as_tuple=True)
     size, near, reach = weight[at, entry].abs() * _UP, near[at, entry], reach[at, entry]
-    drop = size * near * _DOWN
-    _, price = most_harm(torch.zeros_like(size), size, drop, reach, at, budget)
+    drop, most = size * near * _DOWN, budget(at, entry)
+    _, price = most_harm(torch.zeros_like(size), size, drop, reach, at, most)
     likely = torch.minimum(size / (2 * price[at]), reach)
     share = ((1 - near / likely) / 2).nan_to_num(0.0).clamp(0.0, 0.5)
     share = torch.where(sure[at, entry], share, 0.5)
-    cost, _ = most_harm(size * share * _UP, size * (1 - share) * _UP, drop, reach, at, budget)
+    cost, _ = most_harm(size * share * _UP, size * (1 - share) * _UP, drop, reach, at, most)
     towards = torch.zeros_like(weight)
     towards[at, entry] = share
     return place.own + towards.reshape(row.shape) * (place.other - place.own), cost
 
 
 def plain_line(slopes: Slopes, row: Tensor, moved: Tensor, budget: Tensor) -> tuple[Tensor, Tensor]:
-    """Lines for activations of which only the difference quotients are known; as :func:`kinked_line`."""
+    """Lines for activations of which only the difference quotients are known; ``budget`` (R,) bounds ‖Δz‖₂."""
     like = torch.zeros((), dtype=row.dtype, device=row.device)
     low, high = (torch.as_tensor(v, dtype=row.dtype, device=row.device) for v in (slopes.lower, slopes.upper))
     centre = (low + high) / 2

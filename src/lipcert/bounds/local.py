@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lipcert.bounds.lines import Place, Sides, kinked_line, plain_line
 from lipcert.bounds.movement import SAFE, Movement, flat
+from lipcert.bounds.narrow import NarrowLayer
 from lipcert.errors import BoundError
 from lipcert.graph.types import Elementwise, Nonlinear, VectorMap
 from lipcert.loop import LoopMap
@@ -75,8 +76,21 @@ class LocalBound:
                 for n in loop.nonlinear
                 if isinstance(n, Elementwise) and n.homogeneous
             }
+            self.narrow = self._narrow(hidden)
+            for node, layer in self.narrow.items():
+                self.movement.rates[node] = torch.minimum(self.movement.rates[node], layer.rates)
             self.relative = path_error(loop)
             self.rounding = self._rounding()
+
+    def _narrow(self, hidden: Mapping[int, float]) -> dict[int, NarrowLayer]:
+        """By node, the layers of kinked activations of which rows can be afforded."""
+        centred, constants = LoopMap(self.graph, self.resolved), {0: 1.0, **hidden}
+        found = {
+            n.index: NarrowLayer.of(centred, k, constants)
+            for k, n in enumerate(centred.nonlinear, start=1)
+            if n.index in self.sides
+        }
+        return {i: layer for i, layer in found.items() if layer is not None}
 
     def _rounding(self) -> Tensor:
         """(C,): what the rounding of the rows of each logit can hide, per unit of ε.
@@ -171,7 +185,14 @@ class _Ball:
         if place is None:
             slope, cost = plain_line(slopes, row, moved, budget)
         else:
-            slope, cost = kinked_line(place, row, moved, budget)
+            narrow, radius = self.local.narrow.get(node.index), self.radius
+
+            def together(at: Tensor, entry: Tensor) -> Tensor:
+                if narrow is None:
+                    return budget
+                return torch.minimum(budget, narrow.norms(at, entry, len(radius)) * radius * SAFE)
+
+            slope, cost = kinked_line(place, row, moved, together)
         steepest = float(torch.as_tensor(slopes.lipschitz).max())
         self.costs.append(cost + _CHOSEN * steepest * flat(row).norm(dim=1) * budget)
         return slope * row

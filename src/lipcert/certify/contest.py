@@ -1,4 +1,4 @@
-"""The predicted class of each sample against every other one: margins, Lipschitz constants, and what rounding takes off.
+"""The predicted class of each sample against every other: margins, Lipschitz constants, and what rounding takes off.
 
 What is here is rounded towards smaller radii, once: global radii (:mod:`lipcert.certify.radius`) and local ones
 (:mod:`lipcert.certify.local`) are made from the same numbers.

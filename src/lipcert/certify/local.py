@@ -1,10 +1,9 @@
-"""Local radii: for each sample the largest ball that a bound on that ball alone certifies, and never a smaller one than
-the global bound does.
+"""Local radii: for each sample the largest ball that a bound on that ball alone certifies, or the global radius.
 
 At a radius ε each other class b is ruled out by the global bound, margin_ab > L_ab·ε, or by the local one, margin_ab
 larger than what y_a − y_b can fall by within the ball (:mod:`lipcert.bounds.local`); in both cases what execution can
-take off is taken off first. The largest ε is looked for from the global radius upwards; each that is claimed was proved as
-it is, so nothing rests on the search.
+take off is taken off first. The largest ε is looked for from the global radius upwards; each that is claimed was proved
+as it is, so nothing rests on the search.
 """
 
 from __future__ import annotations

@@ -244,7 +244,7 @@ class Resolved:
         )
 
     def steepest(self) -> Resolved:
-        """The same numbers with ℓ for the centre of each activation, and 1 for its radius: above any choice of lines."""
+        """The same numbers with ℓ for the centre of each activation and 1 for its radius: above any choice of lines."""
         steep = {i: s.lipschitz for i, s in self.slopes.items()}
         slopes: dict[int, Slopes] = {i: _Given(0.0, v, (v, 1.0)) for i, v in steep.items()}
         return Resolved(self.coefficients, slopes, self.live, self.dtype, self.device)
