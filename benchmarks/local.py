@@ -1,7 +1,7 @@
 """What local bounds add: certified accuracy by each global bound, alone and with local bounds; and seconds per image.
 
-``LIPCERT_RUNS=DIR:DIR…`` names trained models, as `lipcert train` leaves them, with their data set found as usual; the
-first ``LIPCERT_IMAGES`` (200) test images are certified, in real arithmetic unless ``LIPCERT_PRECISION`` says otherwise.
+``LIPCERT_RUNS=DIR:DIR…`` names trained models, as `lipcert train` leaves them, with their data set found as usual.
+The first ``LIPCERT_IMAGES`` (200) test images are certified, in real arithmetic if ``LIPCERT_PRECISION`` is not set.
 """
 
 from __future__ import annotations
@@ -61,10 +61,9 @@ def main() -> None:
             gained = (local.radius / alone.radius)[some]
             middling = ", ".join(f"{float(gained.quantile(q)):.3f}" for q in (0.1, 0.5, 0.9))
             print(f"radius, local / global, of the correct ones (10 %, median, 90 %): {middling}")
-            preparing, each = prepared - middle, (ended - prepared - (prepared - middle) - (middle - began)) / count
-            print(
-                f"{(middle - began) / count:.3f} s an image; with local bounds {each:.3f} s more, after {preparing:.1f} s"
-            )
+            preparing, before = prepared - middle, (middle - began) / count
+            more = (ended - prepared - preparing) / count - before
+            print(f"{before:.3f} s an image; with local bounds {more:.3f} s more, after {preparing:.1f} s")
 
 
 if __name__ == "__main__":
