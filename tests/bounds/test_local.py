@@ -248,10 +248,14 @@ def test_where_the_side_of_a_kink_is_lost_in_rounding() -> None:
         net[3].weight.copy_(torch.tensor([[1.0], [0.0]]))
         net[3].bias.zero_()
     local = bound_of(lipcert.trace(net, (1,)))
-    x, radius = torch.tensor([[300.0]], dtype=torch.float64), torch.tensor([100.0], dtype=torch.float64)
-    assert float(local.fall(x, torch.tensor([0]), torch.tensor([1]), radius)) >= 100.0
-    x = torch.tensor([[-1.0]], dtype=torch.float64)
-    assert float(local.fall(x, torch.tensor([1]), torch.tensor([0]), radius)) >= 99.0
+
+    def fall(x: float, a: int, b: int, radius: float) -> float:
+        given = torch.tensor([[x]], dtype=torch.float64), torch.tensor([radius], dtype=torch.float64)
+        return float(local.fall(given[0], torch.tensor([a]), torch.tensor([b]), given[1]))
+
+    assert fall(300.0, 0, 1, 100.0) >= 100.0
+    assert fall(-1.0, 1, 0, 100.0) >= 99.0
+    assert fall(60.0, 0, 1, 50.0) >= 50.0  # it comes out as 0, where the line of the other side would not fall at all
 
 
 @pytest.mark.parametrize("seed", range(10))
