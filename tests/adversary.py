@@ -77,7 +77,10 @@ def examine(
 
 
 def sweep(seeds: Iterable[int], *, draws: int, kinds: Iterable[str] = tuple(KINDS)) -> dict[str, dict[str, Tally]]:
-    """Attack ``draws`` networks of each kind and seed: kind → {"lipcert": …, "local": …, "foil": …}. One trace serves all draws."""
+    """Attack ``draws`` networks of each kind and seed: kind → {"lipcert": …, "local": …, "foil": …}.
+
+    One trace serves all draws.
+    """
     seeds, total = list(seeds), dict[str, dict[str, Tally]]()
     for kind in kinds:
         total[kind] = {"lipcert": Tally(), "local": Tally(), "foil": Tally()}

@@ -21,14 +21,14 @@ import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lipcert.graph.types import Affine, Coefficient, Elementwise, Graph, Node, Nonlinear, Resolved, VectorMap
 
-__all__ = ["Group", "LoopMap", "Pair", "Plan"]
+__all__ = ["BlockMap", "Group", "LoopMap", "Pair", "Plan"]
 
 Pair = tuple[int, int]
 """A block of T: (target, source)."""
@@ -41,6 +41,30 @@ class Group:
     rows: int
     sources: frozenset[int]
     targets: frozenset[int]
+
+
+class BlockMap(Protocol):
+    """What the norms ask of a map with blocks: :class:`LoopMap`, or :class:`lipcert.scaled.ScaledMap`.
+
+    Its methods are described where they are written.
+    """
+
+    @property
+    def overhead(self) -> int: ...  # noqa: D102
+    @property
+    def depth(self) -> int: ...  # noqa: D102
+    @property
+    def graph(self) -> Graph: ...  # noqa: D102
+    @property
+    def resolved(self) -> Resolved: ...  # noqa: D102
+    def absolute(self) -> BlockMap: ...  # noqa: D102
+    def source_shape(self, j: int) -> tuple[int, ...]: ...  # noqa: D102
+    def target_shape(self, k: int) -> tuple[int, ...]: ...  # noqa: D102
+    def connected(self, k: int, j: int) -> bool: ...  # noqa: D102
+    def plan(self, groups: Sequence[Group]) -> Plan: ...  # noqa: D102
+    def run(self, plan: Plan, seeds: Mapping[int, Tensor]) -> dict[int, Tensor]: ...  # noqa: D102
+    def adjoint(self, cotangents: Sequence[Tensor | None]) -> list[Tensor]: ...  # noqa: D102
+    def amplification(self) -> tuple[list[Tensor], list[Tensor]]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -104,7 +128,7 @@ class LoopMap:
         True
     """
 
-    overhead: ClassVar[int] = 0
+    overhead: int = 0
     """Roundings on a path beyond those of the network's nodes."""
 
     def __init__(self, graph: Graph, resolved: Resolved | None = None, *, centred: bool = True) -> None:

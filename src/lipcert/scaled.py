@@ -40,10 +40,11 @@ def levels(loop: LoopMap) -> list[int]:
 
 
 def weight_shapes(loop: LoopMap, scaling: str) -> list[tuple[int, ...]]:
-    """The shape of D_k for k = 1…K: with ``"layer"`` one number, with ``"channel"`` one for each index of the first
-    dimension (of one sample), with ``"neuron"`` one for each entry.
+    """The shape of D_k for k = 1…K.
 
-    A map that is not elementwise has one for each part that it keeps apart (:attr:`VectorMap.apart`).
+    With ``"layer"`` one number, with ``"channel"`` one for each index of a sample's first dimension, with ``"neuron"``
+    one for each entry. A map that is not elementwise has one for each part that it keeps apart
+    (:attr:`lipcert.graph.types.VectorMap.apart`).
     """
     shapes = []
     for k, node in enumerate(loop.nonlinear, start=1):
@@ -184,9 +185,7 @@ class ScaledMap:
     def amplification(self) -> tuple[list[Tensor], list[Tensor]]:
         """As :meth:`lipcert.loop.LoopMap.amplification`: how errors of size 1 grow, the scaled entries among them."""
         forward, back = self.loop.amplification()
-        top = max(
-            [1.0, *(float(torch.as_tensor(self.loop.radius(j)).max()) for j in range(1, self.loop.depth + 1))]
-        )
+        top = max([1.0, *(float(torch.as_tensor(self.loop.radius(j)).max()) for j in range(1, self.loop.depth + 1))])
         *hidden, output = forward
         parts = [1 + top * self._outer(output.abs().reshape(1, -1), absolute=True)] if self.output is not None else []
         if hidden:
@@ -242,4 +241,3 @@ class ScaledMap:
         """The weights D_k·t^level: for t < 1 the norm of S without y shrinks by t at least (Schwarz's lemma)."""
         steps = levels(self.loop)[1:]
         return ScaledMap(self.loop, [d * t**n for d, n in zip(self.weights, steps, strict=False)], self.output)
-

@@ -15,6 +15,7 @@ from exact import chain, chain_blocks, is_upper_bound, rational
 from lipcert.errors import BoundError
 from lipcert.loop import LoopMap, Pair
 from lipcert.norms import dense, estimate_norms, upper_norms
+from lipcert.norms.errors import underflow
 from reference_bounds import norm
 
 
@@ -117,7 +118,7 @@ def test_decompositions_round_up(largest: int, exponent: int, monkeypatch: pytes
         for _ in range(6):
             q = torch.linalg.qr(torch.randn(n, n + 1, generator=generator, dtype=torch.float64).T).Q.T
             matrix = q * float(torch.rand(1, generator=generator)) * 2.0**exponent
-            upper = dense._spectral_norm_upper(matrix)
+            upper = dense.spectral_norm_upper(matrix)
             assert is_upper_bound(upper, rational(matrix))
             assert not is_upper_bound(upper * (1 - (1e-12 if largest > 1 else 1e-6)), rational(matrix))
 
@@ -157,6 +158,20 @@ def test_blocks_made_in_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense, "_CHUNK", {"cpu": 7 * 84})
     for pair, value in uppers(loop, loop.pairs(), limit=4096).items():
         assert float(value) == pytest.approx(float(whole[pair]), rel=1e-12)
+
+
+def test_rows_and_their_errors_made_in_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = loop_map("conv2d-stride")
+    target, sources = loop.depth + 1, range(loop.depth + 1)
+    options = loop, target, sources, 0, loop.target_shape(target)[0]
+    rows, errors = dense.adjoint_rows(*options), dense.rows_error(*options, underflow(loop))
+    monkeypatch.setattr(dense, "_CHUNK", {"cpu": 1})
+    for j, found in dense.rows_error(*options, underflow(loop)).items():
+        torch.testing.assert_close(found, errors[j], rtol=1e-12, atol=0)
+        assert bool((found > 0).all())
+    truth = reference_blocks("conv2d-stride")
+    for j, found in rows.items():
+        torch.testing.assert_close(found, torch.as_tensor(truth[target, j]), rtol=1e-9, atol=1e-12)
 
 
 def test_the_limit_says_which_block_and_what_to_do() -> None:

@@ -33,6 +33,15 @@ def test_row_differences(scale: float) -> None:
             assert (float(got[a, b]) == 0) == (want == 0)
 
 
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_rows_among_themselves(count: int) -> None:
+    rows = torch.randn((count, 50), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    got = row_differences(rows, rows)
+    torch.testing.assert_close(got, row_differences(rows, rows.clone()), rtol=1e-14, atol=0)
+    assert torch.equal(got, got.T)
+    assert not got.diagonal().any()
+
+
 def test_a_small_difference_among_large_rows() -> None:
     rows = torch.tensor([[1e200, 0.0], [0.0, 1e-200], [0.0, 4e-200]], dtype=torch.float64)
     assert float(row_differences(rows, rows)[1, 2]) == pytest.approx(3e-200)

@@ -1,8 +1,18 @@
-"""Lipschitz bounds: product and LipLT; global, per class, pairwise."""
+"""Lipschitz bounds: product and LipLT; global, per class, pairwise; and lower bounds to set beside them."""
 
 from __future__ import annotations
 
 from lipcert.bounds.lipschitz import graph_bound, lipschitz
+from lipcert.bounds.lower import LowerBound, graph_lower_bound, lower_bound
 from lipcert.bounds.result import Bound, Estimate, UpperBound
 
-__all__ = ["Bound", "Estimate", "UpperBound", "graph_bound", "lipschitz"]
+__all__ = [
+    "Bound",
+    "Estimate",
+    "LowerBound",
+    "UpperBound",
+    "graph_bound",
+    "graph_lower_bound",
+    "lipschitz",
+    "lower_bound",
+]

@@ -6,10 +6,10 @@ inequality ‖D·Δw‖ ≤ ‖D·Δz‖ of the network says ‖Δx‖² ≥ (Δ
     (h·Δy)² ≤ hᵀNh·‖Δx‖²  for every h,        N = T_y·Q⁻¹·T_yᵀ:
 
 all of global (λ_max), per class (N_aa) and pairwise (N_aa + N_bb − 2N_ab) from one solution of Q·V = T_yᵀ by conjugate
-gradients, C rows side by side. For any V, b_aᵀv_b + b_bᵀv_a − v_aᵀQv_b (b_a = T_yᵀe_a) is N to second order in its error,
-and below N where V is not converged; its derivative in D at fixed V is that of N (envelope theorem).
+gradients, C rows side by side. For any V, b_aᵀv_b + b_bᵀv_a − v_aᵀQv_b (b_a = T_yᵀe_a) is N to second order in its
+error, and below N where V is not converged; its derivative in D at fixed V is that of N (envelope theorem).
 
-``‖S_z‖ < 1`` is watched by following the leading vector of S_zᵀS_z as one more row of each product.
+``‖S_z‖ < 1`` is watched by following leading vectors of S_zᵀS_z as more rows of each product.
 
 Source: the inequality is that of LipSDP (Fazlyab et al. 2019), by a Schur complement; N and its computation are ours.
 """
@@ -21,12 +21,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipcert.norms.power import next_vectors
 from lipcert.scaled import ScaledMap
 
 __all__ = ["Probe", "Solution", "product", "solve"]
 
 _INFEASIBLE = 1 - 1e-5
+_PROBES = 4
 
 
 def product(scaled: ScaledMap, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,30 +42,34 @@ def product(scaled: ScaledMap, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Probe:
-    """The leading vector of S_zᵀS_z as far as it is known, (1, n), and the largest quotient seen at these weights."""
+    """The leading vectors of S_zᵀS_z as far as they are known, (r, n) orthonormal, by subspace iteration.
 
-    vector: Tensor
-    memory: Tensor
+    Several, as they come close together where D is good, and change places.
+    """
+
+    vectors: Tensor
     seen: float = 0.0
 
     @staticmethod
     def random(scaled: ScaledMap, seed: int = 0) -> Probe:
         """A Gaussian start."""
         generator = torch.Generator().manual_seed(seed)
-        start = torch.randn((1, len(scaled.divisors)), generator=generator, dtype=torch.float64)
-        start = (start / start.norm()).to(scaled.divisors)
-        return Probe(start, torch.zeros_like(start))
+        size = len(scaled.divisors)
+        start = torch.randn((size, min(_PROBES, size)), generator=generator, dtype=torch.float64)
+        return Probe(torch.linalg.qr(start)[0].T.to(scaled.divisors).contiguous())
 
-    def advance(self, image: Tensor) -> None:
-        """One power iteration, from S_zᵀS_z·vector."""
-        self.seen = max(self.seen, float((image * self.vector).sum()))
-        self.vector, self.memory = next_vectors(image, self.vector, self.memory)
+    def advance(self, images: Tensor) -> None:
+        """One step, from S_zᵀS_z·vectors; the first vector is then the leading one."""
+        quotients, turn = torch.linalg.eigh((images @ self.vectors.T).double())
+        self.seen = max(self.seen, float(quotients[-1]))
+        turned = turn.flip(1).T.to(images) @ images
+        self.vectors = torch.linalg.qr(turned.T)[0].T.contiguous()
 
     def iterate(self, scaled: ScaledMap, count: int) -> float:
-        """Some power iterations by themselves; returns what ‖S_z‖² was seen to be."""
+        """Some steps by themselves; returns what ‖S_z‖² was seen to be."""
         self.seen = 0.0
         for _ in range(count):
-            self.advance(product(scaled, self.vector)[0])
+            self.advance(product(scaled, self.vectors)[0])
         return self.seen
 
 
@@ -77,9 +81,8 @@ class Solution:
         vectors: (m, n), Q⁻¹b approximately.
         images: (m, Σ|z|), S_z of them.
         gain: (m, m), N in the basis of the heads that b belongs to; not above it, up to rounding.
-        leading: (1, n), the leading vector of S_zᵀS_z as far as it is known, of unit norm.
-        leading_image: (1, Σ|z|), S_z of it.
-        square: what ‖S_z‖² was seen to be.
+        leading: (r, n), leading vectors of S_zᵀS_z as far as they are known, orthonormal.
+        leading_images: (r, Σ|z|), S_z of them.
         products: how many passes it took.
     """
 
@@ -87,8 +90,7 @@ class Solution:
     images: Tensor
     gain: Tensor
     leading: Tensor
-    leading_image: Tensor
-    square: float
+    leading_images: Tensor
     products: int
 
 
@@ -107,36 +109,39 @@ def solve(
         scaled: the scaled map at the present weights.
         b: (m, n), T_yᵀh divided by the weights.
         start: (m, n), what to start from.
-        probe: followed as one more row.
+        probe: followed as more rows.
         tolerance: of the residual, relative to b, in every row.
         limit: of iterations.
     """
-    probe.seen, count = 0.0, 0
+    probe.seen, count, rows = 0.0, 0, len(b)
+
+    def follow(p: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal count
+        count += 1
+        image, z = product(scaled, torch.cat([p, probe.vectors]))
+        probe.advance(image[rows:])
+        return p - image[:rows], z
+
+    tiny = torch.finfo(b.dtype).tiny
     if start is None:
         x, r = torch.zeros_like(b), b
     else:
-        image, _ = product(scaled, torch.cat([start, probe.vector]))
-        probe.advance(image[-1:])
-        x, r, count = start, b - (start - image[:-1]), 1
-    size = b.square().sum(1).clamp_min(torch.finfo(b.dtype).tiny)
+        x, r = start, b - follow(start)[0]
+    size = b.square().sum(1).clamp_min(tiny)
     p, rr = r, r.square().sum(1)
     while count < limit and bool((rr > tolerance**2 * size).any()):
-        image, _ = product(scaled, torch.cat([p, probe.vector]))
-        probe.advance(image[-1:])
-        count += 1
-        image = p - image[:-1]
+        image, _ = follow(p)
         curvature = (p * image).sum(1)
         if probe.seen > _INFEASIBLE or bool((curvature < 0).any()) or not bool(torch.isfinite(curvature).all()):
             return None
-        step = (rr / curvature.clamp_min(torch.finfo(b.dtype).tiny)).masked_fill(rr == 0, 0.0)
+        step = (rr / curvature.clamp_min(tiny)).masked_fill(rr == 0, 0.0)
         x, r = x + step[:, None] * p, r - step[:, None] * image
         new = r.square().sum(1)
-        p, rr = r + (new / rr.clamp_min(torch.finfo(b.dtype).tiny))[:, None] * p, new
-    leading = probe.vector
-    image, z = product(scaled, torch.cat([x, leading]))
-    probe.advance(image[-1:])
+        p, rr = r + (new / rr.clamp_min(tiny))[:, None] * p, new
+    leading = probe.vectors
+    image, z = follow(x)
     if probe.seen > _INFEASIBLE:
         return None
     cross = b @ x.T
-    gain = cross + cross.T - x @ (x - image[:-1]).T
-    return Solution(x, z[:-1], (gain + gain.T) / 2, leading, z[-1:], probe.seen, count + 1)
+    gain = cross + cross.T - x @ image.T
+    return Solution(x, z[:rows], (gain + gain.T) / 2, leading, z[rows:], count)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lipcert.bounds.heads import class_norms, pairwise_norms
-from lipcert.bounds.recursion import combine, hidden_bounds, hidden_pairs
-from lipcert.bounds.result import Bound, Estimate, Guarantee, Method, Scope, UpperBound
+from lipcert.bounds.evidence import KINDS, Evidence, Scaling
+from lipcert.bounds.recursive import estimated, proved
+from lipcert.bounds.result import Bound, Estimate, Guarantee, Method, Scope
+from lipcert.bounds.scaling import Progress
+from lipcert.bounds.smallgain import estimated_smallgain, proved_smallgain
 from lipcert.errors import BoundError, ShapeError
 from lipcert.graph import Graph, trace
 from lipcert.graph.capture import ordinary_mode
 from lipcert.loop import LoopMap, Pair
-from lipcert.norms import Norm, estimate_norms, upper_norms
+from lipcert.norms import Norm
 
-__all__ = ["DENSE_LIMIT", "FAILURE", "SLACK", "graph_bound", "lipschitz"]
+__all__ = ["DENSE_LIMIT", "FAILURE", "SCALINGS", "SECONDS", "SLACK", "graph_bound", "lipschitz"]
 
 DENSE_LIMIT: int | None = None
 """The largest smaller side of a block of which ``guarantee="upper"`` forms a matrix; None chooses."""
@@ -26,33 +27,15 @@ FAILURE = 1e-12
 """The probability with which a whole bound may fail where its blocks are larger than that."""
 SLACK = 2e-3
 """The relative excess of a bound that is aimed at, over the same formula with exact norms."""
+SECONDS = 60.0
+"""How long the weights of a small-gain bound are searched for at most."""
+SCALINGS = ("auto", *KINDS)
+"""What may share a weight in a small-gain bound."""
 
 
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise BoundError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
-
-
-def _given(norms: Mapping[Pair, Norm], pairs: Sequence[Pair]) -> dict[Pair, Norm]:
-    if set(norms) != set(pairs):
-        odd = sorted(set(norms) ^ set(pairs))[0]
-        raise BoundError(f"the norms given are not those of this network's blocks: they differ at {odd}.")
-    return {pair: norms[pair] for pair in pairs}
-
-
-def _shares(
-    loop: LoopMap, pairs: Sequence[Pair], head: Mapping[int, Tensor], norms: Mapping[Pair, float]
-) -> dict[Pair, float]:
-    """``∂ log L/∂ log ‖A_kj‖`` for each block, averaged over the entries of the bound."""
-    last = loop.depth + 1
-    logs = {p: torch.tensor(norms[p], dtype=torch.float64).clamp_min(1e-300).log().requires_grad_() for p in pairs}
-    with torch.enable_grad():
-        found = {p: v.exp() for p, v in logs.items()}
-        rows = head or {j: found[last, j] for j in range(last) if (last, j) in found}
-        total = combine(rows, hidden_bounds(loop, found), torch.zeros_like(next(iter(rows.values()))))
-        mean = total[total > 0].log().mean()
-        back = torch.autograd.grad(mean, list(logs.values()), allow_unused=True)
-    return {p: 0.0 if g is None else float(g) for p, g in zip(logs, back, strict=True)}
 
 
 def lipschitz(
@@ -65,6 +48,10 @@ def lipschitz(
     dense_limit: int | None = DENSE_LIMIT,
     failure: float = FAILURE,
     slack: float = SLACK,
+    scaling: str = "auto",
+    seconds: float = SECONDS,
+    start: Scaling | None = None,
+    progress: Progress | None = None,
     seed: int = 0,
 ) -> Bound:
     """Bound the ℓ2 Lipschitz constant of a module.
@@ -72,8 +59,10 @@ def lipschitz(
     Args:
         module: any supported ``nn.Module`` in eval mode (see :func:`lipcert.trace`).
         input_shape: shape of one input, without the batch dimension.
-        method: ``"liplt"`` (the loop transformation; never above the product on a chain) or ``"product"``
-            (products of the norms of the affine maps between activations, added where branches meet).
+        method: ``"liplt"`` (the loop transformation; never above the product on a chain), ``"product"`` (products of
+            the norms of the affine maps between activations, added where branches meet), or ``"smallgain"`` (scaled
+            small gain, :mod:`lipcert.bounds.smallgain`: never above LipLT, as sharp as LipSDP with a weight for each
+            neuron, and slower).
         scope: ``"global"`` for the whole output, ``"class"`` for each logit, ``"pairwise"`` for each difference of
             two logits.
         guarantee: ``"upper"``: a proved upper bound, rounding included; ``"estimate"``: power iteration, from
@@ -87,7 +76,12 @@ def lipschitz(
             any size, as all blocks of ``"product"`` without parallel affine branches are), and refused elsewhere.
         slack: the relative excess to aim at in the bound, over the same formula with exact norms; each norm is proved
             as closely as it matters. A tenth of it takes three times as long where the test is used.
-        seed: of the start of an estimate's power iteration.
+        scaling: for ``"smallgain"``, what shares a weight: ``"layer"``, ``"channel"``, ``"neuron"``, or ``"auto"``: the
+            finest that is reached in time, each from the optimum of the one before.
+        seconds: when to stop the search for the weights. LipLT, which it starts from, and the proof come on top.
+        start: the weights that an earlier bound of this network found (``bound.evidence.scaling``).
+        progress: called with the scaling, a typical value of the bound, and the seconds so far, at each improvement.
+        seed: of the start of an estimate's iteration.
 
     Returns:
         :class:`UpperBound` or :class:`Estimate`, with a float64 ``value`` on the module's device.
@@ -119,6 +113,10 @@ def lipschitz(
         dense_limit=dense_limit,
         failure=failure,
         slack=slack,
+        scaling=scaling,
+        seconds=seconds,
+        start=start,
+        progress=progress,
         seed=seed,
     )
 
@@ -132,13 +130,18 @@ def graph_bound(
     dense_limit: int | None = DENSE_LIMIT,
     failure: float = FAILURE,
     slack: float = SLACK,
+    scaling: str = "auto",
+    seconds: float = SECONDS,
+    start: Scaling | None = None,
+    progress: Progress | None = None,
     seed: int = 0,
     norms: Mapping[Pair, Norm] | None = None,
+    evidence: Evidence | None = None,
 ) -> Bound:
     """:func:`lipschitz` of a network that is traced already, at its present weights.
 
-    With ``norms`` an upper bound is made from these (a certificate's, say) instead of proving any: it is as good as
-    they are. They must be those of exactly the blocks that the bound needs.
+    With ``norms``, and ``evidence`` for a small-gain bound, an upper bound is made from these (a certificate's, say)
+    instead of proving any: it is as good as they are. They must be those of exactly the blocks that the bound needs.
     """
     for name, given, kind in (
         ("method", method, Method),
@@ -146,6 +149,7 @@ def graph_bound(
         ("guarantee", guarantee, Guarantee),
     ):
         _one_of(name, given, get_args(kind))
+    _one_of("scaling", scaling, SCALINGS)
     if scope != "global" and len(graph.output_shape) != 1:
         raise ShapeError(
             f"scope={scope!r} needs an output of logits, one number a class; this module's has shape "
@@ -155,45 +159,21 @@ def graph_bound(
     # γ_n holds for sums of products in any order, but not for the FFT and Winograd convolutions of cuDNN.
     upper = guarantee == "upper"
     with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=not upper):
-        loop = LoopMap(graph, graph.resolve(torch.float64), centred=method == "liplt")
-        last, pairs = loop.depth + 1, loop.pairs() if scope == "global" else hidden_pairs(loop)
-        proofs: dict[Pair, Norm] = {}
-        head = {} if scope == "global" else (class_norms if scope == "class" else pairwise_norms)(loop, upper=upper)
-        if upper:
-            if norms is None:
-                proofs = upper_norms(
-                    loop,
-                    pairs,
-                    limit=dense_limit,
-                    failure=failure,
-                    slack=slack,
-                    shares=partial(_shares, loop, pairs, head),
-                )
-            else:
-                proofs = _given(norms, pairs)
-            known = {p: loop.resolved.scalar(n.upper) for p, n in proofs.items()}
-        else:
-            known = estimate_norms(loop, pairs, seed=seed)
-
-        def final(norms: Mapping[Pair, Tensor]) -> dict[int, Tensor]:
-            return head or {j: norms[last, j] for j in range(last) if (last, j) in norms}
-
-        def evaluate(norms: Mapping[Pair, Tensor], floor: float = 0.0) -> tuple[dict[int, Tensor], Tensor]:
-            hidden, rows = hidden_bounds(loop, norms, floor=floor), final(norms)
-            return hidden, combine(rows, hidden, torch.zeros_like(next(iter(rows.values()))), floor=floor)
-
-        hidden, value = evaluate(known, torch.finfo(torch.float64).tiny if upper else 0.0)
-        if upper:  # m_k sums up to k products, each of an m_j that has its own roundings in it
-            rounding = 1 + 4 * (last + 2) ** 2 * 2.0**-53
-            value = value * rounding
-            _, seen = evaluate({p: loop.resolved.scalar(n.lower) for p, n in proofs.items()})
-    if not bool(torch.isfinite(value).all()):
-        raise BoundError("the bound is not finite: the weights are so large that it overflows float64.")
-    if not upper:
-        return Estimate(value, method, scope)
-    excess = float(torch.where(seen > 0, value / seen, torch.ones_like(value)).max()) - 1
-    risk = min(1.0, sum(n.failure for n in proofs.values()) * (1 + 2.0**-30))
-    if norms is None:  # what was asked for: the sum of the shares differs from it in its last digits
-        risk = failure if risk else 0.0
-    constants = {k: float(m) * rounding for k, m in hidden.items() if k}
-    return UpperBound(value, method, scope, risk, excess, proofs, constants, final(known))
+        loop = LoopMap(graph, graph.resolve(torch.float64), centred=method != "product")
+        if method == "smallgain":
+            search = {"scaling": scaling, "seconds": seconds, "start": start, "progress": progress}
+            if not upper:
+                return estimated_smallgain(loop, scope, seed, **search)
+            return proved_smallgain(
+                loop,
+                scope,
+                dense_limit=dense_limit,
+                failure=failure,
+                slack=slack,
+                norms=norms,
+                evidence=evidence,
+                **search,
+            )
+        if not upper:
+            return Estimate(estimated(loop, scope, seed)[0], method, scope)
+        return proved(loop, method, scope, dense_limit=dense_limit, failure=failure, slack=slack, norms=norms)

@@ -11,11 +11,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lipcert.bounds.evidence import Evidence, Scaling
 from lipcert.norms.result import Norm
 
 __all__ = ["Bound", "Estimate", "Guarantee", "Method", "Scope", "UpperBound", "rounded"]
 
-Method = Literal["product", "liplt"]
+Method = Literal["product", "liplt", "smallgain"]
 Scope = Literal["global", "class", "pairwise"]
 Guarantee = Literal["estimate", "upper"]
 
@@ -84,6 +85,8 @@ class UpperBound(Bound):
         norms: the proof of each block's norm, by (target, source).
         hidden: m_k, a Lipschitz constant of x ↦ z_k, for each activation k = 1…K.
         heads: for each source j the norms ‖row·A_yj‖ that the value is made of, in its shape.
+        evidence: what proves a small-gain bound. Its other parts are then those of LipLT's bound, which carries the
+            rounding of an execution; its value is in no entry larger than LipLT's.
     """
 
     failure: float = 0.0
@@ -91,6 +94,7 @@ class UpperBound(Bound):
     norms: Mapping[tuple[int, int], Norm] = field(default_factory=dict)
     hidden: Mapping[int, float] = field(default_factory=dict)
     heads: Mapping[int, Tensor] = field(default_factory=dict)
+    evidence: Evidence | None = None
     guarantee: ClassVar[Guarantee] = "upper"
 
     def proof(self) -> str:
@@ -100,6 +104,11 @@ class UpperBound(Bound):
 
 @dataclass(frozen=True, eq=False)
 class Estimate(Bound):
-    """The method's formula with norms estimated from below: close to the bound, and no guarantee of anything."""
+    """The method's formula with norms estimated from below: close to the bound, and no guarantee of anything.
 
+    Attributes:
+        scaling: of a small-gain bound, the weights that were found.
+    """
+
+    scaling: Scaling | None = None
     guarantee: ClassVar[Guarantee] = "estimate"

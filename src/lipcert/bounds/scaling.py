@@ -10,52 +10,37 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from lipcert.bounds.gain import Probe, Solution, solve
+from lipcert.bounds.evidence import Scaling
+from lipcert.bounds.gain import Probe, solve
 from lipcert.loop import LoopMap
+from lipcert.norms.lanczos import leading_vectors
 from lipcert.scaled import ScaledMap, levels, weight_shapes
 
-__all__ = ["KINDS", "Kind", "Progress", "Scaling", "Search", "feasible_start"]
+__all__ = ["Progress", "Search", "balance", "feasible_start"]
 
-Kind = Literal["layer", "channel", "neuron"]
-KINDS: tuple[Kind, ...] = ("layer", "channel", "neuron")
 Progress = Callable[[str, float, float], None]
-"""Called with what is searched, the objective (a typical bound), and the seconds so far."""
+"""Called with the scaling, a typical value of the bound, and the seconds so far."""
 
 _STEP = 0.5
 _TOLERANCE = 1e-2  # of conjugate gradients while D moves: N errs by its square
 _WORSE = 3e-3  # log J may grow by this much before a step is taken back: its values are that good
 _SETTLED = 2e-4
-_BARRIER = 0.01
+_WALL = 1 - 1e-6
+_LIMIT, _SAFE = 1 - 2e-5, 1 - 5e-4  # ‖S_z‖² at the end of a stage: what is not left as it is, and what it becomes
+_LOOKS = 60
 _LONGEST = 2.0  # of a step in log D, before η
-_SHARPNESS = (4.0, 16.0, 64.0, 256.0, 1024.0)
+# stages: how sharp a maximum over heads is, and how much log 1/(1 − ‖S_z‖²) counts beside the objective, which keeps
+# the weights away from where S_z cannot be told from infeasible
+_STAGES = ((1.0, 1e-2), (1.0, 1e-3))
+_SHARP_STAGES = ((4.0, 1e-2), (32.0, 1e-2), (256.0, 3e-3), (1024.0, 1e-3))
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """The weights D_1…D_K of a small-gain bound: positive, for the free inputs w_k and results z_k.
-
-    Attributes:
-        kind: what shares a weight: ``"layer"``, ``"channel"`` or ``"neuron"``.
-        weights: float64, on the CPU, each of a shape that broadcasts against z_k.
-    """
-
-    kind: Kind
-    weights: tuple[Tensor, ...]
-
-    def refined(self, loop: LoopMap, kind: Kind) -> Scaling:
-        """The same weights with finer groups."""
-        shapes = weight_shapes(loop, kind)
-        return Scaling(kind, tuple(d.expand(s).clone() for d, s in zip(self.weights, shapes, strict=True)))
-
-
-def feasible_start(loop: LoopMap, hidden: dict[int, float]) -> Scaling:
+def feasible_start(loop: LoopMap, hidden: Mapping[int, float]) -> Scaling:
     """One weight a layer with ‖S_z‖ < 1, from Lipschitz constants m_k of x ↦ z_k: D_k = t^level/m_k.
 
     ‖S_z‖ shrinks by t at least where the weights are multiplied by t^level, so some t is small enough.
@@ -70,6 +55,46 @@ def feasible_start(loop: LoopMap, hidden: dict[int, float]) -> Scaling:
         if seen < 0.9:
             return Scaling("layer", tuple(weights))
         logs = [v + steps[k] * math.log(0.85 / math.sqrt(seen)) for k, v in enumerate(logs, start=1)]
+
+
+def balance(
+    scaled: ScaledMap,
+    gain: Tensor,
+    vectors: Tensor,
+    images: Tensor,
+    leading: Tensor,
+    leading_images: Tensor,
+    objective: Callable[[Tensor, float], Tensor],
+    sharpness: float,
+    barrier: float,
+) -> tuple[float, list[Tensor]]:
+    """J, and for each weight how far log D is from its balance: ½·log(‖D·z‖²/‖D·w‖²), summed with W = ∂J/∂N.
+
+    Args:
+        scaled: S at the present weights.
+        gain, vectors, images: N, and V and S_z·V in scaled units; see :class:`lipcert.bounds.gain.Solution`.
+        leading, leading_images: leading vectors of S_zᵀS_z, and S_z of them.
+        objective, sharpness: J(N, sharpness).
+        barrier: how much Σ log 1/(1 − ‖S_z·leading‖²) counts beside J.
+    """
+    with torch.enable_grad():
+        given = gain.double().detach().requires_grad_()
+        value = objective(given, sharpness)
+        (share,) = torch.autograd.grad(value, given)
+    share = ((share + share.T) / 2).to(images)
+    squares = leading_images.square().sum(1).clamp_max(_WALL)
+    wall = (barrier / (1 - squares))[:, None]
+    up = ((share @ images) * images).sum(0) + (wall * leading_images.square()).sum(0)
+    down = ((share @ vectors) * vectors).sum(0) + (wall * squares[:, None] * leading.square()).sum(0)
+    ups, downs = scaled.group_sums(up[None], results=True), scaled.group_sums(down[None], results=False)
+    total = sum(float(u.clamp_min(0).sum()) for u in ups) + 1e-30
+    # what counts for nothing moves little: its ratio is noise
+    floors = [1e-6 * total / d.numel() for d in scaled.weights]
+    moves = [
+        0.5 * ((u.clamp_min(0) + f) / (d.clamp_min(0) + f)).log().clamp(-_LONGEST, _LONGEST)
+        for u, d, f in zip(ups, downs, floors, strict=True)
+    ]
+    return float(value.detach()) - barrier * float((1 - squares).log().sum()), moves
 
 
 class Search:
@@ -91,28 +116,6 @@ class Search:
     def scaled(self, logs: Sequence[Tensor]) -> ScaledMap:
         """S without y at these weights."""
         return ScaledMap(self.loop, [v.exp() for v in logs], None)
-
-    def _gradients(self, scaled: ScaledMap, found: Solution, sharpness: float) -> tuple[float, list[Tensor]]:
-        """J, and ½·log(‖D·z‖²/‖D·w‖²) for each weight."""
-        with torch.enable_grad():
-            gain = found.gain.double().detach().requires_grad_()
-            value = self.objective(gain, sharpness)
-            (share,) = torch.autograd.grad(value, gain)
-        share = ((share + share.T) / 2).to(found.images)
-        up = ((share @ found.images) * found.images).sum(0, keepdim=True)
-        down = ((share @ found.vectors) * found.vectors).sum(0, keepdim=True)
-        wall = _BARRIER / (1 - found.square)
-        up = up + wall * found.leading_image.square()
-        down = down + wall * found.square * found.leading.square()
-        ups, downs = scaled.group_sums(up, results=True), scaled.group_sums(down, results=False)
-        total = sum(float(u.clamp_min(0).sum()) for u in ups) + 1e-30
-        # what counts for nothing moves little: its ratio is noise
-        floor = [1e-6 * total / d.numel() for d in scaled.weights]
-        moves = [
-            0.5 * ((u.clamp_min(0) + f) / (d.clamp_min(0) + f)).log().clamp(-_LONGEST, _LONGEST)
-            for u, d, f in zip(ups, downs, floor, strict=True)
-        ]
-        return float(value.detach()) - _BARRIER * math.log(1 - found.square), moves
 
     def run(
         self,
@@ -138,20 +141,31 @@ class Search:
         probe = Probe.random(self.scaled(logs))
         solution: Tensor | None = None
         value = math.inf
-        for sharpness in (1.0,) if smooth else _SHARPNESS:
+        for sharpness, barrier in _STAGES if smooth else _SHARP_STAGES:
             best: tuple[float, list[Tensor], list[Tensor], Tensor] | None = None
             step = most = _STEP / (1 + (0 if smooth else sharpness / 20))
             history: list[float] = []
             for _ in range(steps):
                 scaled = self.scaled(logs)
-                found = solve(scaled, self.b / scaled.divisors, self._carried(solution, scaled), probe, tolerance=_TOLERANCE)
+                carried = None if solution is None else solution * scaled.divisors
+                found = solve(scaled, self.b / scaled.divisors, carried, probe, tolerance=_TOLERANCE)
                 self.products += found.products if found else 10
                 if found is None and best is None:  # a start that is not feasible after all
                     logs = [v - 0.15 * n for v, n in zip(logs, levels(self.loop)[1:], strict=False)]
                     solution = None
                     continue
                 if found is not None:
-                    now, moves = self._gradients(scaled, found, sharpness)
+                    now, moves = balance(
+                        scaled,
+                        found.gain,
+                        found.vectors,
+                        found.images,
+                        found.leading,
+                        found.leading_images,
+                        self.objective,
+                        sharpness,
+                        barrier,
+                    )
                 if found is None or (best is not None and now > best[0] + _WORSE):
                     assert best is not None
                     step /= 2
@@ -165,7 +179,6 @@ class Search:
                         best = now, logs, moves, solution
                         self.gain = found.gain
                     step = min(1.1 * step, most)
-                    self.square = found.square
                     if progress is not None:
                         progress(start.kind, math.exp(now), time.monotonic() - began)
                     if len(history) > 4 and min(history[:-4]) - min(history[-4:]) < _SETTLED:
@@ -175,12 +188,22 @@ class Search:
                 logs = [v - step * m for v, m in zip(logs, moves, strict=True)]
             if best is not None:
                 value, logs, _, solution = best
+            logs, solution = self._within(logs, solution, probe)
             if time.monotonic() > deadline:
                 break
         return Scaling(start.kind, tuple(v.double().exp().cpu() for v in logs)), value
 
-    def _carried(self, solution: Tensor | None, scaled: ScaledMap) -> Tensor | None:
-        return None if solution is None else solution * scaled.divisors
+    def _within(self, logs: list[Tensor], solution: Tensor | None, probe: Probe) -> tuple[list[Tensor], Tensor | None]:
+        """The same weights if ‖S_z‖ < 1 by a closer look, else such as make it so."""
+        scaled = self.scaled(logs)
+        found = leading_vectors(scaled, [(1, 0)], tolerance=1e-5, max_products=_LOOKS)[1, 0]
+        self.products += _LOOKS
+        square = float(found.norm) ** 2
+        if square <= _LIMIT:
+            return logs, solution
+        probe.vectors = torch.linalg.qr(torch.cat([found.vector[None], probe.vectors[:-1]]).T)[0].T.contiguous()
+        t = math.sqrt(_SAFE / square)
+        return [v + n * math.log(t) for v, n in zip(logs, levels(self.loop)[1:], strict=False)], None
 
 
 def _adjoint(loop: LoopMap, heads: Tensor) -> Tensor:
@@ -188,5 +211,3 @@ def _adjoint(loop: LoopMap, heads: Tensor) -> Tensor:
     cotangents: list[Tensor | None] = [*[None] * loop.depth, heads]
     back = loop.adjoint(cotangents)
     return torch.cat([v.reshape(len(heads), -1) for v in back], dim=1)
-
-

@@ -1,11 +1,10 @@
-"""Scaled small gain: a bound on the linear map of the loop transformation that is never worse than LipLT's, and sharp
-where LipSDP is.
+"""Scaled small gain: never above LipLT, on the same linear map, and as sharp as LipSDP.
 
 For positive D_j, if ‖P·y‖² + Σ‖D_j·z_j‖² ≤ ‖x‖² + Σ‖D_j·w_j‖² for all (x, w), the true w_j (for which the two sums
 compare as ‖D_j·w_j‖ ≤ ‖D_j·z_j‖) leave ‖P·Δy‖ ≤ ‖Δx‖, so that |h·Δy| ≤ ‖P⁻ᵀh‖·‖Δx‖ for every functional h of the
-output. The search for D (:mod:`lipcert.bounds.scaling`) and P = N^{-1/2} (:mod:`lipcert.bounds.gain`) may be as careless
-as it likes: one norm, ‖S‖ ≤ σ of the scaled map, proves them. Where σ > 1, weights t^level with t = 1/σ repair it (by
-Schwarz's lemma, t ↦ S(t) being analytic with S(0) = 0), which costs the factor σ^level(y).
+output. The search for D (:mod:`lipcert.bounds.scaling`) and P = N^{-1/2} (:mod:`lipcert.bounds.gain`) may be as
+careless as it likes: one norm, ‖S‖ ≤ σ of the scaled map, proves them. Where σ > 1, weights t^level with t = 1/σ repair
+it (by Schwarz's lemma, t ↦ S(t) being analytic with S(0) = 0), which costs the factor σ^level(y).
 
 One weight for each neuron is LipSDP-Neuron (Fazlyab et al. 2019), without its semidefinite program.
 """
@@ -14,25 +13,37 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lipcert.bounds.evidence import KINDS, Evidence, Kind, Scaling
 from lipcert.bounds.gain import Probe, solve
-from lipcert.bounds.result import Scope
-from lipcert.bounds.scaling import KINDS, Kind, Progress, Scaling, Search, feasible_start
+from lipcert.bounds.recursive import estimated, proved
+from lipcert.bounds.result import Estimate, Scope, UpperBound
+from lipcert.bounds.scaling import Progress, Search, feasible_start
 from lipcert.errors import BoundError
-from lipcert.loop import LoopMap
+from lipcert.loop import LoopMap, Pair
 from lipcert.norms.errors import gamma
 from lipcert.norms.result import Norm
 from lipcert.norms.scaled import prove_scaled
+from lipcert.norms.upper import DENSE, deterministic_limit
 from lipcert.scaled import ScaledMap, levels
 
-__all__ = ["Evidence", "Scalings", "evidence_value", "prove", "search"]
-
-Scalings = Kind
+__all__ = [
+    "estimated_smallgain",
+    "evidence_value",
+    "identity_heads",
+    "objective",
+    "prove",
+    "proved_smallgain",
+    "search",
+    "whitening",
+]
 
 _ALL_HEADS = 24  # as many outputs are looked at one by one while D is searched; of more, a sketch
 _SKETCH = 12
@@ -43,22 +54,11 @@ _ROWS = 40
 _FINEST_SHARE = 0.5  # of the time there is: a finer scaling is begun while less has passed
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What proves a small-gain bound: anybody can form S from it and prove its norm.
-
-    Attributes:
-        scaling: D.
-        output: P, (C, C) float64, or a number for the output as a whole.
-        norm: of S.
-    """
-
-    scaling: Scaling
-    output: Tensor | float
-    norm: Norm | None = None
+Objective = Callable[[Tensor, float], Tensor]
 
 
-def _objective(scope: Scope, sketched: bool) -> tuple[object, bool]:
+def objective(scope: Scope, *, sketched: bool) -> tuple[Objective, bool]:
+    """J(N, sharpness), and whether it needs no sharpening."""
     if scope == "pairwise" and not sketched:
 
         def pairwise(gain: Tensor, _: float) -> Tensor:
@@ -78,12 +78,19 @@ def _objective(scope: Scope, sketched: bool) -> tuple[object, bool]:
     return largest, False
 
 
+def identity_heads(loop: LoopMap) -> Tensor:
+    """Each entry of the output by itself: (C, *output_shape)."""
+    shape = loop.target_shape(loop.depth + 1)
+    size, like = math.prod(shape), loop.resolved
+    return torch.eye(size, dtype=like.dtype, device=like.device).reshape(size, *shape)
+
+
 def _heads(loop: LoopMap, scope: Scope) -> tuple[Tensor, bool]:
     """The functionals of the output that the search looks at, and whether they are a sketch."""
     shape = loop.target_shape(loop.depth + 1)
     size, like = math.prod(shape), loop.resolved
     if size <= _ALL_HEADS:
-        return torch.eye(size, dtype=like.dtype, device=like.device).reshape(size, *shape), False
+        return identity_heads(loop), False
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn((_SKETCH, size), generator=generator, dtype=torch.float64)
     if scope == "pairwise":
@@ -130,9 +137,9 @@ def search(
     began = time.monotonic()
     working = _precision(loop)
     heads, sketched = _heads(working, scope)
-    objective, smooth = _objective(scope, sketched)
-    found = Search(working, heads, objective)  # type: ignore[arg-type]
-    current = feasible_start(working, dict(hidden)) if start is None else start
+    wanted, smooth = objective(scope, sketched=sketched)
+    found = Search(working, heads, wanted)
+    current = feasible_start(working, hidden) if start is None else start
     kinds: list[Kind] = [k for k in KINDS if scaling in (k, "auto")]
     if start is not None:
         kinds = [k for k in kinds if KINDS.index(k) >= KINDS.index(start.kind)] or [start.kind]
@@ -195,13 +202,18 @@ def _largest_gain(scaled: ScaledMap, heads: Tensor, probe: Probe) -> float:
     return seen * (1 + 1e-3)
 
 
-def _whitening(gain: Tensor | float) -> Tensor | float:
+def whitening(gain: Tensor | float) -> Tensor | float:
     """P with PᵀP ≈ N⁻¹."""
     if not isinstance(gain, Tensor):
         return 1 / math.sqrt(gain)
-    floor = _FLOOR * gain.diagonal().mean()
-    root = torch.linalg.cholesky(gain + floor * torch.eye(len(gain), dtype=gain.dtype))
-    return torch.linalg.inv(root)
+    floor, eye = _FLOOR * float(gain.diagonal().mean()), torch.eye(len(gain), dtype=gain.dtype)
+    while floor < float(gain.diagonal().sum()):
+        root, info = torch.linalg.cholesky_ex(gain + floor * eye)
+        if not int(info):
+            found: Tensor = torch.linalg.solve_triangular(root, eye, upper=False)
+            return found
+        floor *= 100
+    raise BoundError("the gain matrix is not what it should be: use method='liplt'.")
 
 
 def prove(
@@ -223,25 +235,16 @@ def prove(
         dense, limit, failure, seed: see :func:`lipcert.norms.scaled.prove_scaled`.
         slack: relative excess to aim at in the bound.
     """
-    output = _whitening(gain)
+    evidence = Evidence(scaling, whitening(gain))
     norm = prove_scaled(
-        _map(loop, scaling, output),
+        evidence.map(loop),
         dense=dense,
         limit=limit,
         failure=failure,
         slack=slack / max(levels(loop)),
         seed=seed,
     )
-    return Evidence(scaling, output, norm)
-
-
-def _map(loop: LoopMap, scaling: Scaling, output: Tensor | float) -> ScaledMap:
-    device = loop.resolved.device
-    return ScaledMap(
-        loop,
-        [d.to(device) for d in scaling.weights],
-        output.to(device) if isinstance(output, Tensor) else output,
-    )
+    return replace(evidence, norm=norm)
 
 
 def evidence_value(loop: LoopMap, evidence: Evidence, scope: Scope) -> Tensor:
@@ -249,9 +252,8 @@ def evidence_value(loop: LoopMap, evidence: Evidence, scope: Scope) -> Tensor:
     assert evidence.norm is not None
     factor = max(1.0, evidence.norm.upper) ** levels(loop)[-1] * (1 + 2.0**-40)
     if not isinstance(evidence.output, Tensor):
-        return torch.tensor(factor / evidence.output * (1 + 2.0**-40), dtype=torch.float64)
-    norms = _functional_norms(evidence.output, scope)
-    return norms * factor
+        return loop.resolved.scalar(factor / evidence.output * (1 + 2.0**-40))
+    return (_functional_norms(evidence.output, scope) * factor).to(loop.resolved.device)
 
 
 def _functional_norms(output: Tensor, scope: Scope) -> Tensor:
@@ -260,15 +262,71 @@ def _functional_norms(output: Tensor, scope: Scope) -> Tensor:
     With X ≈ P⁻¹ and F = I − XP: h·y = (Xᵀh)·(Py) + h·Fy, and ‖y‖ ≤ ‖X‖/(1 − ‖F‖)·‖Py‖.
     """
     size = len(output)
-    inverse = torch.linalg.inv(output)
+    inverse, info = torch.linalg.inv_ex(output)
+    if int(info) or not bool(torch.isfinite(inverse).all()):
+        raise BoundError("the matrix P of a small-gain bound has no inverse.")
     eye = torch.eye(size, dtype=output.dtype)
     residual = float((eye - inverse @ output).norm()) + 4 * gamma(size + 4) * float(inverse.norm() * output.norm())
+    residual *= 1 + 2.0**-30
     if not residual < 0.5:
         raise BoundError("the gain matrix is too ill-conditioned for a proof: use method='liplt'.")
     rest = residual / (1 - residual) * float(inverse.norm()) * (1 + 2.0**-30)
     if scope == "class":
-        return inverse.norm(dim=1) * (1 + 2 * gamma(size + 8)) + rest
+        norms: Tensor = inverse.norm(dim=1) * (1 + 2 * gamma(size + 8)) + rest
+        return norms
     # row a of X is Xᵀe_a
     differences = torch.cdist(inverse, inverse, compute_mode="donot_use_mm_for_euclid_dist")
     values = differences * (1 + 2 * gamma(size + 8)) + (math.sqrt(2) * rest + 4 * 2.0**-53 * float(inverse.abs().max()))
     return values.fill_diagonal_(0.0)
+
+
+def _bounded(loop: LoopMap, hidden: Mapping[int, float]) -> bool:
+    """Whether there is anything to search: activations, none of which sees a constant."""
+    return bool(loop.depth) and all(math.isfinite(hidden[k]) and hidden[k] > 0 for k in range(1, loop.depth + 1))
+
+
+def estimated_smallgain(loop: LoopMap, scope: Scope, seed: int, **options: Any) -> Estimate:
+    """The bound as it would be if conjugate gradients and norms were exact; ``options`` as in :func:`search`."""
+    value, hidden = estimated(loop, scope, seed)
+    if not _bounded(loop, hidden):
+        return Estimate(value, "smallgain", scope)
+    found, gain = search(loop, hidden, scope=scope, **options)
+    sharp = evidence_value(loop, Evidence(found, whitening(gain), Norm(1.0, 1.0, "dense")), scope)
+    return Estimate(torch.minimum(value, sharp), "smallgain", scope, found)
+
+
+def proved_smallgain(
+    loop: LoopMap,
+    scope: Scope,
+    *,
+    dense_limit: int | None,
+    failure: float,
+    slack: float,
+    norms: Mapping[Pair, Norm] | None = None,
+    evidence: Evidence | None = None,
+    **options: Any,
+) -> UpperBound:
+    """The bound proved, entry by entry the smaller of LipLT's and its own; ``options`` as in :func:`search`.
+
+    With ``norms`` it is made from these and from ``evidence`` instead. Where a search or a proof fails, which a warning
+    says, it is LipLT's.
+    """
+    base = proved(
+        loop, "liplt", scope, dense_limit=dense_limit, failure=failure / 2 or failure, slack=slack, norms=norms
+    )
+    if norms is None and _bounded(loop, base.hidden):
+        try:
+            found, gain = search(loop, base.hidden, scope=scope, **options)
+            limit = deterministic_limit(dense_limit, failure)
+            evidence = prove(loop, found, gain, dense=min(DENSE, limit), limit=limit, failure=failure / 2, slack=slack)
+        except BoundError as error:
+            warnings.warn(f"no small-gain bound was found, and LipLT's is used: {error}", stacklevel=2)
+    if evidence is None or evidence.norm is None:
+        return replace(base, method="smallgain", failure=failure if base.failure and norms is None else base.failure)
+    value = torch.minimum(base.value, evidence_value(loop, evidence, scope))
+    risk = base.failure + evidence.norm.failure
+    if norms is None:
+        risk = failure if risk else 0.0
+    lower = max(evidence.norm.lower, 1.0)
+    excess = (max(evidence.norm.upper, lower) / lower) ** levels(loop)[-1] - 1
+    return replace(base, value=value, method="smallgain", failure=risk, slack=excess, evidence=evidence)

@@ -14,22 +14,25 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from lipcert.bounds import UpperBound, graph_bound
+from lipcert.bounds.evidence import Evidence, Scaling
 from lipcert.certify.canonical import canonical, parse, read_bytes, shown
 from lipcert.certify.identity import Origin, Samples, describe_graph, normalisations, versions, weights_digest
 from lipcert.certify.network import BATCH, certified
 from lipcert.certify.radius import CertifiedRadii, Radii
 from lipcert.certify.rounding import ASSUMPTIONS
-from lipcert.certify.schema import FORMAT, VERSION, Certificate
+from lipcert.certify.schema import FORMAT, VERSION, Certificate, CertifiedBound
 from lipcert.errors import CertificateError
 from lipcert.files import replacing
 from lipcert.graph import Graph, check_mode, trace
+from lipcert.norms import Norm
 
 __all__ = [
     "assumptions_of",
     "certificate_of",
+    "evidence_of",
     "make_certificate",
     "read_certificate",
     "write_certificate",
@@ -124,14 +127,42 @@ def _bound(bound: UpperBound) -> dict[str, Any]:
         "method": bound.method,
         "scope": bound.scope,
         "guarantee": bound.guarantee,
-        "failure": min(1.0, math.fsum(n.failure for _, n in proofs)),
+        "failure": min(1.0, math.fsum([*(n.failure for _, n in proofs), _risk(bound)])),
         "slack": max(0.0, float(bound.slack)),
         "value": rows.tolist(),
         "norms": [
             {"target": k, "source": j, "upper": n.upper, "lower": n.lower, "method": n.method, "failure": n.failure}
             for (k, j), n in proofs
         ],
+        "smallgain": None if bound.evidence is None else _smallgain(bound.evidence),
     }
+
+
+def _risk(bound: UpperBound) -> float:
+    """The probability with which the norm of the scaled map is too small."""
+    return bound.evidence.norm.failure if bound.evidence is not None and bound.evidence.norm is not None else 0.0
+
+
+def _smallgain(evidence: Evidence) -> dict[str, Any]:
+    norm, output = evidence.norm, evidence.output
+    assert norm is not None
+    return {
+        "kind": evidence.scaling.kind,
+        "weights": [{"shape": list(d.shape), "values": d.flatten().tolist()} for d in evidence.scaling.weights],
+        "output": output.tolist() if isinstance(output, Tensor) else [[output]],
+        "norm": {"upper": norm.upper, "lower": norm.lower, "method": norm.method, "failure": norm.failure},
+    }
+
+
+def evidence_of(bound: CertifiedBound) -> Evidence | None:
+    """The evidence of a small-gain bound as a certificate states it; whether it fits a network is not checked."""
+    found = bound.smallgain
+    if found is None:
+        return None
+    weights = [torch.tensor(d.values, dtype=torch.float64).reshape(d.shape) for d in found.weights]
+    output = torch.tensor(found.output, dtype=torch.float64)
+    norm = Norm(found.norm.upper, found.norm.lower, found.norm.method, found.norm.failure)
+    return Evidence(Scaling(found.kind, tuple(weights)), output if len(output) > 1 else float(output), norm)
 
 
 def _outcome(result: Radii, samples: Samples, epsilons: Iterable[float]) -> dict[str, Any]:

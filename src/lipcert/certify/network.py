@@ -8,7 +8,7 @@ from typing import cast, get_args
 import torch
 from torch import Tensor, nn
 
-from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SLACK, graph_bound
+from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK, graph_bound
 from lipcert.bounds.result import Bound, Guarantee, Method, Scope, UpperBound
 from lipcert.certify.local import locally
 from lipcert.certify.logits import exact_logits
@@ -59,6 +59,8 @@ def certify(
     dense_limit: int | None = DENSE_LIMIT,
     failure: float = FAILURE,
     slack: float = SLACK,
+    scaling: str = "auto",
+    seconds: float = SECONDS,
     batch_size: int = BATCH,
     bound: Bound | None = None,
     precision: Precision | None = None,
@@ -70,7 +72,7 @@ def certify(
         module: a supported classifier in eval mode that maps (N, *shape) to logits (N, C).
         x: (N, *shape), in the units in which the radius is wanted (pixels in [0, 1]).
         y: (N,) labels; needed for accuracies only.
-        method, scope, guarantee, dense_limit, failure, slack: see :func:`lipcert.lipschitz`.
+        method, scope, guarantee, dense_limit, failure, slack, scaling, seconds: see :func:`lipcert.lipschitz`.
         batch_size: samples evaluated at once.
         bound: a bound of this module, at its present weights, computed before; then the options above are unused.
         precision: ``"float32"`` or ``"float64"``, which must be what the module runs in, for radii that hold for its
@@ -123,6 +125,8 @@ def certify(
             dense_limit=dense_limit,
             failure=failure,
             slack=slack,
+            scaling=scaling,
+            seconds=seconds,
         )
     given = None if labels is None else labels
     if isinstance(bound, UpperBound):

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from lipcert.bounds import UpperBound, graph_bound
+from lipcert.bounds.evidence import fits
 from lipcert.bounds.pairs import pair_bounds
+from lipcert.certify.certificate import evidence_of
 from lipcert.certify.identity import Samples
 from lipcert.certify.logits import exact_logits
 from lipcert.certify.network import BATCH, certified
@@ -32,6 +34,7 @@ from lipcert.graph.capture import ordinary_mode
 from lipcert.loop import LoopMap, Pair
 from lipcert.norms import Norm, estimate_norms
 from lipcert.norms.confirm import confirm_norms
+from lipcert.norms.scaled import confirm_scaled
 
 __all__ = ["ALTERED", "CONFIRM_LIMIT", "TOLERANCE", "Recomputed", "claimed_pairs", "recomputed"]
 
@@ -131,7 +134,8 @@ class Recomputed:
         self.pairs = claimed_pairs(c)
         self.prediction = torch.tensor(c.samples.prediction)
         with ordinary_mode():
-            self.loop = LoopMap(graph, graph.resolve(torch.float64), centred=c.bound.method == "liplt")
+            self.loop = LoopMap(graph, graph.resolve(torch.float64), centred=c.bound.method != "product")
+        self.evidence = evidence_of(c.bound)
         self._bound: UpperBound | None = None
         self._margins: tuple[Tensor, Tensor] | None = None
 
@@ -140,7 +144,16 @@ class Recomputed:
         """What the claimed norms give."""
         if self._bound is None:
             c = self.c.bound
-            found = graph_bound(self.graph, method=c.method, scope=c.scope, guarantee="upper", norms=self.claims)
+            if self.evidence is not None and not fits(self.loop, self.evidence):
+                raise Refuted("the weights of the small-gain bound are not those of this network's activations")
+            found = graph_bound(
+                self.graph,
+                method=c.method,
+                scope=c.scope,
+                guarantee="upper",
+                norms=self.claims,
+                evidence=self.evidence,
+            )
             assert isinstance(found, UpperBound)
             self._bound = found
         return self._bound
@@ -160,12 +173,25 @@ class Recomputed:
         for pair, claim in self.claims.items():
             if claim.upper < float(seen[pair]) * (1 - TOLERANCE):
                 raise Refuted(f"block {pair}: its norm reaches {float(seen[pair]):.9g}, claimed is {claim.upper:.9g}")
-        return f"a Lanczos iteration reaches none of the {len(self.claims)} claimed norms"
+        also = self._scaled_below()
+        return f"a Lanczos iteration reaches none of the {len(self.claims)} claimed norms{also}"
+
+    def _scaled_below(self) -> str:
+        if self.evidence is None:
+            return ""
+        claim = self.evidence.norm
+        assert claim is not None
+        with ordinary_mode(), torch.no_grad():
+            seen = float(estimate_norms(self.evidence.map(self.loop), [(1, 0)])[1, 0])
+        if claim.upper < seen * (1 - TOLERANCE):
+            raise Refuted(f"the scaled map's norm reaches {seen:.9g}, claimed is {claim.upper:.9g}")
+        return ", nor that of the scaled map"
 
     def confirmed(self) -> str:
         """Each claimed norm is confirmed by another method than the one that proved it."""
         self._require_blocks()
-        found = confirm_norms(self.loop, self.claims, limit=self.dense_limit, failure=self.failure)
+        share = self.failure if self.evidence is None else self.failure / 2
+        found = confirm_norms(self.loop, self.claims, limit=self.dense_limit, failure=share)
         left = [pair for pair in self.claims if pair not in found]
         if left:
             raise NotChecked(
@@ -174,6 +200,14 @@ class Recomputed:
             )
         ways = Counter(f"{self.claims[pair].method} by {method}" for pair, method in found.items())
         how = ", ".join(f"{count} {way}" for way, count in sorted(ways.items())) or "there are none"
+        if self.evidence is not None:
+            claim = self.evidence.norm
+            assert claim is not None
+            scaled = self.evidence.map(self.loop)
+            way = confirm_scaled(scaled, claim, limit=self.dense_limit, failure=share)
+            if way is None:
+                raise NotChecked("the norm of the scaled map could not be confirmed: allow a probability of failure")
+            how += f"; the scaled map, {claim.method} by {way}"
         return f"{how}; a wrong one would pass with probability {self.failure:g} at most"
 
     def _require_blocks(self) -> None:
@@ -193,7 +227,8 @@ class Recomputed:
             raise Refuted("the claimed bound is above what its norms give: it was changed")
         if abs(self.c.bound.slack - self.bound.slack) > ALTERED:
             raise Refuted(f"the slack that its norms give is {self.bound.slack:.6g}, not {self.c.bound.slack:.6g}")
-        return f"what its norms give by the {self.c.bound.method} recursion, {self.c.bound.scope}"
+        how = "small gain and LipLT" if self.c.bound.method == "smallgain" else f"the {self.c.bound.method} recursion"
+        return f"what its norms give by {how}, {self.c.bound.scope}"
 
     # --- data ---------------------------------------------------------------------------------------------
     def same_data(self, data: Samples | None) -> str:

@@ -349,7 +349,7 @@ def executed_logits(
     logits, errors, parts = [], [], []
     # γ_n holds for sums of products in any order, but not for the FFT and Winograd convolutions of cuDNN.
     with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
-        loop = LoopMap(graph, graph.resolve(torch.float64), centred=bound.method == "liplt")
+        loop = LoopMap(graph, graph.resolve(torch.float64), centred=bound.method != "product")
         if loop.depth and set(bound.hidden) != set(range(1, loop.depth + 1)):
             raise BoundError(
                 "this bound does not say what it is made of: make it with lipcert.lipschitz, for this network."

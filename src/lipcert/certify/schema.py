@@ -27,8 +27,11 @@ __all__ = [
     "NormEvidence",
     "Precisely",
     "SampleColumns",
+    "ScaledNorm",
+    "SmallGain",
     "Step",
     "Versions",
+    "Weights",
     "json_schema",
 ]
 
@@ -36,6 +39,7 @@ FORMAT = "lipcert-certificate"
 VERSION = 1
 _MOST_CLASSES = 2**12
 _TIME = "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-6][0-9]Z$"
+_LEAST_WEIGHT = 2.0**-300
 _MOST_ENTRIES = 2**24  # of one input: a larger shape is taken for a mistake, or an attack
 
 
@@ -176,16 +180,57 @@ class NormEvidence(Part):
         return self
 
 
+class ScaledNorm(Part):
+    """What was proved of the scaled map S: ‖S‖₂ ≤ upper."""
+
+    upper: float = Field(gt=0)
+    lower: float = Field(ge=0, description="what the norm was seen to reach")
+    method: Literal["dense", "cholesky", "chebyshev"]
+    failure: Probability = Field(description="with which upper is too small all the same")
+
+
+class Weights(Part):
+    """D_k of one activation; it broadcasts against its input."""
+
+    shape: Shape
+    values: Floats
+
+
+class SmallGain(Part):
+    """What proves a small-gain bound: L_h ≤ max(1, ‖S‖)^level · ‖P⁻ᵀh‖, S being (x, D·w) ↦ (P·y, D·z)."""
+
+    kind: Literal["layer", "channel", "neuron"] = Field(description="what shares a weight")
+    weights: Annotated[tuple[Weights, ...], Field(strict=False, min_length=1, max_length=10_000)]
+    output: Annotated[Rows, Field(description="P: C×C, or 1×1 for a number", min_length=1)]
+    norm: ScaledNorm
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SmallGain:
+        if self.norm.lower > self.norm.upper:
+            raise ValueError("lower is above upper")
+        if (self.norm.method == "chebyshev") != (self.norm.failure > 0):
+            raise ValueError("the randomised test may fail, and nothing else can")
+        if any(len(row) != len(self.output) for row in self.output):
+            raise ValueError("output must be square")
+        for i, weights in enumerate(self.weights):
+            if math.prod(weights.shape) != len(weights.values):
+                raise ValueError(f"weights {i} are not of the shape stated")
+            if not all(_LEAST_WEIGHT < v < 1 / _LEAST_WEIGHT for v in weights.values):
+                raise ValueError(f"weights {i} are not all positive, or out of range")
+        return self
+
+
 class CertifiedBound(Part):
     """The Lipschitz bound of the logits, per unit of the raw input."""
 
-    method: Literal["product", "liplt"]
+    method: Literal["product", "liplt", "smallgain"]
     scope: Literal["global", "class", "pairwise"]
     guarantee: Literal["upper"] = Field(description="an estimate is no certificate")
     failure: Probability = Field(description="with which any of the norms is too small")
     slack: float = Field(ge=0, description="relative excess over the same formula with the lower norms")
     value: Annotated[Rows, Field(description="1×1 (global), 1×C (class), C×C (pairwise)", min_length=1)]
     norms: Annotated[tuple[NormEvidence, ...], Field(strict=False, max_length=20_000)]
+    smallgain: SmallGain | None = Field(description="of a small-gain bound; the value is LipLT's where that is smaller")
 
     @model_validator(mode="after")
     def _consistent(self) -> CertifiedBound:
@@ -200,6 +245,8 @@ class CertifiedBound(Part):
                 raise ValueError("value must be positive, and 0 between a class and itself")
             if own and any(v != self.value[b][a] for b, v in enumerate(row[:a])):
                 raise ValueError("value must be symmetric")
+        if self.smallgain is not None and self.method != "smallgain":
+            raise ValueError("only a small-gain bound has that evidence")
         blocks = [(n.target, n.source) for n in self.norms]
         if any(one >= next_ for one, next_ in pairwise(blocks)):
             raise ValueError("norms must be in order, each block once")

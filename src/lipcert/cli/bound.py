@@ -11,26 +11,31 @@ import torch
 import typer
 from torch import nn
 
-from lipcert.bounds import UpperBound, graph_bound
-from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SLACK
-from lipcert.bounds.result import rounded
+from lipcert.bounds import LowerBound, UpperBound, graph_bound, graph_lower_bound
+from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK
+from lipcert.bounds.result import Scope, rounded
 from lipcert.cli.common import DeviceOption, JsonOption, console, describe, emit, find_device, guarded, say, table
 from lipcert.cli.options import (
     DenseLimitOption,
     FailureOption,
     GuaranteeName,
     MethodName,
+    ScalingName,
+    ScalingOption,
     ScopeName,
+    SecondsOption,
     SlackOption,
 )
 from lipcert.errors import ConfigError
-from lipcert.graph import trace
+from lipcert.graph import Graph, trace
 from lipcert.models import build
 from lipcert.train import RunFolder
 from lipcert.train.checkpoint import load_weights
 from lipcert.train.run_folder import MOST_INPUTS
 
 __all__ = ["bound"]
+
+_POINTS, _CLIMB = 32, 30
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -63,6 +68,14 @@ def _model(
     return module, _shape(shape)
 
 
+def _below(graph: Graph, scope: Scope) -> LowerBound:
+    """A lower bound over inputs in [0, 1], from a few random points."""
+    sample = graph.capture.sample
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand((_POINTS, *graph.input_shape), generator=generator).to(sample)
+    return graph_lower_bound(graph, x, scope=scope, input_range=(0.0, 1.0), steps=_CLIMB)
+
+
 def bound(
     run: Annotated[Path | None, typer.Argument(help="A run's folder, as `lipcert train` leaves it.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="A model by name (see `lipcert models`).")] = None,
@@ -70,13 +83,19 @@ def bound(
     classes: Annotated[int, typer.Option("--classes", min=2)] = 10,
     weights: Annotated[Path | None, typer.Option("--weights", help="A safetensors file of its weights.")] = None,
     method: Annotated[
-        list[MethodName] | None, typer.Option("--method", help="May be repeated.", show_default="all")
+        list[MethodName] | None,
+        typer.Option("--method", help="May be repeated.", show_default="product and liplt"),
     ] = None,
     scope: Annotated[ScopeName, typer.Option("--scope")] = ScopeName.whole,
     guarantee: Annotated[GuaranteeName, typer.Option("--guarantee")] = GuaranteeName.estimate,
     dense_limit: DenseLimitOption = DENSE_LIMIT,
     failure: FailureOption = FAILURE,
     slack: SlackOption = SLACK,
+    scaling: ScalingOption = ScalingName.auto,
+    seconds: SecondsOption = SECONDS,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="All methods, and a lower bound over random inputs in [0, 1].")
+    ] = False,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -86,6 +105,8 @@ def bound(
 
     - `lipcert bound runs/digits --scope pairwise --guarantee upper`
 
+    - `lipcert bound runs/digits --compare`
+
     - `lipcert bound --model 6c2f --input 3,32,32`
     """
     with guarded():
@@ -93,7 +114,8 @@ def bound(
         module, input_shape = _model(run, model, shape, classes, weights)
         graph = trace(module.to(where), input_shape)
         results = []
-        for choice in method or list(MethodName):
+        chosen = list(MethodName) if compare else method or [MethodName.product, MethodName.liplt]
+        for choice in chosen:
             began = time.monotonic()
             found = graph_bound(
                 graph,
@@ -103,17 +125,27 @@ def bound(
                 dense_limit=dense_limit,
                 failure=failure,
                 slack=slack,
+                scaling=scaling.value,
+                seconds=seconds,
             )
             results.append((found, time.monotonic() - began))
+        began = time.monotonic()
+        below = _below(graph, scope.value) if compare else None
+        spent = time.monotonic() - began
     if as_json:
-        emit([{**describe(b), "value": b.value.tolist(), "seconds": seconds} for b, seconds in results])
+        listed = [{**describe(b), "value": b.value.tolist(), "seconds": taken} for b, taken in results]
+        if below is not None:
+            listed.append({"guarantee": "lower", "value": below.value.tolist(), "seconds": spent})
+        emit(listed)
         return
     say(f"ℓ2 Lipschitz constant, {scope.value}")
     columns = ["method", "", "seconds"] + ["slack"] * any(b.guarantee == "upper" for b, _ in results)
     shown = table(*columns)
-    for b, seconds in results:
+    for b, taken in results:
         excess = [f"{rounded(100 * b.slack, 2, up=True)} %"] if isinstance(b, UpperBound) else []
-        shown.add_row(b.method, b.shown(), f"{seconds:.2f}", *excess)
+        shown.add_row(b.method, b.shown(), f"{taken:.2f}", *excess)
+    if below is not None:
+        shown.add_row("points found", below.shown(), f"{spent:.2f}", *([""] if len(columns) > 3 else []))
     console.print(shown)
     if guarantee is GuaranteeName.estimate:
         console.print(

@@ -13,7 +13,7 @@ import torch
 import typer
 
 from lipcert.bounds import graph_bound
-from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SLACK
+from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK
 from lipcert.bounds.result import UpperBound, rounded
 from lipcert.certify import Origin, Samples, make_certificate, write_certificate
 from lipcert.certify.certificate import assumptions_of
@@ -40,7 +40,10 @@ from lipcert.cli.options import (
     GuaranteeName,
     MethodName,
     PrecisionName,
+    ScalingName,
+    ScalingOption,
     ScopeName,
+    SecondsOption,
     SlackOption,
 )
 from lipcert.data import Dataset, load
@@ -219,6 +222,8 @@ def certify(
     dense_limit: DenseLimitOption = DENSE_LIMIT,
     failure: FailureOption = FAILURE,
     slack: SlackOption = SLACK,
+    scaling: ScalingOption = ScalingName.auto,
+    seconds: SecondsOption = SECONDS,
     local: Annotated[
         bool, typer.Option("--local", help="Add bounds that hold around each sample only: larger radii, more time.")
     ] = False,
@@ -236,7 +241,7 @@ def certify(
 
     - `lipcert certify runs/digits`
 
-    - `lipcert certify runs/digits --save digits.json`
+    - `lipcert certify runs/digits --method smallgain --save digits.json`
 
     - `lipcert certify runs/digits --local`
 
@@ -260,6 +265,8 @@ def certify(
                 "dense_limit": dense_limit,
                 "failure": failure,
                 "slack": slack,
+                "scaling": scaling.value,
+                "seconds": seconds,
             },
             epsilons=epsilons,
             device=where,

@@ -13,7 +13,10 @@ __all__ = [
     "GuaranteeName",
     "MethodName",
     "PrecisionName",
+    "ScalingName",
+    "ScalingOption",
     "ScopeName",
+    "SecondsOption",
     "SlackOption",
 ]
 
@@ -32,6 +35,11 @@ FailureOption = Annotated[
 ]
 SlackOption = Annotated[float, typer.Option("--slack", help="Relative excess of an upper bound to aim at.")]
 
+SecondsOption = Annotated[
+    float,
+    typer.Option("--seconds", min=0.1, help="How long a small-gain bound is searched for at most."),
+]
+
 
 class PrecisionName(Enum):
     """The arithmetic for which radii hold."""
@@ -46,6 +54,16 @@ class MethodName(Enum):
 
     product = "product"
     liplt = "liplt"
+    smallgain = "smallgain"
+
+
+class ScalingName(Enum):
+    """What shares a weight in a small-gain bound."""
+
+    auto = "auto"
+    layer = "layer"
+    channel = "channel"
+    neuron = "neuron"
 
 
 class ScopeName(Enum):
@@ -61,3 +79,9 @@ class GuaranteeName(Enum):
 
     upper = "upper"
     estimate = "estimate"
+
+
+ScalingOption = Annotated[
+    ScalingName,
+    typer.Option("--scaling", help="What shares a weight in a small-gain bound; auto: the finest that time allows."),
+]

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import BoundError
-from lipcert.loop import LoopMap, Pair
+from lipcert.loop import BlockMap, Pair
 from lipcert.norms.dense import basis, chunk
-from lipcert.norms.errors import TINY, UNIT, BlockErrors, Lost, absolute_norm, gamma, relative_error, underflow
+from lipcert.norms.errors import TINY, UNIT, Errors, Lost, absolute_norm, gamma, relative_error, underflow
 from lipcert.norms.power import gram_products, product_plan
 from lipcert.norms.result import Norm
 
@@ -38,7 +38,7 @@ _ATTEMPTS = 12  # factorisations of one block
 _RANGE = 2.0**-400, 2.0**400  # squares of norms in between, and of what matters in them, are normal numbers
 
 
-def _gram(loop: LoopMap, pair: Pair) -> Tensor:
+def _gram(loop: BlockMap, pair: Pair) -> Tensor:
     """The Gram matrix on the block's smaller side, as computed."""
     k, j = pair
     n_in, n_out = math.prod(loop.source_shape(j)), math.prod(loop.target_shape(k))
@@ -54,7 +54,7 @@ def _gram(loop: LoopMap, pair: Pair) -> Tensor:
     return gram
 
 
-def _products(loop: LoopMap, pair: Pair, rows: int, *, adjoint: bool) -> Callable[[Tensor], Tensor]:
+def _products(loop: BlockMap, pair: Pair, rows: int, *, adjoint: bool) -> Callable[[Tensor], Tensor]:
     """A function of so many rows v: ``AᵀA·v``, or ``AAᵀ·v``, for which Aᵀ is recorded only once."""
     k, j = pair
     start = torch.zeros((rows, *loop.source_shape(j)), dtype=loop.resolved.dtype, device=loop.resolved.device)
@@ -81,7 +81,7 @@ def _scaled(value: float, exponent: int) -> float:
         return math.inf
 
 
-def _gram_error(errors: BlockErrors, pair: Pair, lost: Lost, norm: float) -> float:
+def _gram_error(errors: Errors, pair: Pair, lost: Lost, norm: float) -> float:
     """A bound on ``‖fl(G) − G‖₂``, where G is what its lower or its upper triangle says and ‖A‖ ≤ norm.
 
     Entry by entry it is (2ρ + ρ²)·|A|ᵀ|A|, or column by column E·(2‖A‖ + E); and what underflows.
@@ -134,7 +134,7 @@ def _least_bound(gram: Tensor, least: float, slack: float) -> float:
 class _Test:
     """The Gram matrix of one block, scaled by a power of four to about 1, and what its rounding allows."""
 
-    def __init__(self, errors: BlockErrors, pair: Pair, lost: Lost) -> None:
+    def __init__(self, errors: Errors, pair: Pair, lost: Lost) -> None:
         gram = _gram(errors.loop, pair).cpu()  # LAPACK's factorisation, whose error is the one allowed for
         if not bool(torch.isfinite(gram).all()):
             raise BoundError("the bound is not finite: the weights are so large that a block overflows float64.")
@@ -169,14 +169,14 @@ class _Test:
         return math.ldexp(math.sqrt(bound + self.excess(bound, self.error)), self.exponent // 2) * (1 + 4 * UNIT)
 
 
-def proved(errors: BlockErrors, pair: Pair, norm: float) -> bool:
+def proved(errors: Errors, pair: Pair, norm: float) -> bool:
     """Whether it could be shown that ‖A_kj‖₂ ≤ norm."""
     lost = underflow(errors.loop)
     return norm >= absolute_norm(errors.loop, pair, lost) or _Test(errors, pair, lost).proves(norm)
 
 
 def cholesky_norms(
-    errors: BlockErrors, pairs: Iterable[Pair], estimates: Mapping[Pair, float], slack: Mapping[Pair, float]
+    errors: Errors, pairs: Iterable[Pair], estimates: Mapping[Pair, float], slack: Mapping[Pair, float]
 ) -> dict[Pair, Norm]:
     """Upper bounds on ‖A_kj‖₂ from Gram matrices; deterministic.
 

@@ -18,12 +18,12 @@ from lipcert.norms.randomised import probable_norms
 from lipcert.norms.result import Norm
 from lipcert.norms.upper import DENSE, check_failure
 
-__all__ = ["confirm_norms"]
+__all__ = ["FINEST", "MOST", "SHARE", "confirm_norms"]
 
 _REFUTED = 1 + 1e-9  # beyond the rounding of what was seen
-_FINEST = 1e-5  # a test for less would take hours
-_MOST = 10_000  # products of a test, for each block: no claim makes its confirmation take longer
-_SHARE = 0.75  # of the room between what a norm was seen to be and what is claimed, aimed at by a new test
+FINEST = 1e-5  # a test for less would take hours
+MOST = 10_000  # products of a test, for each block: no claim makes its confirmation take longer
+SHARE = 0.75  # of the room between what a norm was seen to be and what is claimed, aimed at by a new test
 _LOOKS = 200
 
 
@@ -100,11 +100,11 @@ def _by_matrix(errors: BlockErrors, pair: Pair, claim: Norm, limit: int) -> str 
 
 def _by_test(errors: BlockErrors, pair: Pair, claim: Norm, seen: float, failure: float, seed: int | None) -> str | None:
     room = claim.upper / seen - 1 if seen > 0 else 1.0
-    if room < _FINEST:
+    if room < FINEST:
         return None
-    aim = {pair: min(_SHARE * room, 0.1)}
+    aim = {pair: min(SHARE * room, 0.1)}
     try:
-        norm = probable_norms(errors, [pair], {pair: seen}, aim, failure=failure, seed=seed, most=_MOST)
+        norm = probable_norms(errors, [pair], {pair: seen}, aim, failure=failure, seed=seed, most=MOST)
     except BoundError:
         return None
     return "chebyshev" if norm[pair].upper <= claim.upper else None

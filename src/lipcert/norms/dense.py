@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import BoundError
-from lipcert.loop import Group, LoopMap, Pair
+from lipcert.loop import BlockMap, Group, LoopMap, Pair
 from lipcert.norms.errors import TINY, UNIT, Lost, absolute_norm, gamma, relative_error, underflow
 from lipcert.norms.result import Norm
 from lipcert.norms.scaling import row_norms
 
 __all__ = [
+    "ROOM",
     "adjoint_rows",
     "basis",
     "block",
@@ -43,21 +44,21 @@ _DECOMPOSITION = 16.0  # a safe stand-in for LAPACK's modest polynomial, times t
 _MAX_SVD = 2048
 _MEMORY = 2**28  # entries of matrices held at once where that saves passes (2 GiB)
 _CHUNK = {"cpu": 2**21, "cuda": 2**25}  # entries of the widest layer in flight at once: few stay in a CPU's cache
-_ROOM = 64.0  # times n²·u: what it takes to show as much by a Cholesky factorisation of the Gram matrix
+ROOM = 64.0  # times n²·u: what it takes to show as much by a Cholesky factorisation of the Gram matrix
 
 
-def _require_float64(loop: LoopMap) -> None:
+def _require_float64(loop: BlockMap) -> None:
     if loop.resolved.dtype != torch.float64:
         raise BoundError("upper bounds are computed in float64: resolve the graph with dtype=torch.float64.")
 
 
-def chunk(loop: LoopMap) -> int:
+def chunk(loop: BlockMap) -> int:
     """How many rows may travel through the network at once."""
     widest = max(math.prod(node.shape) for node in loop.graph.nodes)
     return max(1, min(1024, _CHUNK.get(loop.resolved.device.type, 2**25) // widest))
 
 
-def basis(start: int, stop: int, shape: tuple[int, ...], loop: LoopMap) -> Tensor:
+def basis(start: int, stop: int, shape: tuple[int, ...], loop: BlockMap) -> Tensor:
     """Unit vectors start…stop of a space whose elements have this shape: (stop − start, *shape)."""
     size = math.prod(shape)
     rows = torch.zeros((stop - start, size), dtype=loop.resolved.dtype, device=loop.resolved.device)
@@ -65,16 +66,35 @@ def basis(start: int, stop: int, shape: tuple[int, ...], loop: LoopMap) -> Tenso
     return rows.reshape(stop - start, *shape)
 
 
-def adjoint_rows(loop: LoopMap, target: int, sources: Iterable[int], start: int, stop: int) -> dict[int, Tensor]:
+def adjoint_rows(loop: BlockMap, target: int, sources: Iterable[int], start: int, stop: int) -> dict[int, Tensor]:
     """Rows ``start…stop`` of the blocks from each source to a target, flat: {source: (stop − start, n_j)}."""
+    (rows,) = _passes(loop, target, sources, start, stop, stop - start)
+    return rows
+
+
+def _passes(
+    loop: BlockMap, target: int, sources: Iterable[int], start: int, stop: int, step: int
+) -> Iterator[dict[int, Tensor]]:
+    """:func:`adjoint_rows`, so many at a time; what autograd goes back along is recorded once for all of them."""
     wanted = [j for j in sources if loop.connected(target, j)]
-    cotangents: list[Tensor | None] = [None] * (loop.depth + 1)
-    cotangents[target - 1] = basis(start, stop, loop.target_shape(target), loop)
-    back = loop.adjoint(cotangents)
-    return {j: back[j].reshape(stop - start, -1) for j in wanted}
+    recorded: tuple[int, Tensor, list[Tensor]] | None = None
+    for begin in range(start, stop, step):
+        end = min(begin + step, stop)
+        if wanted and (recorded is None or recorded[0] != end - begin):
+            plan = loop.plan([Group(end - begin, frozenset(wanted), frozenset({target}))])
+            like = torch.zeros((), dtype=loop.resolved.dtype, device=loop.resolved.device)
+            with torch.enable_grad():
+                seeds = {j: like.new_zeros((end - begin, *loop.source_shape(j))).requires_grad_() for j in wanted}
+                recorded = end - begin, loop.run(plan, seeds)[target], list(seeds.values())
+        back: Sequence[Tensor] = ()
+        if recorded is not None:
+            _, out, leaves = recorded
+            cotangents = basis(begin, end, loop.target_shape(target), loop)
+            back = torch.autograd.grad(out, leaves, cotangents, retain_graph=True)
+        yield {j: v.reshape(end - begin, -1) for j, v in zip(wanted, back, strict=True)}
 
 
-def block(loop: LoopMap, pair: Pair) -> Tensor:
+def block(loop: BlockMap, pair: Pair) -> Tensor:
     """The explicit matrix A_kj (or its transpose, whichever has fewer rows)."""
     k, j = pair
     n_in, n_out = math.prod(loop.source_shape(j)), math.prod(loop.target_shape(k))
@@ -91,10 +111,9 @@ def block(loop: LoopMap, pair: Pair) -> Tensor:
     return torch.cat(parts)
 
 
-def _from_target(loop: LoopMap, target: int, sources: Sequence[int]) -> dict[int, Tensor]:
+def _from_target(loop: BlockMap, target: int, sources: Sequence[int]) -> dict[int, Tensor]:
     """The explicit matrices from several sources to one target, all by the same adjoint passes."""
-    rows, step = math.prod(loop.target_shape(target)), chunk(loop)
-    parts = [adjoint_rows(loop, target, sources, i, min(i + step, rows)) for i in range(0, rows, step)]
+    parts = list(_passes(loop, target, sources, 0, math.prod(loop.target_shape(target)), chunk(loop)))
     return {j: torch.cat([p[j] for p in parts]) for j in sources}
 
 
@@ -114,7 +133,7 @@ def _blocks(loop: LoopMap, pairs: Iterable[Pair]) -> Iterator[tuple[Pair, Tensor
     yield from ((pair, block(loop, pair)) for pair in alone)
 
 
-def forming_error(loop: LoopMap, pair: Pair, lost: Lost) -> float:
+def forming_error(loop: BlockMap, pair: Pair, lost: Lost) -> float:
     """A bound on ``‖fl(A_kj) − A_kj‖₂`` of the block as :func:`block` computes it; ``lost`` is :func:`underflow`."""
     k, j = pair
     entries = math.prod(loop.source_shape(j)) * math.prod(loop.target_shape(k))
@@ -122,15 +141,16 @@ def forming_error(loop: LoopMap, pair: Pair, lost: Lost) -> float:
 
 
 def rows_error(
-    loop: LoopMap, target: int, sources: Iterable[int], start: int, stop: int, lost: Lost
+    loop: BlockMap, target: int, sources: Iterable[int], start: int, stop: int, lost: Lost
 ) -> dict[int, Tensor]:
     """For each row of :func:`adjoint_rows` a bound on the 2-norm of its error: {source: (stop − start,)}."""
     sizes = loop.absolute()
-    rows = adjoint_rows(sizes, target, sources, start, stop)
+    parts = [{j: row_norms(v) for j, v in p.items()} for p in _passes(sizes, target, sources, start, stop, chunk(loop))]
+    lengths = {j: math.prod(loop.source_shape(j)) for j in parts[0]}
     return {
-        j: relative_error(loop) * row_norms(v) * (1 + gamma(v.shape[1] + 4))
-        + math.sqrt(v.shape[1]) * max(lost[0][target], lost[1][j])
-        for j, v in rows.items()
+        j: relative_error(loop) * torch.cat([p[j] for p in parts]) * (1 + gamma(n + 4))
+        + math.sqrt(n) * max(lost[0][target], lost[1][j])
+        for j, n in lengths.items()
     }
 
 
@@ -168,7 +188,7 @@ def _largest_singular_value(matrix: Tensor) -> float:
         ) from error
 
 
-def smaller_side(loop: LoopMap, pair: Pair) -> int:
+def smaller_side(loop: BlockMap, pair: Pair) -> int:
     """Rows of the smaller of A_kj and its transpose."""
     return min(math.prod(loop.source_shape(pair[1])), math.prod(loop.target_shape(pair[0])))
 
@@ -186,5 +206,5 @@ def dense_norms(loop: LoopMap, pairs: Iterable[Pair]) -> dict[Pair, Norm]:
         # what its Gram matrix can show: the least σ with σ² ≥ (value + e)² + c·e·(2σ + e), e = forming, c = √(2n)
         room = math.sqrt(2 * n)
         confirmable = room * forming + math.hypot(value + forming, math.sqrt(room * room + room) * forming)
-        norms[pair] = Norm(confirmable * (1 + _ROOM * (n + 4) ** 2 * UNIT), value + forming, "dense")
+        norms[pair] = Norm(confirmable * (1 + ROOM * (n + 4) ** 2 * UNIT), value + forming, "dense")
     return norms

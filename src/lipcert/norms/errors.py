@@ -18,18 +18,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lipcert.graph.types import Affine, Node
-from lipcert.loop import Group, LoopMap, Pair
+from lipcert.loop import BlockMap, Group, LoopMap, Pair
 
 __all__ = [
     "TINY",
     "UNIT",
     "BlockErrors",
+    "Errors",
     "Lost",
     "absolute_norm",
     "gamma",
@@ -47,12 +48,12 @@ def gamma(n: float) -> float:
     return n * UNIT / (1 - n * UNIT)
 
 
-def _roundings(loop: LoopMap) -> int:
+def _roundings(loop: BlockMap) -> int:
     """At most this many roundings lie on one path, of T or of its adjoint, in whatever order sums are made."""
     return loop.overhead + sum(_roundings_at(loop, node) for node in loop.graph.nodes)
 
 
-def _roundings_at(loop: LoopMap, node: Node) -> int:
+def _roundings_at(loop: BlockMap, node: Node) -> int:
     """What one node adds to that."""
     total = 4 + _users(loop)[node.index]  # the adjoint makes a sum where a value is used several times
     if isinstance(node, Affine):
@@ -64,14 +65,14 @@ def _roundings_at(loop: LoopMap, node: Node) -> int:
     return total
 
 
-def _users(loop: LoopMap) -> Counter[int]:
+def _users(loop: BlockMap) -> Counter[int]:
     return Counter(i for node in loop.graph.nodes for i in node.inputs)
 
 
 Lost: TypeAlias = tuple[list[float], list[float]]
 
 
-def underflow(loop: LoopMap) -> Lost:
+def underflow(loop: BlockMap) -> Lost:
     """At most this much of an entry is lost to underflow: in passes of T by target, of Tᵀ by source.
 
     Each entry of each node sums at most N products, and loses at most 2⁻¹⁰²² in each; the loss grows with |T|.
@@ -81,7 +82,7 @@ def underflow(loop: LoopMap) -> Lost:
     return [0.0, *(unit * float(v.max()) for v in forward)], [unit * float(v.max()) for v in back]
 
 
-def relative_error(loop: LoopMap) -> float:
+def relative_error(loop: BlockMap) -> float:
     """A pass of T or of its adjoint errs by at most this times the same pass of |T|, entry by entry."""
     return gamma(2 * _roundings(loop)) * (1 + gamma(2 * _roundings(loop)))
 
@@ -94,7 +95,7 @@ def path_error(loop: LoopMap) -> float:
     return gamma(2 * (_roundings(loop) + 16 * len(loop.graph.nodes))) * (1 + 2.0**-10)
 
 
-def absolute_norm(loop: LoopMap, pair: Pair, lost: Lost | None = None) -> float:
+def absolute_norm(loop: BlockMap, pair: Pair, lost: Lost | None = None) -> float:
     """A bound on ``‖|A_kj|‖₂``, hence on ‖A_kj‖₂ too: ``√(‖|A|‖₁ ‖|A|‖_∞)`` costs two passes of |T|.
 
     ``lost`` is :func:`underflow`; with it the bound also holds where entries of |A| are below the range of floats.
@@ -111,6 +112,17 @@ def absolute_norm(loop: LoopMap, pair: Pair, lost: Lost | None = None) -> float:
     gone = (0.0, 0.0) if lost is None else (lost[0][k], lost[1][j])
     row, column = float(row_sums.max()) + gone[0], float(column_sums.max()) + gone[1]
     return math.sqrt(row) * math.sqrt(column) * (1 + relative_error(loop)) * (1 + 8 * UNIT)
+
+
+class Errors(Protocol):
+    """What a pass through one block of a map may lose, and how large its norm may be: see :class:`BlockErrors`."""
+
+    known: dict[Pair, float]
+
+    @property
+    def loop(self) -> BlockMap: ...  # noqa: D102
+    def norm(self, pair: Pair) -> float: ...  # noqa: D102
+    def error(self, pair: Pair) -> float: ...  # noqa: D102
 
 
 class BlockErrors:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipcert.loop import LoopMap, Pair
+from lipcert.loop import BlockMap, Pair
 from lipcert.norms.power import gram_products, normalised, product_plan, random_seeds
 
 __all__ = ["Leading", "estimate_norms", "leading_vectors"]
@@ -124,7 +124,7 @@ class _Subspace:
 
 
 def leading_vectors(
-    loop: LoopMap,
+    loop: BlockMap,
     pairs: Iterable[Pair],
     *,
     seed: int = 0,
@@ -189,7 +189,7 @@ def leading_vectors(
 
 
 def estimate_norms(
-    loop: LoopMap, pairs: Iterable[Pair], *, seed: int = 0, tolerance: float = 1e-6, max_products: int = 1000
+    loop: BlockMap, pairs: Iterable[Pair], *, seed: int = 0, tolerance: float = 1e-6, max_products: int = 1000
 ) -> dict[Pair, Tensor]:
     """Estimate ‖A_kj‖ from below for each block: the norms of :func:`leading_vectors`, float64 scalars."""
     found = leading_vectors(loop, pairs, seed=seed, tolerance=tolerance, max_products=max_products)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from lipcert.loop import Group, LoopMap, Pair, Plan
+from lipcert.loop import BlockMap, Group, Pair, Plan
 
 __all__ = [
     "gram_products",
@@ -83,7 +83,7 @@ def next_vectors(
     return torch.where(rows, following, vectors), torch.where(rows, remembered, memory)
 
 
-def random_seeds(loop: LoopMap, pairs: Iterable[Pair], *, seed: int, rows: int = 1) -> dict[Pair, Tensor]:
+def random_seeds(loop: BlockMap, pairs: Iterable[Pair], *, seed: int, rows: int = 1) -> dict[Pair, Tensor]:
     """A Gaussian start of unit norm for each block, the same for the same seed on every device."""
     generator = torch.Generator().manual_seed(seed)
     starts = {}
@@ -93,13 +93,13 @@ def random_seeds(loop: LoopMap, pairs: Iterable[Pair], *, seed: int, rows: int =
     return starts
 
 
-def product_plan(loop: LoopMap, vectors: Mapping[Pair, Tensor]) -> Plan:
+def product_plan(loop: BlockMap, vectors: Mapping[Pair, Tensor]) -> Plan:
     """The plan of :func:`gram_products` for these blocks, in this order, and with as many rows of each."""
     return loop.plan([Group(len(rows), frozenset({j}), frozenset({k})) for (k, j), rows in vectors.items()])
 
 
 def gram_products(
-    loop: LoopMap,
+    loop: BlockMap,
     plan: Plan,
     vectors: Mapping[Pair, Tensor],
     *,

@@ -36,8 +36,8 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import BoundError
-from lipcert.loop import LoopMap, Pair
-from lipcert.norms.errors import UNIT, BlockErrors, Lost, underflow
+from lipcert.loop import BlockMap, Pair
+from lipcert.norms.errors import UNIT, Errors, Lost, underflow
 from lipcert.norms.power import gram_products, product_plan
 from lipcert.norms.result import Norm
 
@@ -48,7 +48,7 @@ _COLUMNS = (2, 3, 4, 6, 8, 12, 16, 24)
 _HUGE = 1e100  # beyond this the recurrence stops: λ lies far above c, and the growth so far says how far
 _RANGE = 1e-70, 1e100  # norms whose squares, and those of what matters beside them, are normal numbers
 _ATTEMPTS = 4
-_CENTRE = 0.25  # of the slack, by which the test is centred beyond the scale: that may be a little low
+_CENTRE = 0.05  # of the slack, by which the test is centred beyond the scale: that may be a little low
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _least_phi(norm: float, errors: Sequence[float], delta: float) -> float:
     return high
 
 
-def _describe(errors: BlockErrors, pair: Pair, scale: float, failure: float, slack: float, lost: Lost) -> _Block:
+def _describe(errors: Errors, pair: Pair, scale: float, failure: float, slack: float, lost: Lost) -> _Block:
     """What the test of one block will be: of all numbers of columns that bear its rounding, the cheapest."""
     if scale > _RANGE[1]:
         raise BoundError("a block's norm exceeds 1e100: scale the weights, or form it (raise dense_limit).")
@@ -120,13 +120,13 @@ def _describe(errors: BlockErrors, pair: Pair, scale: float, failure: float, sla
     return _Block(pair, alpha, (each, still), columns, steps)
 
 
-def _start(loop: LoopMap, block: _Block, columns: int, generator: torch.Generator) -> Tensor:
+def _start(loop: BlockMap, block: _Block, columns: int, generator: torch.Generator) -> Tensor:
     """G, transposed: a Gaussian of shape (columns, *source_shape)."""
     shape = (columns, *loop.source_shape(block.pair[1]))
     return torch.randn(shape, generator=generator, dtype=loop.resolved.dtype)
 
 
-def _test(loop: LoopMap, blocks: Sequence[_Block], failure: float, seed: int) -> list[tuple[float, float]]:
+def _test(loop: BlockMap, blocks: Sequence[_Block], failure: float, seed: int) -> list[tuple[float, float]]:
     """Run the recurrence for several blocks side by side; returns for each norm what was seen, and an upper bound."""
     device = loop.resolved.device
     generator = torch.Generator().manual_seed(seed)
@@ -170,7 +170,7 @@ def _test(loop: LoopMap, blocks: Sequence[_Block], failure: float, seed: int) ->
 
 
 def probable_norms(
-    errors: BlockErrors,
+    errors: Errors,
     pairs: Iterable[Pair],
     estimates: Mapping[Pair, float],
     slack: Mapping[Pair, float],

@@ -1,8 +1,8 @@
 """The norm of a scaled map S, proved: one number on which a whole small-gain bound stands.
 
 How far a pass of S errs is followed segment by segment, as in :class:`lipcert.norms.errors.BlockErrors`, but in scaled
-units, where everything is about 1: with σ = ‖S‖, B_ki = ‖D_k·|S_ki|·ℓ_i/D_i‖ for the affine map S_ki from activation i to
-z_k, and γ_k for its roundings,
+units, where everything is about 1: with σ = ‖S‖, B_ki = ‖D_k·|S_ki|·ℓ_i/D_i‖ for the affine map S_ki from activation i
+to z_k, and γ_k for its roundings,
 
     ‖fl(S p) − S p‖ ≤ Σ_k (1 + max|c_k/r_k|·σ)·γ_k·Σ_i B_ki·(max|c_i|/ℓ_i·(σ + E) + max r_i/ℓ_i) · ‖p‖,
 
@@ -18,16 +18,19 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import BoundError
+from lipcert.graph.capture import ordinary_mode
 from lipcert.loop import Group, LoopMap, Pair
-from lipcert.norms.cholesky import cholesky_norms
-from lipcert.norms.dense import block, spectral_norm_upper
+from lipcert.norms.cholesky import cholesky_norms, proved
+from lipcert.norms.confirm import FINEST, MOST, SHARE
+from lipcert.norms.dense import ROOM, block, spectral_norm_upper
 from lipcert.norms.errors import UNIT, BlockErrors, absolute_norm, gamma, relative_error, underflow
 from lipcert.norms.lanczos import estimate_norms
 from lipcert.norms.randomised import probable_norms
 from lipcert.norms.result import Norm
+from lipcert.norms.upper import DENSE
 from lipcert.scaled import ScaledMap
 
-__all__ = ["ScaledErrors", "prove_scaled"]
+__all__ = ["ScaledErrors", "confirm_scaled", "prove_scaled"]
 
 _BLOCK: Pair = (1, 0)
 _COARSE = 0.1
@@ -79,7 +82,10 @@ class ScaledErrors:
         """The same if ‖S‖ ≤ sigma: a polynomial in it with positive coefficients, or infinite."""
         supposed = sigma * (1 + 1e-3)  # σ + E, which is checked
         total = sum(
-            (1 + self._ratios[k] * supposed) * self._gammas[k] * b * (self._shares[i][0] * supposed + self._shares[i][1])
+            (1 + self._ratios[k] * supposed)
+            * self._gammas[k]
+            * b
+            * (self._shares[i][0] * supposed + self._shares[i][1])
             for (k, i), b in self._segments.items()
         ) * (1 + 2.0**-10)
         return total if total < 1e-3 * sigma else math.inf
@@ -108,7 +114,7 @@ def _segments(scaled: ScaledMap) -> dict[Pair, float]:
         # what underflows on the way must not be missing
         grown = float(_outer_size(scaled.output)) if k == last else float(weights[k].max())
         row = float(value.detach().max()) + lost[0][k] * grown
-        column = (float((columns / weights[i]).max()) + lost[1][i] * float((1 / weights[i]).max()))
+        column = float((columns / weights[i]).max()) + lost[1][i] * float((1 / weights[i]).max())
         found[k, i] = math.sqrt(row) * math.sqrt(column) * (1 + 2.0**-20)
     return found
 
@@ -129,7 +135,9 @@ def _explicit(scaled: ScaledMap, errors: ScaledErrors) -> Norm:
     forming = size * errors.error(_BLOCK)
     if 0 < seen < most / 2 and size * errors.error_at(2 * seen) < seen and seen + size * errors.error_at(most) < most:
         forming = size * errors.error_at(2 * seen)
-    return Norm((seen + forming + rest) * (1 + 4 * UNIT), min(seen, seen + forming), "dense")
+    # as much more as a Cholesky factorisation of the Gram matrix needs to show it too
+    confirmable = (seen + (1 + math.sqrt(2)) * forming + rest) * (1 + ROOM * (len(matrix) + 4) ** 2 * UNIT)
+    return Norm(confirmable, min(seen, seen + forming), "dense")
 
 
 def prove_scaled(
@@ -160,10 +168,60 @@ def prove_scaled(
             f"a deterministic small-gain bound needs a matrix of side {side}, beyond the limit of {limit}. Allow a "
             "probability of failure, such as failure=1e-12, or raise dense_limit (memory grows with the square of it)."
         )
-    coarse = probable_norms(errors, [_BLOCK], estimates, {_BLOCK: _COARSE}, failure=failure / 2, seed=seed)[_BLOCK]
+    return _by_test(errors, estimates[_BLOCK], slack, failure, seed, None)
+
+
+def _by_test(
+    errors: ScaledErrors, seen: float, slack: float, failure: float, seed: int | None, most: int | None
+) -> Norm:
+    """A coarse randomised test, with whose result the rounding of a finer one is known well."""
+    options: dict[str, int] = {} if most is None else {"most": most}
+    coarse = probable_norms(
+        errors, [_BLOCK], {_BLOCK: seen}, {_BLOCK: max(slack, _COARSE)}, failure=failure / 2, seed=seed, **options
+    )[_BLOCK]
     errors.known[_BLOCK] = coarse.upper
     seed = None if seed is None else seed + 1000
-    estimates[_BLOCK] = max(estimates[_BLOCK], coarse.lower)
-    fine = probable_norms(errors, [_BLOCK], estimates, {_BLOCK: slack}, failure=failure / 2, seed=seed)[_BLOCK]
+    seen = max(seen, coarse.lower)
+    fine = probable_norms(errors, [_BLOCK], {_BLOCK: seen}, {_BLOCK: slack}, failure=failure / 2, seed=seed, **options)[
+        _BLOCK
+    ]
     upper = min(fine.upper, coarse.upper)
     return Norm(upper, min(max(fine.lower, coarse.lower), upper), "chebyshev", failure)
+
+
+def confirm_scaled(
+    scaled: ScaledMap, claim: Norm, *, limit: int, failure: float, seed: int | None = None
+) -> str | None:
+    """Prove afresh, by another method than ``claim.method``, that ‖S‖₂ ≤ claim.upper.
+
+    Args:
+        scaled: in float64.
+        claim: of which ``upper`` and ``method`` are looked at.
+        limit: the largest smaller side of S of which a matrix may be formed.
+        failure: the probability with which a wrong claim may be confirmed; 0 allows no randomised test.
+        seed: of the randomised test; None draws one that nobody could foresee.
+
+    Returns:
+        the method by which it was confirmed, or None if it could neither be confirmed nor refuted.
+
+    Raises:
+        BoundError: the claim is refuted: the norm was seen to be larger.
+    """
+    with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
+        errors = ScaledErrors(scaled)
+        side = min(scaled.source_shape(0)[0], scaled.target_shape(1)[0])
+        seen = float(estimate_norms(scaled, [_BLOCK])[_BLOCK])
+        if seen > claim.upper * (1 + 1e-9):
+            raise BoundError(f"the scaled map's norm is at least {seen:.9g}, but {claim.upper:.9g} is claimed.")
+        try:
+            if side <= limit and claim.method != "cholesky" and proved(errors, _BLOCK, claim.upper):
+                return "cholesky"
+            if side <= min(limit, DENSE) and claim.method != "dense":
+                return "dense" if _explicit(scaled, errors).upper <= claim.upper else None
+            room = claim.upper / seen - 1 if seen > 0 else 1.0
+            if not failure or room < FINEST:
+                return None
+            norm = _by_test(errors, seen, min(SHARE * room, _COARSE), failure, seed, MOST)
+        except BoundError:
+            return None
+        return "chebyshev" if norm.upper <= claim.upper else None

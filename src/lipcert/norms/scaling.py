@@ -58,7 +58,12 @@ def row_differences(left: Tensor, right: Tensor) -> Tensor:
         >>> row_differences(rows, rows)[0].tolist()
         [0.0, 2e-200, 0.0]
     """
-    distances = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist")
+    if left is right and len(left) > 1:  # each difference once
+        distances = left.new_zeros((len(left), len(left)))
+        a, b = torch.triu_indices(len(left), len(left), 1, device=left.device)
+        distances[a, b] = distances[b, a] = torch.pdist(left)
+    else:
+        distances = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist")
     if not bool(left.any()) and not bool(right.any()):
         return distances
     a, b = torch.nonzero(_unsafe(distances), as_tuple=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lipcert.train.bound import TrainingBound
 from lipcert.train.config import RunConfig, available_configs, load_config
+from lipcert.train.gain import GainBound
 from lipcert.train.losses import (
     CRMLoss,
     CrossEntropy,
@@ -21,6 +22,7 @@ from lipcert.train.trainer import Interrupted, Trainer
 __all__ = [
     "CRMLoss",
     "CrossEntropy",
+    "GainBound",
     "GloRoLoss",
     "Interrupted",
     "LMTLoss",

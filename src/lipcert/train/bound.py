@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +34,12 @@ from lipcert.graph.capture import ordinary_mode
 from lipcert.graph.types import Resolved
 from lipcert.loop import Group, LoopMap, Pair
 from lipcert.norms.power import next_vectors, random_seeds, row_norms
+from lipcert.train.deferred import DeferredBound, in_layout, memory_layout
 
 __all__ = ["TrainingBound"]
 
 
-class TrainingBound(nn.Module):
+class TrainingBound(DeferredBound):
     """A differentiable Lipschitz estimate that stays warm from step to step. Not a certificate.
 
     Args:
@@ -65,9 +66,7 @@ class TrainingBound(nn.Module):
         >>> loss.backward()
     """
 
-    value: Tensor
     norms: Tensor
-    counter: Tensor
 
     def __init__(
         self,
@@ -81,7 +80,8 @@ class TrainingBound(nn.Module):
         warmup: int = 30,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        if method == "smallgain":
+            raise BoundError("method='smallgain' is lipcert.train.GainBound.")
         for name, given, kind in (("method", method, Method), ("scope", scope, Scope)):
             if given not in get_args(kind):
                 raise BoundError(f"{name} must be one of {', '.join(map(repr, get_args(kind)))}; got {given!r}.")
@@ -90,9 +90,10 @@ class TrainingBound(nn.Module):
         graph = trace(module, input_shape, allow_train_mode=True)
         if scope != "global" and len(graph.output_shape) != 1:
             raise ShapeError(f"scope={scope!r} needs an output of logits; this one's shape is {graph.output_shape}.")
-        self.graph, self.scope, self.every, self.iterations = graph, scope, every, iterations
+        super().__init__(graph, every)
+        self.scope, self.iterations = scope, iterations
         with torch.no_grad():
-            self._loop = LoopMap(graph, graph.resolve(), centred=method == "liplt")
+            self._loop = LoopMap(graph, graph.resolve(), centred=method != "product")
         loop, last = self._loop, self._loop.depth + 1
         pairs = loop.pairs() if scope == "global" else hidden_pairs(loop)
         self.pairs: list[Pair] = sorted(pairs, key=lambda pair: (pair[1], -pair[0]))
@@ -109,25 +110,21 @@ class TrainingBound(nn.Module):
 
     def _create_state(self, seed: int) -> None:
         loop, resolved = self._loop, self._loop.resolved
-        layout = _layout(self.graph.capture.module)
+        layout = memory_layout(self.graph.capture.module)
         starts = random_seeds(loop, self.pairs, seed=seed)
         for j in sorted({j for _, j in self.pairs}):
             rows = torch.cat([starts[p] for p in self.pairs if p[1] == j])
-            self.register_buffer(f"vectors_{j}", _in_layout(rows, layout))
+            self.register_buffer(f"vectors_{j}", in_layout(rows, layout))
             self.register_buffer(f"memory_{j}", torch.zeros_like(self.get_buffer(f"vectors_{j}")))
         classes = self.graph.output_shape[0]
         for j in self.heads:
             empty = torch.zeros((classes, *loop.source_shape(j)), dtype=resolved.dtype, device=resolved.device)
-            self.register_buffer(f"rows_{j}", _in_layout(empty, layout))
+            self.register_buffer(f"rows_{j}", in_layout(empty, layout))
         shape = {"global": (), "class": (classes,), "pairwise": (classes, classes)}[self.scope]
         zeros = torch.zeros((), dtype=resolved.dtype, device=resolved.device)
         self.register_buffer("norms", zeros.new_zeros(len(self.pairs)))
         self.register_buffer("value", zeros.new_zeros(shape))
-        self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
-        if self.every > 1:
-            for i, tensor in enumerate(resolved.tensors()):
-                self.register_buffer(f"stale_{i}", torch.zeros_like(tensor))
-            self.register_buffer("stale_size", zeros.new_zeros(()))
+        self._register_counter(resolved)
 
     # --- the formula ------------------------------------------------------------------------------------
     def _formula(self, norms: Tensor, rows: dict[int, Tensor]) -> Tensor:
@@ -231,15 +228,8 @@ class TrainingBound(nn.Module):
         self._power_steps(iterations)
         return self.value.clone()
 
-    def deferred(self, resolved: Resolved, tensors: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:
-        """What happens in the backward pass: from G to the gradients of the weights' coefficients."""
-        turn = int(self.counter) % self.every
-        self.counter += 1
-        size = cotangent.abs().sum()
-        if turn:
-            scale = size / self.get_buffer("stale_size").clamp_min(torch.finfo(size.dtype).tiny)
-            scale = torch.where(self.get_buffer("stale_size") > 0, scale, torch.zeros_like(scale))
-            return [self.get_buffer(f"stale_{i}") * scale for i in range(len(tensors))]
+    def _step(self, resolved: Resolved, tensors: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:
+        """One pass: the gradients, the next leading vectors, the exact rows of the head."""
         for _ in range(self.iterations - 1):
             self._iterate(resolved.with_tensors([t.detach() for t in tensors]))
         with torch.enable_grad():
@@ -250,50 +240,15 @@ class TrainingBound(nn.Module):
             weighted = torch.autograd.grad(value, inputs, cotangent.to(value.dtype), allow_unused=True)
         settled = [torch.zeros_like(t) if g is None else g for t, g in zip(inputs, weighted, strict=True)]
         leaves = [t.detach().requires_grad_() for t in tensors]
-        if not bool(size > 0):  # nothing vulnerable in this batch: keep the vectors warm, touch no weight
+        if not bool(cotangent.abs().sum() > 0):  # nothing vulnerable here: keep the vectors warm, touch no weight
             self._pass(
                 resolved.with_tensors(leaves),
                 [],
                 torch.ones_like(norms),
                 dict(zip(rows, settled[1:], strict=True)),
             )
-            gradients: list[Tensor | None] = [torch.zeros_like(t) for t in leaves]
-        else:
-            gradients = self._pass(
-                resolved.with_tensors(leaves), leaves, settled[0], dict(zip(rows, settled[1:], strict=True))
-            )
-        if self.every > 1:
-            self.get_buffer("stale_size").copy_(size)
-            for i, g in enumerate(gradients):
-                stale = self.get_buffer(f"stale_{i}")
-                stale.zero_() if g is None else stale.copy_(g)
-        return gradients
-
-    def forward(self) -> Tensor:
-        """The bound, of shape (), (C,) or (C, C); differentiable in the weights, one step old."""
-        if not torch.is_grad_enabled():
-            return self.value.clone()
-        with torch.autocast(self.value.device.type, enabled=False):
-            resolved = self.graph.resolve(self.value.dtype, self.value.device)
-        result: Tensor = _Deferred.apply(self, resolved, *resolved.tensors())  # type: ignore[no-untyped-call]
-        return result
-
-
-class _Deferred(torch.autograd.Function):
-    """Hands out the present value, and calls back with its cotangent."""
-
-    @staticmethod
-    def forward(ctx: Any, owner: TrainingBound, resolved: Resolved, *tensors: Tensor) -> Tensor:
-        ctx.owner, ctx.resolved = owner, resolved
-        ctx.save_for_backward(*tensors)
-        return owner.value.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(cotangent.device.type, enabled=False):
-            gradients = ctx.owner.deferred(ctx.resolved, ctx.saved_tensors, cotangent)
-        return (None, None, *gradients)
+            return [torch.zeros_like(t) for t in leaves]
+        return self._pass(resolved.with_tensors(leaves), leaves, settled[0], dict(zip(rows, settled[1:], strict=True)))
 
 
 def _flat(rows: Tensor) -> Tensor:
@@ -301,17 +256,6 @@ def _flat(rows: Tensor) -> Tensor:
     if rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last):
         rows = rows.permute(0, 2, 3, 1)
     return rows.flatten(1)
-
-
-def _layout(module: nn.Module) -> torch.memory_format:
-    """The memory layout that the module's convolutions are in; its bound then runs without conversions."""
-    weights = [p for p in module.parameters() if p.ndim == 4 and not p.is_contiguous()]
-    last = weights and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
-    return torch.channels_last if last else torch.contiguous_format
-
-
-def _in_layout(value: Tensor, layout: torch.memory_format) -> Tensor:
-    return value.contiguous(memory_format=layout) if value.ndim == 4 else value
 
 
 def _distances(rows: Tensor) -> Tensor:

@@ -8,16 +8,49 @@ import torch
 from torch import nn
 
 from lipcert.data import Augment, Batches, Dataset
+from lipcert.train.bound import TrainingBound
+from lipcert.train.deferred import DeferredBound
+from lipcert.train.gain import GainBound
 from lipcert.train.losses import CRMLoss, CrossEntropy, GloRoLoss, LMTLoss
 from lipcert.train.schedules import value_at
-from lipcert.train.schema import AdamConfig, CEConfig, CRMConfig, GloRoConfig, LMTConfig, LossConfig, RunConfig
+from lipcert.train.schema import (
+    AdamConfig,
+    BoundConfig,
+    CEConfig,
+    CRMConfig,
+    GloRoConfig,
+    LMTConfig,
+    LossConfig,
+    RunConfig,
+)
 
-__all__ = ["average_into", "default_device", "load_optimizer", "make_batches", "make_loss", "make_optimizer"]
+__all__ = [
+    "average_into",
+    "default_device",
+    "load_optimizer",
+    "make_batches",
+    "make_bound",
+    "make_loss",
+    "make_optimizer",
+]
 
 
 def default_device() -> torch.device:
     """CUDA where there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def make_bound(
+    config: BoundConfig, module: nn.Module, shape: tuple[int, ...], *, seed: int, every: int, iterations: int
+) -> DeferredBound:
+    """The bound that a loss sees, of a module's present weights."""
+    if config.method == "smallgain":
+        return GainBound(
+            module, shape, scope=config.scope, scaling=config.scaling, every=every, iterations=iterations, seed=seed
+        )
+    return TrainingBound(
+        module, shape, method=config.method, scope=config.scope, every=every, iterations=iterations, seed=seed
+    )
 
 
 def make_loss(config: LossConfig) -> nn.Module:

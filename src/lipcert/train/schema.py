@@ -110,14 +110,17 @@ class ModelConfig(Section):
 class BoundConfig(Section):
     """The Lipschitz bound that the loss and the evaluation during training use."""
 
-    method: Literal["liplt", "product"] = "liplt"
+    method: Literal["liplt", "product", "smallgain"] = "liplt"
+    scaling: Literal["layer", "channel", "neuron"] = Field(
+        default="channel", description="what shares a weight, for smallgain"
+    )
     scope: Literal["pairwise", "class", "global"] = "pairwise"
     every: int = Field(
         default=1,
         ge=1,
         description="refresh the bound every this many steps; at a high learning rate it falls behind if not in each",
     )
-    power_iterations: int = Field(default=1, ge=1, description="of each norm at each refresh, warm-started")
+    power_iterations: int = Field(default=1, ge=1, description="at each refresh, warm-started")
 
 
 class TrainConfig(Section):

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from lipcert.bounds.result import Estimate
 from lipcert.data import Dataset, load, split
 from lipcert.errors import BoundError, CheckpointError, TrainingError
-from lipcert.train.bound import TrainingBound
 from lipcert.train.checkpoint import check_matches, load_state, save_state
 from lipcert.train.evaluate import Evaluation, evaluate
-from lipcert.train.factory import average_into, default_device, make_batches, make_loss, make_optimizer
+from lipcert.train.factory import average_into, default_device, make_batches, make_bound, make_loss, make_optimizer
 from lipcert.train.health import advice, check_finite, is_stuck
 from lipcert.train.interrupt import Interrupted, stop_on_signal
 from lipcert.train.losses import margin_radii
@@ -81,11 +80,10 @@ class Trainer:
         self.loss = make_loss(c.loss)
         self.optimizer = make_optimizer(c, self.model)
         b, shape = c.bound, data.input_shape
-        kind: dict[str, Any] = {"method": b.method, "scope": b.scope, "seed": c.seed}
-        self.bound = TrainingBound(self.model, shape, every=b.every, iterations=b.power_iterations, **kind)
+        self.bound = make_bound(b, self.model, shape, seed=c.seed, every=b.every, iterations=b.power_iterations)
         self.averaged = copy.deepcopy(self.model) if c.train.ema else None
         # A bound of its own: looking at a run, however often, leaves no trace in it.
-        self.evaluation_bound = TrainingBound(self.deployed, shape, **kind)
+        self.evaluation_bound = make_bound(b, self.deployed, shape, seed=c.seed, every=1, iterations=1)
         self.found: Evaluation | None = None  # by the last evaluation
         self.epoch, self.batch, self.seconds, self.flat = 0, 0, 0.0, 0
         # Of this epoch: loss, hits, samples, hits with a radius above the first of eval_epsilons (an estimate).

@@ -1,0 +1,64 @@
+"""What proves a small-gain bound, and what a search for one can start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from lipcert.loop import LoopMap
+from lipcert.norms.result import Norm
+from lipcert.scaled import ScaledMap, weight_shapes
+
+__all__ = ["KINDS", "Evidence", "Kind", "Scaling", "fits"]
+
+Kind = Literal["layer", "channel", "neuron"]
+KINDS: tuple[Kind, ...] = ("layer", "channel", "neuron")
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """The weights D_1…D_K of a small-gain bound: positive, for the free inputs w_k and results z_k.
+
+    Attributes:
+        kind: what shares a weight: ``"layer"``, ``"channel"`` or ``"neuron"``.
+        weights: float64, on the CPU, each of a shape that broadcasts against z_k.
+    """
+
+    kind: Kind
+    weights: tuple[Tensor, ...]
+
+    def refined(self, loop: LoopMap, kind: Kind) -> Scaling:
+        """The same weights with finer groups."""
+        shapes = weight_shapes(loop, kind)
+        return Scaling(kind, tuple(d.expand(s).clone() for d, s in zip(self.weights, shapes, strict=True)))
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What proves a small-gain bound: anybody can form S from it and prove its norm.
+
+    Attributes:
+        scaling: D.
+        output: P, (C, C) float64, or a number for the output as a whole.
+        norm: of S; None as long as nothing is proved.
+    """
+
+    scaling: Scaling
+    output: Tensor | float
+    norm: Norm | None = None
+
+    def map(self, loop: LoopMap) -> ScaledMap:
+        """S of a network."""
+        device, output = loop.resolved.device, self.output
+        weights = [d.to(dtype=loop.resolved.dtype, device=device) for d in self.scaling.weights]
+        return ScaledMap(loop, weights, output.to(loop.resolved.scalar(0.0)) if isinstance(output, Tensor) else output)
+
+
+def fits(loop: LoopMap, evidence: Evidence) -> bool:
+    """Whether the weights are of the shapes that this network asks for, and P of its output's."""
+    expected = weight_shapes(loop, evidence.scaling.kind)
+    classes = loop.target_shape(loop.depth + 1)
+    square = not isinstance(evidence.output, Tensor) or evidence.output.shape == (*classes, *classes)
+    return square and [tuple(d.shape) for d in evidence.scaling.weights] == expected

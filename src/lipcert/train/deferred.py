@@ -1,0 +1,103 @@
+"""A bound that does its work when autograd hands it the cotangent of its value: what all training bounds share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lipcert.graph import Graph
+from lipcert.graph.types import Resolved
+
+__all__ = ["DeferredBound", "in_layout", "memory_layout"]
+
+
+class DeferredBound(nn.Module):
+    """A differentiable bound of a network that is trained; its value is that of the step before.
+
+    Subclasses register the buffer ``value`` and say in :meth:`_step` what a backward pass does.
+
+    Args:
+        graph: the network.
+        every: let :meth:`_step` work in every n-th backward pass only; in between its gradients are used again, scaled
+            to the size of the present cotangent.
+    """
+
+    value: Tensor
+    counter: Tensor
+
+    def __init__(self, graph: Graph, every: int) -> None:
+        super().__init__()
+        self.graph, self.every = graph, every
+
+    def _register_counter(self, resolved: Resolved) -> None:
+        self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
+        if self.every > 1:
+            for i, tensor in enumerate(resolved.tensors()):
+                self.register_buffer(f"stale_{i}", torch.zeros_like(tensor))
+            self.register_buffer("stale_size", resolved.scalar(0.0))
+
+    def _step(self, resolved: Resolved, tensors: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:
+        """Update the state; returns the gradients in ``tensors``, those of ``resolved`` (zeros if the cotangent is)."""
+        raise NotImplementedError
+
+    def refresh(self, iterations: int = 1) -> Tensor:
+        """Bring the state up to the present weights; the value, no gradient."""
+        raise NotImplementedError
+
+    def deferred(self, resolved: Resolved, tensors: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:
+        """What happens in the backward pass: from G = ∂loss/∂value to the gradients of the weights' coefficients."""
+        turn = int(self.counter) % self.every
+        self.counter += 1
+        size = cotangent.abs().sum()
+        if turn:
+            scale = size / self.get_buffer("stale_size").clamp_min(torch.finfo(size.dtype).tiny)
+            scale = torch.where(self.get_buffer("stale_size") > 0, scale, torch.zeros_like(scale))
+            return [self.get_buffer(f"stale_{i}") * scale for i in range(len(tensors))]
+        gradients = self._step(resolved, tensors, cotangent)
+        if self.every > 1:
+            self.get_buffer("stale_size").copy_(size)
+            for i, g in enumerate(gradients):
+                stale = self.get_buffer(f"stale_{i}")
+                stale.zero_() if g is None else stale.copy_(g)
+        return gradients
+
+    def forward(self) -> Tensor:
+        """The bound, of shape (), (C,) or (C, C); differentiable in the weights, one step old."""
+        if not torch.is_grad_enabled():
+            return self.value.clone()
+        with torch.autocast(self.value.device.type, enabled=False):
+            resolved = self.graph.resolve(self.value.dtype, self.value.device)
+        result: Tensor = _Deferred.apply(self, resolved, *resolved.tensors())  # type: ignore[no-untyped-call]
+        return result
+
+
+class _Deferred(torch.autograd.Function):
+    """Hands out the present value, and calls back with its cotangent."""
+
+    @staticmethod
+    def forward(ctx: Any, owner: DeferredBound, resolved: Resolved, *tensors: Tensor) -> Tensor:
+        ctx.owner, ctx.resolved = owner, resolved
+        ctx.save_for_backward(*tensors)
+        return owner.value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(cotangent.device.type, enabled=False):
+            gradients = ctx.owner.deferred(ctx.resolved, ctx.saved_tensors, cotangent)
+        return (None, None, *gradients)
+
+
+def memory_layout(module: nn.Module) -> torch.memory_format:
+    """The memory layout that the module's convolutions are in; its bound then runs without conversions."""
+    weights = [p for p in module.parameters() if p.ndim == 4 and not p.is_contiguous()]
+    last = weights and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def in_layout(value: Tensor, layout: torch.memory_format) -> Tensor:
+    """A tensor in that layout, if it has as many dimensions as it takes."""
+    return value.contiguous(memory_format=layout) if value.ndim == 4 else value
