@@ -1,4 +1,4 @@
-"""`python -m benchmarks [check|step|heads|epoch|upper|precision|adversary|mlps|smallgain]`: one, or the quick ones."""
+"""`python -m benchmarks NAME…`: the benchmarks that are named, or all of the quick ones."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import platform
 
 import torch
 
-from benchmarks import adversary, check, epoch, heads, mlps, precision, smallgain, step, upper
+from benchmarks import adversary, check, epoch, heads, local, mlps, precision, smallgain, step, upper
 
 QUICK = {"check": check.main, "step": step.main, "heads": heads.main, "epoch": epoch.main}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    known = [*QUICK, "upper", "precision", "adversary", "mlps", "smallgain"]
+    known = [*QUICK, "upper", "precision", "local", "adversary", "mlps", "smallgain"]
     parser.add_argument("names", nargs="*", choices=[[], *known], help="which; all of the quick ones if none is named")
     parser.add_argument("--nets", type=int, default=10_000, help="how many networks the adversary attacks")
     options = parser.parse_args()
     functions = QUICK | {
         "upper": upper.main,
         "precision": precision.main,
+        "local": local.main,
         "mlps": mlps.main,
         "smallgain": smallgain.main,
         "adversary": lambda: adversary.main(options.nets),

@@ -33,13 +33,13 @@ def main(nets: int = 10_000) -> None:
     from adversary_report import Tally
 
     seeds = range(math.ceil(nets / (_DRAWS * len(KINDS))))
-    total = {"lipcert": Tally(), "foil": Tally()}
+    total = {"lipcert": Tally(), "local": Tally(), "foil": Tally()}
     print(f"{'kind':>14} {'nets':>6} {'points':>10} {'broken':>7} {'by the foil':>12} {'slope/L':>9} {'seconds':>8}")
     for kind in KINDS:
         began = time.perf_counter()
         found = sweep(seeds, draws=_DRAWS, kinds=[kind])[kind]
-        ours, foil = found["lipcert"], found["foil"]
-        for finding in ours.findings:
+        ours, local, foil = found["lipcert"], found["local"], found["foil"]
+        for finding in [*ours.findings, *local.findings]:
             print(finding, flush=True)
         print(
             f"{kind:>14} {ours.nets:>6} {ours.points:>10} {len(ours.findings):>7} {len(foil.findings):>12} "
@@ -48,7 +48,7 @@ def main(nets: int = 10_000) -> None:
         )
         for name, tally in found.items():
             total[name] += tally
-    ours, foil = total["lipcert"], total["foil"]
+    ours, local, foil = total["lipcert"], total["local"], total["foil"]
     print(f"\n{ours.nets} networks, {ours.attacks} attacks, {ours.points} points")
     print(f"{'claim':>42} {'violations':>11} {'nearest':>9} {'by the foil':>12} {'nearest':>9}")
     for what in _ROWS:
@@ -56,6 +56,9 @@ def main(nets: int = 10_000) -> None:
             near = [f"{t.tightest[what]:9.6f}" if what in t.tightest else f"{'–':>9}" for t in (ours, foil)]
             count = foil.broken.get(what, "–")
             print(f"{what:>42} {ours.broken[what]:>11} {near[0]} {count:>12} {near[1]}")
+    for what in ("radius", "radius, all regions"):
+        if what in local.broken:
+            print(f"{what + ', with local bounds':>42} {local.broken[what]:>11} {local.tightest[what]:9.6f}")
     print("nearest: the largest slope found / bound, or radius / distance of the nearest changed prediction found")
 
 

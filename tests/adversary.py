@@ -19,7 +19,7 @@ from torch import Tensor
 
 import lipcert
 from adversary_attacks import HAS_PRECISION, attack_executed, attack_radii, steepest
-from adversary_claims import Claims, foil, proved
+from adversary_claims import Claims, foil, proved, proved_locally
 from adversary_exact import Exact
 from adversary_nets import KINDS, Network, layers, redraw
 from adversary_report import Tally
@@ -43,7 +43,8 @@ def attack_exactly(net: Network, exact: Exact, x: Tensor, claims: Claims, tally:
 def examine(
     net: Network, seed: int = 0, *, graph: lipcert.Graph | None = None, rows: int = 12, executed: bool = True
 ) -> dict[str, Tally]:
-    """Attack one network: what was found against lipcert's claims (``"lipcert"``) and against the foil's.
+    """Attack one network: what was found against lipcert's claims (``"lipcert"``, with local bounds ``"local"``) and
+    against the foil's.
 
     ``executed``: also radii for the float32 run, which costs a trace.
     """
@@ -52,7 +53,8 @@ def examine(
     slopes = steepest(module, torch.cat([x, 2 * x.flip(0)]).double(), seed=seed)
     exact = Exact(net.module) if net.kind == "tiny" else None  # type: ignore[arg-type]
     result = {}
-    for name, claims in (("lipcert", proved(graph, x)), ("foil", foil(graph, x))):
+    claimed_by = {"lipcert": proved(graph, x), "local": proved_locally(graph, x), "foil": foil(graph, x)}
+    for name, claims in claimed_by.items():
         tally = Tally(nets=1, attacks=slopes.attacks, points=slopes.points)
         found, claimed = (torch.tensor([v], dtype=torch.float64) for v in (slopes.whole, claims.whole))
         tally.judge(net, seed, "bound", found, claimed, None)
@@ -75,10 +77,13 @@ def examine(
 
 
 def sweep(seeds: Iterable[int], *, draws: int, kinds: Iterable[str] = tuple(KINDS)) -> dict[str, dict[str, Tally]]:
-    """Attack ``draws`` networks of each kind and seed: kind → {"lipcert": …, "foil": …}. One trace serves all draws."""
+    """Attack ``draws`` networks of each kind and seed: kind → {"lipcert": …, "local": …, "foil": …}.
+
+    One trace serves all draws.
+    """
     seeds, total = list(seeds), dict[str, dict[str, Tally]]()
     for kind in kinds:
-        total[kind] = {"lipcert": Tally(), "foil": Tally()}
+        total[kind] = {"lipcert": Tally(), "local": Tally(), "foil": Tally()}
         for seed in seeds:
             module, graph = layers(kind, seed), None
             for draw in range(draws):

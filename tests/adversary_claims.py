@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import lipcert
 from lipcert.bounds import graph_bound
 from lipcert.certify import exact_logits, radii
+from lipcert.certify.network import certified
 from lipcert.errors import BoundError
 from lipcert.loop import LoopMap
 
@@ -37,6 +38,15 @@ def proved(graph: lipcert.Graph, x: Tensor) -> Claims:
         assert float(pairs.value.min(1).values.max()) < 1e-250
         return Claims(whole, pairs.value, torch.zeros(len(x), dtype=torch.float64), logits.argmax(1))
     return Claims(whole, pairs.value, result.radius, result.prediction)
+
+
+def proved_locally(graph: lipcert.Graph, x: Tensor) -> Claims:
+    """The same with local bounds added to the radii."""
+    claims = proved(graph, x)
+    if not bool((claims.radius > 0).any()):
+        return claims
+    result = certified(graph, graph_bound(graph, scope="pairwise", guarantee="upper"), [x], None, "real", local=True)
+    return Claims(claims.whole, claims.pairs, result.radius, result.prediction)
 
 
 def five_steps(matrix: np.ndarray, steps: int = 5) -> float:

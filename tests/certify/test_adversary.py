@@ -33,8 +33,9 @@ def _assert_nothing_found(tally: Tally) -> None:
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_no_claim_is_broken(kind: str) -> None:
-    tally = _of_kind(kind)["lipcert"]
+@pytest.mark.parametrize("by", ["lipcert", "local"])
+def test_no_claim_is_broken(by: str, kind: str) -> None:
+    tally = _of_kind(kind)[by]
     _assert_nothing_found(tally)
     assert tally.nets == len(SEEDS) * DRAWS
     assert tally.points > 100 * tally.nets
@@ -76,17 +77,26 @@ def test_trained(kind: str, seed: int) -> None:
     assert result.tightest["bound"] > 0.1
 
 
+@pytest.mark.parametrize(("kind", "seed"), [("mlp", 1), ("conv", 0), ("residual", 2), ("max-pool", 1), ("tiny", 3)])
+def test_trained_with_local_bounds(kind: str, seed: int) -> None:
+    _assert_nothing_found(examine(trained(kind, seed), seed, rows=24, executed=False)["local"])
+
+
 # --- random graphs --------------------------------------------------------------------------------------------------
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**9))
 def test_random_graphs(seed: int) -> None:
-    _assert_nothing_found(examine(program(seed), seed % 1000)["lipcert"])
+    result = examine(program(seed), seed % 1000)
+    _assert_nothing_found(result["lipcert"])
+    _assert_nothing_found(result["local"])
 
 
 @settings(max_examples=15, deadline=None)
 @given(kind=st.sampled_from(list(KINDS)), seed=st.integers(0, 10**9), draw=st.integers(0, 10**6))
 def test_random_networks(kind: str, seed: int, draw: int) -> None:
-    _assert_nothing_found(examine(network(kind, seed, draw), seed % 1000)["lipcert"])
+    result = examine(network(kind, seed, draw), seed % 1000)
+    _assert_nothing_found(result["lipcert"])
+    _assert_nothing_found(result["local"])
 
 
 # --- the adversary itself -------------------------------------------------------------------------------------------

@@ -210,3 +210,20 @@ def test_a_network_of_zeros_has_a_bound(tmp_path: Path) -> None:
         arguments = ["bound", "--model", "mlp", "--input", "4", "--classes", "3", "--scope", scope]
         result = cli(*arguments, "--weights", tmp_path / "zero.safetensors", "--guarantee", "upper")
         assert result.exit_code == 0, result.stderr
+
+
+def test_local_radii_on_the_command_line(run: Path, tmp_path: Path) -> None:
+    found = parsed("certify", run, "--local", "-e", "0.05", "-e", "0.2")
+    expected = api(run, local=True)
+    assert found["local"] is True
+    assert found["accuracy_at"] == {radius_key(e): expected.certified_accuracy(e) for e in (0.05, 0.2)}
+    alone = api(run)
+    assert found["global_accuracy_at"] == {radius_key(e): alone.certified_accuracy(e) for e in (0.05, 0.2)}
+    assert expected.certified_accuracy(0.2) > alone.certified_accuracy(0.2)
+    shown = cli("certify", run, "--local", "-e", "0.05")
+    assert "by the global bound" in shown.stdout
+    assert "Local bounds were added" in shown.stdout
+    for options in (("--guarantee", "estimate"), ("--save", tmp_path / "local.json")):
+        refused = cli("certify", run, "--local", *options)
+        assert refused.exit_code == 1
+        assert "--local" in refused.stderr

@@ -67,6 +67,10 @@ def make_certificate(
     bound = result.bound
     if not isinstance(result, CertifiedRadii) or not isinstance(bound, UpperBound):
         raise CertificateError("an estimate proves nothing and makes no certificate: use guarantee='upper'.")
+    if result.base is not None:
+        raise CertificateError(
+            "radii by local bounds cannot stand in a certificate: nothing in it could check them. Use local=False."
+        )
     if result.labels is None or not torch.equal(result.labels.cpu(), samples.labels):
         raise CertificateError("the radii are not of these samples: their labels differ.")
     if samples.shape != graph.input_shape or (len(samples.classes),) != graph.output_shape:

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from lipcert.bounds.pairs import pair_bounds
 from lipcert.bounds.result import Bound, Guarantee
+from lipcert.certify.contest import Contest
 from lipcert.certify.rounding import Precision, Rounding
 from lipcert.errors import BoundError, ShapeError
 
-__all__ = ["CertifiedRadii", "EstimatedRadii", "Radii", "check_kind", "radii"]
+__all__ = ["CertifiedRadii", "EstimatedRadii", "Radii", "check_kind", "contest_of", "radii"]
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _UNDERFLOWN = 2.0**-900  # no bound of use is smaller; what underflows is raised to something below this
@@ -44,6 +45,8 @@ class Radii:
         real: (N,) float64, the radii in real arithmetic; ``radius`` is never larger.
         runner_up: (N,) int64, the class that limits ``real``.
         margin: (N,) float64, what the logit of the prediction exceeds that of ``runner_up`` by, at least.
+        base: where local bounds have been used (:mod:`lipcert.certify.local`), (N,) float64: the radii that ``bound``
+            alone gives, none of which is larger than ``radius``; else None. ``runner_up`` and ``margin`` are of these.
     """
 
     radius: Tensor
@@ -54,6 +57,7 @@ class Radii:
     real: Tensor
     runner_up: Tensor
     margin: Tensor
+    base: Tensor | None = None
     guarantee: ClassVar[Guarantee]
 
     def __len__(self) -> int:
@@ -183,6 +187,29 @@ def radii(
     classes = logits.shape[1]
     if labels is not None and labels.numel() and not bool(((labels >= 0) & (labels < classes)).all()):
         raise ShapeError(f"y must lie in 0…{classes - 1}; got {int(labels.min())}…{int(labels.max())}")
+    contest = contest_of(logits, bound, errors, rounding)
+    real, runner_up = contest.real().min(1)
+    radius = real if rounding is None else torch.minimum(contest.executed().amin(1), real)
+    kind = CertifiedRadii if bound.guarantee == "upper" else EstimatedRadii
+    return kind(
+        radius,
+        contest.prediction,
+        None if labels is None else labels.to(contest.prediction),
+        bound,
+        "real" if rounding is None else rounding.precision,
+        real,
+        runner_up,
+        contest.margins.gather(1, runner_up[:, None])[:, 0],
+    )
+
+
+def contest_of(logits: Tensor, bound: Bound, errors: Tensor | None, rounding: Rounding | None) -> Contest:
+    """The numbers that :func:`radii` makes its radii from.
+
+    Raises:
+        BoundError: a bound between two classes that is zero, negative or not finite.
+    """
+    classes = logits.shape[1]
     pairs = pair_bounds(bound.value, classes, upward=True).to(device=logits.device, dtype=torch.float64)
     off = pairs[~torch.eye(classes, dtype=torch.bool, device=pairs.device)]
     if not bool((torch.isfinite(off) & (off > _UNDERFLOWN)).all()):
@@ -190,61 +217,4 @@ def radii(
             "the bound between two classes is zero, or not finite: two logits never differ by the input, or the "
             "bound underflowed. A radius would be meaningless."
         )
-    with torch.no_grad():
-        z = logits.detach().double()
-        finite = torch.isfinite(z).all(1)
-        z = torch.where(finite[:, None], z, torch.zeros_like(z))
-        top, prediction = z.max(1)
-        margins = top[:, None] - z
-        if errors is not None:
-            each = errors.to(z).expand_as(z)
-            both = (each + each.gather(1, prediction[:, None])) * (1 + 2.0**-50)
-            margins = _down(_down(margins) - both)
-        own = torch.nn.functional.one_hot(prediction, classes).bool()
-        slopes = pairs[prediction].clamp_min(torch.finfo(torch.float64).tiny)
-        real, runner_up = _least(margins, slopes, own)
-        real = torch.where(finite, real, torch.zeros_like(real))
-        radius = real
-        if rounding is not None:
-            still, growing = _rounded(rounding, prediction, classes)
-            radius, _ = _least(_down(margins - still), -_down(-slopes - growing), own)
-            radius = torch.where(finite, torch.minimum(radius, rounding.reach.to(radius)), torch.zeros_like(radius))
-            radius = torch.minimum(radius, real)
-        margin = margins.gather(1, runner_up[:, None])[:, 0]
-        prediction = torch.where(finite, prediction, torch.full_like(prediction, -1))
-    kind = CertifiedRadii if bound.guarantee == "upper" else EstimatedRadii
-    return kind(
-        radius,
-        prediction,
-        None if labels is None else labels.to(prediction),
-        bound,
-        "real" if rounding is None else rounding.precision,
-        real,
-        runner_up,
-        margin,
-    )
-
-
-def _down(value: Tensor) -> Tensor:
-    """One step down, past the rounding of the one operation that made the value."""
-    return torch.nextafter(value, torch.full_like(value, -torch.inf))
-
-
-def _least(margins: Tensor, slopes: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """The least ``margin/slope`` over the other classes, rounded down and not below 0, and the class it is that of."""
-    down = _down(margins / slopes)
-    down = torch.where(torch.isnan(down), torch.zeros_like(down), down).clamp_min(0.0)
-    least = down.masked_fill(own, float("inf")).min(1)
-    return least.values, least.indices
-
-
-def _rounded(rounding: Rounding, prediction: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """``E_ab = e_ab + f_ab·R`` at the predicted class a: (N, C) each, rounded up."""
-    last = rounding.final.double()
-    rows = torch.arange(len(last), device=last.device)
-    total = last + last[rows, prediction][:, None]
-    for j, gained in rounding.sources.items():
-        head = pair_bounds(rounding.heads[j].double(), classes, upward=True)[prediction]
-        total = total + head[..., None] * gained[:, None]
-    total = total * (1 + 2.0**-40)
-    return total[..., 0], total[..., 1]
+    return Contest.of(logits, pairs, errors, rounding)

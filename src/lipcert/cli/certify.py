@@ -64,12 +64,13 @@ def certify_run(
     epsilons: list[float],
     device: torch.device,
     precision: str | None = None,
+    local: bool = False,
 ) -> tuple[dict[str, Any], Radii, Graph]:
     """Bound the model of a run and certify its predictions on a data set.
 
     Args:
         bounding: keyword arguments of :func:`lipcert.lipschitz`.
-        precision: as in :func:`lipcert.certify`.
+        precision, local: as in :func:`lipcert.certify`.
     """
     model, header = folder.load_model()
     if tuple(header["input_shape"]) != data.input_shape or len(header["classes"]) != data.num_classes:
@@ -90,7 +91,7 @@ def certify_run(
     seconds = time.monotonic() - began
     result: Radii
     if isinstance(bound, UpperBound):
-        result = certify_data(graph, bound, data, device=device, precision=precision)
+        result = certify_data(graph, bound, data, device=device, precision=precision, local=local)
     elif precision not in (None, "real"):
         raise BoundError(f"--precision {precision} is for upper bounds: an estimate certifies nothing.")
     else:
@@ -104,15 +105,25 @@ def certify_run(
         **describe(bound),
         "certified": isinstance(result, CertifiedRadii),
         "precision": result.precision,
+        "local": result.base is not None,
         "assumptions": list(assumptions_of(result.precision)) if isinstance(result, CertifiedRadii) else [],
         "bound": {"low": low, "high": high, "seconds": seconds},
         "clean_accuracy": result.clean_accuracy,
         "accuracy_at": {radius_key(e): result.robust_accuracy(e) for e in epsilons},
         "real_accuracy_at": {radius_key(e): result.real_accuracy(e) for e in epsilons},
+        **_without_local(result, epsilons),
         "mean_radius_of_correct": float(result.radius[result.correct].mean()) if result.correct.any() else 0.0,
         "versions": versions(),
     }
     return document, result, graph
+
+
+def _without_local(result: Radii, epsilons: list[float]) -> dict[str, Any]:
+    """What the global bound alone certifies, where local bounds were added."""
+    if result.base is None:
+        return {}
+    shares = {radius_key(e): float((result.correct & (result.base > e)).double().mean()) for e in epsilons}
+    return {"global_accuracy_at": shares}
 
 
 def _target(save: Path, folder: RunFolder) -> Path:
@@ -137,6 +148,15 @@ def _target(save: Path, folder: RunFolder) -> Path:
     raise ConfigError(f"--save {save}: {reason}; give the path of a file to write.")
 
 
+def _check_local(local: bool, guarantee: GuaranteeName, save: Path | None) -> None:
+    if local and guarantee is not GuaranteeName.upper:
+        raise ConfigError("--local is for upper bounds: an estimate certifies nothing. Use --guarantee upper.")
+    if local and save is not None:
+        raise ConfigError(
+            "--save writes what `lipcert verify` can check, and it cannot check local radii yet: leave out --local."
+        )
+
+
 def origin_of(folder: RunFolder, input_shape: tuple[int, ...], classes: tuple[str, ...]) -> Origin:
     """How the model of a run was built."""
     model = folder.config().model.model_dump(mode="json")
@@ -159,15 +179,20 @@ def _show(document: Mapping[str, Any], result: Radii) -> None:
     certain, data = isinstance(result, CertifiedRadii), document["data"]
     say(f"{data['name']}, {data['split']}: {data['samples']:,} samples")
     executed = result.precision != "real"
-    shown = table("", "accuracy", *(["in real arithmetic"] if executed else []))
+    local = document.get("global_accuracy_at", {})
+    columns = [*(["by the global bound"] if local else []), *(["in real arithmetic"] if executed and not local else [])]
+    shown = table("", "accuracy", *columns)
     shown.add_row("clean", percent(document["clean_accuracy"]))
     for key, share in document["accuracy_at"].items():
         at = rounded(float(key), 6, up=False)
-        real = [percent(document["real_accuracy_at"][key])] if executed else []
-        shown.add_row(f"{'certified' if certain else 'estimated'} at {at}", percent(share), *real)
+        beside = local if local else document["real_accuracy_at"]
+        more = [percent(beside[key])] if columns else []
+        shown.add_row(f"{'certified' if certain else 'estimated'} at {at}", percent(share), *more)
     console.print(shown)
     bound = result.bound
     say(f"{bound.method}, {bound.scope}: {bound.shown(5)}, {document['bound']['seconds']:.1f} s")
+    if local:
+        say("Local bounds were added sample by sample; no radius is smaller for it.")
     if certain:
         network = f"as {result.precision} executes it" if executed else "in real arithmetic"
         say(f"Upper bounds, {bound.proof()}, for the network {network}; ℓ2, raw input in [0, 1].")
@@ -199,6 +224,9 @@ def certify(
     slack: SlackOption = SLACK,
     scaling: ScalingOption = ScalingName.auto,
     seconds: SecondsOption = SECONDS,
+    local: Annotated[
+        bool, typer.Option("--local", help="Add bounds that hold around each sample only: larger radii, more time.")
+    ] = False,
     save: Annotated[Path | None, typer.Option("--save", help="Write the certificate, for `lipcert verify`.")] = None,
     data: DataOption = None,
     download: DownloadOption = False,
@@ -215,9 +243,12 @@ def certify(
 
     - `lipcert certify runs/digits --method smallgain --save digits.json`
 
+    - `lipcert certify runs/digits --local`
+
     - `lipcert certify runs/cifar -e 36/255 -e 72/255 --guarantee estimate --data ~/data`
     """
     with guarded():
+        _check_local(local, guarantee, save)
         folder = RunFolder(run)
         config = folder.config()
         epsilons = [parse_epsilon(e) for e in epsilon] if epsilon else list(config.train.eval_epsilons)
@@ -240,6 +271,7 @@ def certify(
             epsilons=epsilons,
             device=where,
             precision=None if precision is None else precision.value,
+            local=local,
         )
     try:
         if as_json:

@@ -253,8 +253,9 @@ class Builder:
         function: Callable[[Tensor, Live], Tensor],
         departure: float = 0.0,
         roundings: int = 16,
+        homogeneous: bool = False,
     ) -> int:
-        """Add a slope-bounded activation; ``departure`` and ``roundings`` as in :class:`Elementwise`."""
+        """Add a slope-bounded activation; ``departure``, ``roundings``, ``homogeneous`` as in :class:`Elementwise`."""
         shape = self.shape_of(call)
         if shape != self.nodes[source].shape:
             raise call.refuse("its result does not have the shape of its input.")
@@ -262,7 +263,7 @@ class Builder:
 
         def make(i: int) -> Node:
             where = (i, call.operation, call.place, (source,), shape)
-            return Elementwise(*where, function, slopes, departure, errs)
+            return Elementwise(*where, function, slopes, departure, errs, homogeneous)
 
         return self._add(self._key(call, (source,), "elementwise"), make)
 

@@ -194,11 +194,13 @@ class Elementwise(Nonlinear):
 
     ``departure`` is how far torch's function departs from it, beyond rounding (softplus gives way to x for large x).
     ``roundings`` n: the executed function errs by n·u·(|φ(0)| + max(|α|, |β|)·|z|) at most.
+    ``homogeneous``: φ(λ·z) = λ·φ(z) for λ ≥ 0, so it is linear on either side of 0, with slopes φ(1) and −φ(−1).
     """
 
     slopes: Callable[[Live], Slopes]
     departure: float = 0.0
     roundings: int | None = 16
+    homogeneous: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,6 +242,12 @@ class Resolved:
             self.dtype,
             self.device,
         )
+
+    def steepest(self) -> Resolved:
+        """The same numbers with ℓ for the centre of each activation and 1 for its radius: above any choice of lines."""
+        steep = {i: s.lipschitz for i, s in self.slopes.items()}
+        slopes: dict[int, Slopes] = {i: _Given(0.0, v, (v, 1.0)) for i, v in steep.items()}
+        return Resolved(self.coefficients, slopes, self.live, self.dtype, self.device)
 
     def scalar(self, value: float) -> Tensor:
         """A number in the same dtype and on the same device."""
@@ -336,17 +344,34 @@ class Graph:
         return results
 
     def evaluate(
-        self, x: Tensor, resolved: Resolved, watch: Callable[[Node, Sequence[Tensor], Tensor], None] | None = None
+        self,
+        x: Tensor,
+        resolved: Resolved,
+        watch: Callable[[Node, Sequence[Tensor], Tensor], None] | None = None,
+        *,
+        activate: Callable[[Nonlinear, Tensor], Tensor] | None = None,
+        offsets: bool = True,
     ) -> Tensor:
         """The output at a batch; like :meth:`forward`, but no value is kept longer than it is needed.
 
-        ``watch(node, operands, value)`` is called at each node, in order.
+        Args:
+            x: (N, *input_shape).
+            resolved: the numbers.
+            watch: ``watch(node, operands, value)`` is called at each node, in order.
+            activate: makes the value of a nonlinear node from its operand, instead of the node's own function.
+            offsets: whether affine maps add theirs.
         """
         last = {i: node.index for node in self.nodes[: self.output + 1] for i in node.inputs}
         results: list[Tensor] = []
         gone = x.new_zeros(())
         for node in self.nodes[: self.output + 1]:
-            results.append(x if isinstance(node, InputNode) else self._value(node, results, resolved))
+            if isinstance(node, InputNode):
+                value = x
+            elif activate is not None and isinstance(node, Nonlinear):
+                value = activate(node, results[node.inputs[0]])
+            else:
+                value = self._value(node, results, resolved, offsets)
+            results.append(value)
             if watch is not None:
                 watch(node, [results[i] for i in node.inputs], results[-1])
             for i in node.inputs:
@@ -354,11 +379,11 @@ class Graph:
                     results[i] = gone
         return results[self.output]
 
-    def _value(self, node: Node, results: Sequence[Tensor], resolved: Resolved) -> Tensor:
+    def _value(self, node: Node, results: Sequence[Tensor], resolved: Resolved, offsets: bool = True) -> Tensor:
         operands = [results[i] for i in node.inputs]
         if isinstance(node, Affine):
             out = node.apply(operands, resolved.coefficients[node.index])
-            return out if node.offset is None else out + node.offset(resolved.live)
+            return out + node.offset(resolved.live) if offsets and node.offset is not None else out
         assert isinstance(node, Nonlinear)
         return node.function(operands[0], resolved.live)
 

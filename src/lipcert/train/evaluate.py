@@ -49,11 +49,17 @@ def predict(module: nn.Module, data: Dataset, *, device: torch.device, batch_siz
 
 
 def certify_data(
-    graph: Graph, bound: UpperBound, data: Dataset, *, device: torch.device, precision: str | None = None
+    graph: Graph,
+    bound: UpperBound,
+    data: Dataset,
+    *,
+    device: torch.device,
+    precision: str | None = None,
+    local: bool = False,
 ) -> Radii:
-    """Certified radii of every sample of a data set; ``precision`` as in :func:`lipcert.certify`."""
+    """Certified radii of every sample of a data set; ``precision`` and ``local`` as in :func:`lipcert.certify`."""
     batches = Batches(data, BATCH, shuffle=False, seed=0, device=device)
-    return certified(graph, bound, (x for x, _ in batches.epoch(0)), data.labels, precision)
+    return certified(graph, bound, (x for x, _ in batches.epoch(0)), data.labels, precision, local=local)
 
 
 def evaluate(

@@ -44,24 +44,33 @@ _FIXED: dict[str, Slopes] = {
 
 
 _EXACT = frozenset(("relu", "relu6", "abs", "absolute"))  # they select or change a sign
+_HOMOGENEOUS = frozenset(("relu", "abs", "absolute"))
 _SIMPLE = 3  # roundings of a comparison and a product, the conversion of its factor included
 _OTHERS = 16  # allowed to any other function, as its library computes it
 
 
-def _plain(b: Builder, call: Call, slopes: Slopes, departure: float = 0.0, roundings: int = _OTHERS) -> Value:
+def _plain(
+    b: Builder,
+    call: Call,
+    slopes: Slopes,
+    departure: float = 0.0,
+    roundings: int = _OTHERS,
+    homogeneous: bool = False,
+) -> Value:
     name = "self" if "self" in call.arguments else "input"
     source = b.signal(call, name)
 
     def function(z: Tensor, live: Live) -> Tensor:
         return call.run(**{name: z})  # type: ignore[no-any-return]
 
-    return b.elementwise(call, source, lambda live: slopes, function, departure, roundings)
+    return b.elementwise(call, source, lambda live: slopes, function, departure, roundings, homogeneous)
 
 
 @rule(*_FIXED)
 def fixed(b: Builder, call: Call) -> Value:
     """Activations without parameters: their slopes are a table."""
-    return _plain(b, call, _FIXED[call.name], roundings=0 if call.name in _EXACT else _OTHERS)
+    roundings = 0 if call.name in _EXACT else _OTHERS
+    return _plain(b, call, _FIXED[call.name], roundings=roundings, homogeneous=call.name in _HOMOGENEOUS)
 
 
 @rule("gelu")
@@ -81,7 +90,7 @@ def _number(call: Call, name: str) -> float:
 def leaky_relu(b: Builder, call: Call) -> Value:
     """Slopes 1 and ``negative_slope``."""
     slope = _number(call, "negative_slope")
-    return _plain(b, call, Slopes(min(1.0, slope), max(1.0, slope)), roundings=_SIMPLE)
+    return _plain(b, call, Slopes(min(1.0, slope), max(1.0, slope)), roundings=_SIMPLE, homogeneous=True)
 
 
 @rule("rrelu")
@@ -90,7 +99,7 @@ def rrelu(b: Builder, call: Call) -> Value:
     if call["training"]:
         raise call.refuse("it is random.", "Call module.eval().")
     slope = (_number(call, "lower") + _number(call, "upper")) / 2
-    return _plain(b, call, Slopes(min(1.0, slope), max(1.0, slope)), roundings=_SIMPLE)
+    return _plain(b, call, Slopes(min(1.0, slope), max(1.0, slope)), roundings=_SIMPLE, homogeneous=True)
 
 
 @rule("prelu", "_prelu_kernel")
@@ -112,7 +121,7 @@ def prelu(b: Builder, call: Call) -> Value:
         w = weight(live).to(z.dtype)
         return torch.where(z > 0, z, w * z)
 
-    return b.elementwise(call, source, slopes, function, roundings=_SIMPLE)
+    return b.elementwise(call, source, slopes, function, roundings=_SIMPLE, homogeneous=True)
 
 
 @rule("elu")

@@ -1,0 +1,116 @@
+"""The predicted class of each sample against every other: margins, Lipschitz constants, and what rounding takes off.
+
+What is here is rounded towards smaller radii, once: global radii (:mod:`lipcert.certify.radius`) and local ones
+(:mod:`lipcert.certify.local`) are made from the same numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipcert.bounds.pairs import pair_bounds
+from lipcert.certify.rounding import Rounding
+
+__all__ = ["Contest", "round_down"]
+
+
+def round_down(value: Tensor) -> Tensor:
+    """One step down, past the rounding of the one operation that made the value."""
+    return torch.nextafter(value, torch.full_like(value, -torch.inf))
+
+
+@dataclass(frozen=True, eq=False)
+class Contest:
+    """Of N samples and C classes, in float64.
+
+    Attributes:
+        prediction: (N,), a; −1 where a logit is not finite.
+        own: (N, C) bool, where b = a.
+        margins: (N, C), y_a − y_b in real arithmetic, from below.
+        slopes: (N, C), L_ab from above.
+        still, growing: (N, C), e and f of what execution can take off a margin within a ball of radius R: e + f·R.
+        reach: (N,), the largest R for which they say so.
+    """
+
+    prediction: Tensor
+    own: Tensor
+    margins: Tensor
+    slopes: Tensor
+    still: Tensor
+    growing: Tensor
+    reach: Tensor
+
+    @staticmethod
+    def of(logits: Tensor, pairs: Tensor, errors: Tensor | None, rounding: Rounding | None) -> Contest:
+        """From logits (N, C), L_ab (C, C), the logits' errors, and what execution adds (None in real arithmetic)."""
+        classes = logits.shape[1]
+        z = logits.detach().double()
+        finite = torch.isfinite(z).all(1)
+        z = torch.where(finite[:, None], z, torch.zeros_like(z))
+        top, prediction = z.max(1)
+        margins = top[:, None] - z
+        if errors is not None:
+            each = errors.to(z).expand_as(z)
+            both = (each + each.gather(1, prediction[:, None])) * (1 + 2.0**-50)
+            margins = round_down(round_down(margins) - both)
+        own = torch.nn.functional.one_hot(prediction, classes).bool()
+        slopes = pairs[prediction].clamp_min(torch.finfo(torch.float64).tiny)
+        still, growing, reach = torch.zeros_like(z), torch.zeros_like(z), torch.full_like(top, torch.inf)
+        if rounding is not None:
+            still, growing = _rounded(rounding, prediction, classes)
+            reach = rounding.reach.to(reach)
+        prediction = torch.where(finite, prediction, torch.full_like(prediction, -1))
+        return Contest(prediction, own, margins, slopes, still, growing, reach)
+
+    def real(self) -> Tensor:
+        """(N, C): within this distance no b overtakes in real arithmetic; infinite for b = a, 0 if nothing is known."""
+        return self._each(self.margins, self.slopes)
+
+    def executed(self) -> Tensor:
+        """(N, C): the same of the network that rounds; not beyond :attr:`reach`."""
+        slopes = -round_down(-self.slopes - self.growing)
+        return torch.minimum(self._each(round_down(self.margins - self.still), slopes), self.reach[:, None])
+
+    def _each(self, margins: Tensor, slopes: Tensor) -> Tensor:
+        each = round_down(margins / slopes)
+        each = torch.where(torch.isnan(each), torch.zeros_like(each), each).clamp_min(0.0)
+        each = torch.where(self.prediction[:, None] < 0, torch.zeros_like(each), each)
+        return each.masked_fill(self.own, float("inf"))
+
+    def left(self, sample: Tensor, other: Tensor, radius: Tensor) -> Tensor:
+        """(R,): what is left of the margins of some samples over some classes when rounding in balls is taken off."""
+        taken = -round_down(-self.growing[sample, other] * radius)
+        taken = -round_down(-self.still[sample, other] - taken)
+        return round_down(self.margins[sample, other] - taken)
+
+    def part(self, start: int, stop: int) -> Contest:
+        """Of some of the samples."""
+        return Contest(
+            *(
+                v[start:stop]
+                for v in (
+                    self.prediction,
+                    self.own,
+                    self.margins,
+                    self.slopes,
+                    self.still,
+                    self.growing,
+                    self.reach,
+                )
+            )
+        )
+
+
+def _rounded(rounding: Rounding, prediction: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """``E_ab = e_ab + f_ab·R`` at the predicted class a: (N, C) each, rounded up."""
+    last = rounding.final.double()
+    rows = torch.arange(len(last), device=last.device)
+    total = last + last[rows, prediction][:, None]
+    for j, gained in rounding.sources.items():
+        head = pair_bounds(rounding.heads[j].double(), classes, upward=True)[prediction]
+        total = total + head[..., None] * gained[:, None]
+    total = total * (1 + 2.0**-40)
+    return total[..., 0], total[..., 1]

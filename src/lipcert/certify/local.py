@@ -1,0 +1,104 @@
+"""Local radii: for each sample the largest ball that a bound on that ball alone certifies, or the global radius.
+
+At a radius ε each other class b is ruled out by the global bound, margin_ab > L_ab·ε, or by the local one, margin_ab
+larger than what y_a − y_b can fall by within the ball (:mod:`lipcert.bounds.local`); in both cases what execution can
+take off is taken off first. The largest ε is looked for from the global radius upwards; each that is claimed was proved
+as it is, so nothing rests on the search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lipcert.bounds.local import LocalBound
+from lipcert.bounds.result import UpperBound
+from lipcert.certify.contest import Contest
+from lipcert.certify.logits import alike
+from lipcert.certify.radius import Radii
+from lipcert.graph import Graph
+from lipcert.graph.capture import ordinary_mode
+from lipcert.loop import LoopMap
+from lipcert.norms.dense import chunk
+
+__all__ = ["locally"]
+
+_ROUNDS = 10
+_FIRST = 1.25  # times the global radius: where the search begins
+_CLOSE = 1.004  # where it ends
+_DOUBTFUL = 1.02  # tried where the search would end below the global radius
+_POWER = 0.75  # the fall is about proportional to ε^(1/0.75)
+
+
+def locally(graph: Graph, bound: UpperBound, batches: Iterable[Tensor], contest: Contest, result: Radii) -> Radii:
+    """Radii with local bounds added to the global one.
+
+    Args:
+        graph: the network.
+        bound: of this network, at its present weights.
+        batches: of shape (n, *input_shape): the samples of ``result``.
+        contest: of these samples, with the rounding that ``result`` has.
+        result: their global radii.
+
+    Returns:
+        ``result`` with a ``radius`` that is nowhere smaller, and with its ``base``.
+
+    Raises:
+        BoundError: a bound that does not carry its parts.
+    """
+    found, start = [], 0
+    # γ_n holds for sums of products in any order, but not for the FFT and Winograd convolutions of cuDNN.
+    with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
+        loop = LoopMap(graph, graph.resolve(torch.float64))
+        local = LocalBound(loop, bound.hidden)
+        for batch in alike(batches):
+            stop = start + len(batch)
+            x = batch.to(dtype=torch.float64, device=loop.resolved.device)
+            found.append(_search(local, x, contest.part(start, stop), result.radius[start:stop]))
+            start = stop
+    radius = torch.cat(found) if found else result.radius
+    return replace(result, radius=radius, real=torch.maximum(result.real, radius), base=result.radius)
+
+
+def _search(local: LocalBound, x: Tensor, contest: Contest, base: Tensor) -> Tensor:
+    """The largest radii proved in a bounded number of rounds, of one batch; all samples are tried at once."""
+    each = contest.executed()
+    low, high = base.clone(), torch.full_like(base, torch.inf)
+    trial, doubts = torch.minimum(base * _FIRST, contest.reach), torch.zeros_like(base)
+    live = (base > 0) & (contest.prediction >= 0) & (trial > base)
+    for _ in range(_ROUNDS):
+        if not bool(live.any()):
+            break
+        quotient = _quotient(local, x, contest, each, trial, live)
+        passed = live & (quotient > 1)
+        low, high = torch.where(passed, trial, low), torch.where(live & ~passed, trial, high)
+        guess = trial * quotient.nan_to_num(0.0).clamp(0.1, 4.0) ** _POWER * (1 - 2.0**-10)
+        doubtful = ~passed & (guess <= low)
+        doubts = doubts + doubtful
+        between = (low * torch.minimum(high, 2 * low)).sqrt()
+        guess = torch.where((guess > low * _CLOSE) & (guess < high / _CLOSE), guess, between)
+        guess = torch.where(doubtful & (low == base), torch.minimum(low * _DOUBTFUL, guess), guess)
+        trial = torch.minimum(guess, contest.reach)
+        live = live & (high > low * _CLOSE) & (doubts < 2) & (trial > low)
+    return low
+
+
+def _quotient(local: LocalBound, x: Tensor, contest: Contest, each: Tensor, radius: Tensor, live: Tensor) -> Tensor:
+    """(n,): the least of margin over fall, over the classes that the global bound does not rule out.
+
+    A sample is certified at its radius where it is larger than 1, and only there.
+    """
+    sample, other = torch.nonzero((each < radius[:, None]) & live[:, None], as_tuple=True)
+    left, least = contest.left(sample, other, radius[sample]), torch.full_like(radius, torch.inf)
+    step = chunk(local.loop)
+    for i in range(0, len(sample), step):
+        some, b = sample[i : i + step], other[i : i + step]
+        fall = local.fall(x[some], contest.prediction[some], b, radius[some])
+        here = left[i : i + step]
+        ratio = (here / fall).nan_to_num(0.0).clamp(0.0, 4.0)
+        ratio = torch.where(here > fall, ratio.clamp_min(1 + 2.0**-40), ratio.clamp_max(1.0))
+        least = least.scatter_reduce(0, some, ratio, "amin")
+    return least

@@ -1,0 +1,208 @@
+"""Local radii: never below the global ones, never broken by an attack, and refused where nothing could check them."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lipcert
+from cases import CASES, named
+from lipcert.bounds import UpperBound
+from lipcert.certify import CertifiedRadii, Samples, certify, make_certificate
+from lipcert.errors import BoundError, CertificateError
+
+LOGITS = named(without=("image",))
+
+
+def attacked(net: nn.Module, x: Tensor, prediction: Tensor, radius: Tensor, steps: int = 40) -> Tensor:
+    """The best of other logits minus the predicted one that gradient steps on the ball find."""
+    shape, generator = (-1, *(1,) * (x.ndim - 1)), torch.Generator().manual_seed(0)
+    best = torch.full((len(x),), -math.inf, dtype=x.dtype)
+    for _ in range(4):
+        step = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        for i in range(steps):
+            step = step * (radius / step.flatten(1).norm(dim=1).clamp_min(1e-300)).reshape(shape)
+            moved = (x + step * (1 - 1e-9)).detach().requires_grad_()
+            z = net(moved)
+            own = nn.functional.one_hot(prediction, z.shape[1]).bool()
+            gap = z.masked_fill(own, -math.inf).amax(1) - z[own]
+            best = torch.maximum(best, gap.detach())
+            (gradient,) = torch.autograd.grad(gap.sum(), moved)
+            length = gradient.flatten(1).norm(dim=1).clamp_min(1e-300)
+            step = step + (2 * radius / (1 + i) / length).reshape(shape) * gradient
+    return best
+
+
+def trained(seed: int, widths: tuple[int, ...], act: type[nn.Module] = nn.ReLU) -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(seed)
+    centres = torch.randn(3, widths[0], dtype=torch.float64)
+    y = torch.arange(90) % 3
+    x = centres[y] + 0.3 * torch.randn(90, widths[0], dtype=torch.float64)
+    layers: list[nn.Module] = []
+    for a, b in pairwise(widths):
+        layers += [nn.Linear(a, b), act()]
+    net = nn.Sequential(*layers[:-1]).double()
+    optimiser = torch.optim.Adam(net.parameters(), 0.02)
+    for _ in range(30):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimiser.step()
+    return net.eval(), x, y
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Tanh, nn.GELU])
+@pytest.mark.parametrize("widths", [(5, 16, 3), (5, 12, 12, 3), (5, 10, 10, 10, 3)])
+def test_no_attack_breaks_a_local_radius(act: type[nn.Module], widths: tuple[int, ...]) -> None:
+    net, x, y = trained(0, widths, act)
+    result = certify(net, x, y, local=True)
+    assert isinstance(result, CertifiedRadii)
+    assert bool((attacked(net, x, result.prediction, result.radius) <= 1e-12).all())
+    if act in (nn.ReLU, nn.LeakyReLU, nn.PReLU):
+        assert result.base is not None
+        gained = result.radius / result.base
+        assert float(gained.median()) > 1.1
+
+
+@pytest.mark.parametrize(("name", "precision"), [(n, None) for n in LOGITS] + [(n, "real") for n in LOGITS[::6]])
+def test_never_below_the_global_radius(name: str, precision: str | None) -> None:
+    module, x = CASES[name].module(), CASES[name].inputs(4)
+    try:
+        alone = certify(module, x, precision=precision)  # type: ignore[arg-type]
+    except BoundError:  # its rounding is not known
+        with pytest.raises(BoundError):
+            certify(module, x, precision=precision, local=True)  # type: ignore[arg-type]
+        return
+    result = certify(module, x, precision=precision, local=True)  # type: ignore[arg-type]
+    assert torch.equal(result.base, alone.radius)  # type: ignore[arg-type]
+    assert bool((result.radius >= alone.radius).all())
+    assert bool((result.real >= result.radius).all())
+    assert bool((result.real >= alone.real).all())
+    for a, b in ((result.prediction, alone.prediction), (result.margin, alone.margin)):
+        assert torch.equal(a, b)
+
+
+def test_regions_of_a_tiny_network_are_enumerated() -> None:
+    """On the line, every kink of the margin is a kink of a hidden neuron: the first sign change is found exactly."""
+    for seed in range(30):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(1, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)).double().eval()
+        x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+        result = certify(net, x, local=True)
+        grid = torch.linspace(-12, 12, 480001, dtype=torch.float64)[:, None]
+        with torch.no_grad():
+            flips = net(grid).argmax(1)
+        for i in range(9):
+            other = grid[flips != result.prediction[i], 0]
+            if len(other):
+                assert float(result.radius[i]) <= float((other - x[i, 0]).abs().min())
+
+
+def test_in_one_dimension_it_reaches_what_is_true() -> None:
+    """Between two kinks the network is linear, and the local radius is the distance to the decision boundary."""
+    net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2)).double().eval()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0], [10.0]]))
+        net[0].bias.copy_(torch.tensor([0.0, -100.0]))
+        net[2].weight.copy_(torch.tensor([[1.0, -5.0], [0.0, 5.0]]))
+        net[2].bias.copy_(torch.tensor([-1.0, 0.0]))
+    x = torch.tensor([[2.0]], dtype=torch.float64)
+    result = certify(net, x, local=True)
+    assert float(result.base) < 0.05  # type: ignore[arg-type]
+    assert 0.99 <= float(result.radius) <= 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_the_network_that_rounds(dtype: torch.dtype) -> None:
+    net, x, _ = trained(3, (5, 16, 16, 3))
+    net = net.to(dtype)
+    executed, real = certify(net, x.to(dtype), local=True), certify(net, x.to(dtype), local=True, precision="real")
+    assert bool((executed.radius <= real.radius * (1 + 0.005)).all())
+    assert bool((executed.radius <= executed.real).all())
+    assert bool((attacked(net, x.to(dtype), executed.prediction, executed.radius.to(dtype)) < 0).all())
+
+
+def test_a_large_bias_does_not_lend_a_radius() -> None:
+    """In float32 the margin at 1.3 comes out as 2; the prediction flips at 0."""
+    net = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2)).eval()
+    with torch.no_grad():
+        net[0].weight.fill_(1.0)
+        net[0].bias.fill_(2.0**24)
+        net[2].weight.copy_(torch.tensor([[1.0], [0.0]]))
+        net[2].bias.copy_(torch.tensor([-(2.0**24), 0.0]))
+    x = torch.tensor([[1.3]])
+    assert float(certify(net, x, precision="real", local=True).radius) <= float(x)
+    assert certify(net, x, local=True).radius == 0
+
+
+def test_the_known_trap_of_float32() -> None:
+    """In real arithmetic 0.247; float32 breaks at about 0.197."""
+    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 2)).eval()
+    with torch.no_grad():
+        net[0].weight.fill_(1.0)
+        net[2].weight.copy_(torch.tensor([[0.9890594482421875], [0.989059507846832275390625]]))
+        net[2].bias.copy_(torch.tensor([0.195054709911346435546875, 0.19505472481250762939453125]))
+    result = certify(net, torch.tensor([[1.0]]), local=True)
+    assert float(result.radius) < 0.19
+
+
+def test_ties_infinities_and_no_samples() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x = torch.rand(4, 3)
+    x[1, 0], x[2, 2] = math.inf, math.nan
+    result = certify(net, x, local=True)
+    assert result.radius[1:3].tolist() == [0.0, 0.0]
+    assert result.prediction[1:3].tolist() == [-1, -1]
+    assert bool((result.radius[[0, 3]] > 0).all())
+    assert len(certify(net, x[:0], local=True)) == 0
+    with torch.no_grad():
+        net[2].weight[1], net[2].bias[1] = net[2].weight[0], net[2].bias[0]
+    assert certify(net, x, local=True).radius.tolist() == [0.0] * 4
+
+
+def test_a_sample_far_larger_than_the_others_spoils_none() -> None:
+    net, x, _ = trained(1, (5, 12, 3))
+    alone = certify(net, x, local=True, precision="real").radius
+    x = x.clone()
+    x[7] *= 1e12
+    result = certify(net, x, local=True, precision="real").radius
+    torch.testing.assert_close(result[:7], alone[:7], rtol=1e-2, atol=0)
+
+
+def test_batches_do_not_matter_much() -> None:
+    net, x, _ = trained(2, (5, 12, 12, 3))
+    one, all_ = (certify(net, x, local=True, batch_size=n).radius for n in (1, 90))
+    torch.testing.assert_close(one, all_, rtol=1e-2, atol=0)
+
+
+def test_an_estimate_has_no_local_radii() -> None:
+    net = nn.Linear(3, 2).eval()
+    with pytest.raises(BoundError, match="upper"):
+        certify(net, torch.rand(2, 3), guarantee="estimate", local=True)
+
+
+def test_a_bound_without_its_parts_has_none() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    bound = UpperBound(torch.tensor(9.0, dtype=torch.float64), "liplt", "global")
+    with pytest.raises(BoundError, match="made of"):
+        certify(net, torch.rand(2, 3), bound=bound, local=True, precision="real")
+
+
+@pytest.mark.parametrize("scope", ["global", "class", "pairwise"])
+@pytest.mark.parametrize("method", ["product", "liplt"])
+def test_with_every_bound(scope: str, method: str) -> None:
+    net, x, _ = trained(4, (5, 12, 12, 3))
+    result = certify(net, x, scope=scope, method=method, local=True)  # type: ignore[arg-type]
+    assert bool((attacked(net, x, result.prediction, result.radius, 15) <= 1e-12).all())
+
+
+def test_no_certificate_holds_them() -> None:
+    net = nn.Linear(3, 2).eval()
+    samples = Samples.of(torch.rand(4, 3), torch.tensor([0, 1, 1, 0]), name="example")
+    graph = lipcert.trace(net, (3,))
+    result = certify(net, torch.cat(list(samples.batches(10))), samples.labels, local=True)
+    with pytest.raises(CertificateError, match="local"):
+        make_certificate(graph, result, samples)
