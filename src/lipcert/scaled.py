@@ -127,7 +127,7 @@ class ScaledMap:
     @property
     def overhead(self) -> int:
         """Roundings on a path beyond those of T: the weights, and the products with P."""
-        return 8 + (self.output.shape[1] if isinstance(self.output, Tensor) else 0)
+        return 8 + (max(self.output.shape) if isinstance(self.output, Tensor) else 0)
 
     def at(self, resolved: Resolved) -> ScaledMap:
         """The same weights with other numbers of the same graph (in another dtype, say)."""
