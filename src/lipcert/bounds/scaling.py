@@ -35,6 +35,7 @@ _WALL = 1 - 1e-6
 _LIMIT, _SAFE = 1 - 2e-5, 1 - 5e-4  # ‖S_z‖² at the end of a stage: what is not left as it is, and what it becomes
 _LOOKS = 60
 _STARTS = 100
+_LEAST = 1e-80  # of m_k: weights that are larger cannot stand in a certificate
 _LONGEST = 2.0  # of a step in log D, before η
 # stages: how sharp a maximum over heads is, and how much log 1/(1 − ‖S_z‖²) counts beside the objective, which keeps
 # the weights away from where S_z cannot be told from infeasible
@@ -52,7 +53,7 @@ def feasible_start(loop: LoopMap, hidden: Mapping[int, float]) -> Scaling:
     """
     steps, dtype = levels(loop), loop.resolved.dtype
     ones = weight_shapes(loop, "layer")
-    logs = [-math.log(max(hidden[k], 1e-30)) - 0.35 * steps[k] for k in range(1, loop.depth + 1)]
+    logs = [-math.log(max(hidden[k], _LEAST)) - 0.35 * steps[k] for k in range(1, loop.depth + 1)]
     for _ in range(_STARTS):
         weights = [torch.full(s, math.exp(v), dtype=torch.float64) for s, v in zip(ones, logs, strict=True)]
         scaled = ScaledMap(loop, [d.to(dtype).to(loop.resolved.device) for d in weights], None)
