@@ -54,6 +54,9 @@ def weight_shapes(loop: LoopMap, scaling: str) -> list[tuple[int, ...]]:
             apart = ()
         elif scaling == "channel":
             apart = tuple(i for i in apart if i == 0)
+        if len(loop.source_shape(k)) != len(shape):  # a maximum over a dimension: one number broadcasts against both
+            assert not apart
+            shape = ()
         shapes.append(tuple(n if i in apart else 1 for i, n in enumerate(shape)))
     return shapes
 
@@ -127,7 +130,7 @@ class ScaledMap:
     @property
     def overhead(self) -> int:
         """Roundings on a path beyond those of T: the weights, and the products with P."""
-        return 8 + (self.output.shape[1] if isinstance(self.output, Tensor) else 0)
+        return 8 + (max(self.output.shape) if isinstance(self.output, Tensor) else 0)
 
     def at(self, resolved: Resolved) -> ScaledMap:
         """The same weights with other numbers of the same graph (in another dtype, say)."""
@@ -138,7 +141,7 @@ class ScaledMap:
         """|T| with the same weights, and |P|: not below S in any entry."""
         other = copy.copy(self)
         other.loop = self.loop.absolute()
-        other.output = self.output.abs() if isinstance(self.output, Tensor) else self.output
+        other.output = None if self.output is None else abs(self.output)
         return other
 
     def source_shape(self, j: int) -> tuple[int, ...]:

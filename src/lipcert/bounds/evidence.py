@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
+from lipcert.errors import BoundError
 from lipcert.loop import LoopMap
 from lipcert.norms.result import Norm
 from lipcert.scaled import ScaledMap, weight_shapes
 
-__all__ = ["KINDS", "Evidence", "Kind", "Scaling", "fits"]
+__all__ = ["KINDS", "Evidence", "Kind", "Scaling", "check_scaling", "fits"]
 
 Kind = Literal["layer", "channel", "neuron"]
 KINDS: tuple[Kind, ...] = ("layer", "channel", "neuron")
@@ -54,6 +56,21 @@ class Evidence:
         device, output = loop.resolved.device, self.output
         weights = [d.to(dtype=loop.resolved.dtype, device=device) for d in self.scaling.weights]
         return ScaledMap(loop, weights, output.to(loop.resolved.scalar(0.0)) if isinstance(output, Tensor) else output)
+
+
+def check_scaling(loop: LoopMap, scaling: Scaling) -> None:
+    """Refuse weights that are not such as this network asks for.
+
+    Raises:
+        BoundError: they are of another kind or shape, or not positive and finite.
+    """
+    if not isinstance(scaling, Scaling) or scaling.kind not in KINDS:
+        raise BoundError("start must be the scaling of an earlier small-gain bound, such as bound.evidence.scaling.")
+    found, expected = [tuple(d.shape) for d in scaling.weights], weight_shapes(loop, scaling.kind)
+    if found != expected:
+        raise BoundError(f"start is of another network: its weights are of shapes {found}, not {expected}.")
+    if not all(bool(((d > 0) & torch.isfinite(d)).all()) for d in scaling.weights):
+        raise BoundError("start holds weights that are not positive, or not finite.")
 
 
 def fits(loop: LoopMap, evidence: Evidence) -> bool:

@@ -16,6 +16,7 @@ Source: the inequality is that of LipSDP (Fazlyab et al. 2019), by a Schur compl
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -59,8 +60,12 @@ class Probe:
         return Probe(torch.linalg.qr(start)[0].T.to(scaled.divisors).contiguous())
 
     def advance(self, images: Tensor) -> None:
-        """One step, from S_zᵀS_z·vectors; the first vector is then the leading one."""
-        quotients, turn = torch.linalg.eigh((images @ self.vectors.T).double())
+        """One step, from S_zᵀS_z·vectors; the first vector is then the leading one. What is not finite is infeasible."""
+        projected = (images @ self.vectors.T).double()
+        if not bool(torch.isfinite(projected).all()):
+            self.seen = math.inf
+            return
+        quotients, turn = torch.linalg.eigh(projected)
         self.seen = max(self.seen, float(quotients[-1]))
         turned = turn.flip(1).T.to(images) @ images
         self.vectors = torch.linalg.qr(turned.T)[0].T.contiguous()

@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import nn
 
-from lipcert.bounds.evidence import KINDS, Evidence, Scaling
+from lipcert.bounds.evidence import KINDS, Evidence, Scaling, check_scaling
 from lipcert.bounds.recursive import estimated, proved
 from lipcert.bounds.result import Bound, Estimate, Guarantee, Method, Scope
 from lipcert.bounds.scaling import Progress
@@ -87,7 +87,7 @@ def lipschitz(
         :class:`UpperBound` or :class:`Estimate`, with a float64 ``value`` on the module's device.
 
     Raises:
-        BoundError: an unknown option, a block too large for a deterministic bound, or a bound that is not finite.
+        BoundError: an unknown option, a ``start`` of another network, a block too large for a deterministic bound, or a bound that is not finite.
         ShapeError: per-class bounds of an output that is not a vector of logits.
         lipcert.errors.TraceError: the module cannot be traced.
 
@@ -161,6 +161,8 @@ def graph_bound(
     with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=not upper):
         loop = LoopMap(graph, graph.resolve(torch.float64), centred=method != "product")
         if method == "smallgain":
+            if start is not None:
+                check_scaling(loop, start)
             search = {"scaling": scaling, "seconds": seconds, "start": start, "progress": progress}
             if not upper:
                 return estimated_smallgain(loop, scope, seed, **search)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lipcert.bounds.evidence import Scaling
 from lipcert.bounds.gain import Probe, solve
+from lipcert.errors import BoundError
 from lipcert.loop import LoopMap
 from lipcert.norms.lanczos import leading_vectors
 from lipcert.scaled import ScaledMap, levels, weight_shapes
@@ -33,6 +34,8 @@ _SETTLED = 2e-4
 _WALL = 1 - 1e-6
 _LIMIT, _SAFE = 1 - 2e-5, 1 - 5e-4  # ‖S_z‖² at the end of a stage: what is not left as it is, and what it becomes
 _LOOKS = 60
+_STARTS = 100
+_LEAST = 1e-80  # of m_k: weights that are larger cannot stand in a certificate
 _LONGEST = 2.0  # of a step in log D, before η
 # stages: how sharp a maximum over heads is, and how much log 1/(1 − ‖S_z‖²) counts beside the objective, which keeps
 # the weights away from where S_z cannot be told from infeasible
@@ -44,17 +47,23 @@ def feasible_start(loop: LoopMap, hidden: Mapping[int, float]) -> Scaling:
     """One weight a layer with ‖S_z‖ < 1, from Lipschitz constants m_k of x ↦ z_k: D_k = t^level/m_k.
 
     ‖S_z‖ shrinks by t at least where the weights are multiplied by t^level, so some t is small enough.
+
+    Raises:
+        BoundError: a pass overflows.
     """
     steps, dtype = levels(loop), loop.resolved.dtype
     ones = weight_shapes(loop, "layer")
-    logs = [-math.log(max(hidden[k], 1e-30)) - 0.35 * steps[k] for k in range(1, loop.depth + 1)]
-    while True:
+    logs = [-math.log(max(hidden[k], _LEAST)) - 0.35 * steps[k] for k in range(1, loop.depth + 1)]
+    for _ in range(_STARTS):
         weights = [torch.full(s, math.exp(v), dtype=torch.float64) for s, v in zip(ones, logs, strict=True)]
         scaled = ScaledMap(loop, [d.to(dtype).to(loop.resolved.device) for d in weights], None)
         seen = Probe.random(scaled).iterate(scaled, 12)
         if seen < 0.9:
             return Scaling("layer", tuple(weights))
+        if not math.isfinite(seen):
+            break
         logs = [v + steps[k] * math.log(0.85 / math.sqrt(seen)) for k, v in enumerate(logs, start=1)]
+    raise BoundError(f"there are no weights to start a small-gain bound from in {dtype}: use method='liplt'.")
 
 
 def balance(

@@ -28,7 +28,7 @@ from lipcert.bounds.result import Estimate, Scope, UpperBound
 from lipcert.bounds.scaling import Progress, Search, feasible_start
 from lipcert.errors import BoundError
 from lipcert.loop import LoopMap, Pair
-from lipcert.norms.errors import gamma
+from lipcert.norms.errors import TINY, gamma
 from lipcert.norms.result import Norm
 from lipcert.norms.scaled import prove_scaled
 from lipcert.norms.upper import DENSE, deterministic_limit
@@ -48,9 +48,11 @@ __all__ = [
 _ALL_HEADS = 24  # as many outputs are looked at one by one while D is searched; of more, a sketch
 _SKETCH = 12
 _SMALL = 2.0e6  # entries of all rows together: so small a network is searched in float64
+_RANGE = 1e12  # of m_k: products of a few of these and their inverses are within float32
 _CLOSE = 1e-4  # of conjugate gradients for the final N: it errs by the square of it, times the condition of Q
 _FLOOR = 1e-9  # of the mean of N's diagonal is added to it, so that it can be inverted
 _ROWS = 40
+_LOOKS_AHEAD = 3  # at which outputs a global bound depends on, where they are too many to look at all
 _FINEST_SHARE = 0.5  # of the time there is: a finer scaling is begun while less has passed
 
 
@@ -100,10 +102,10 @@ def _heads(loop: LoopMap, scope: Scope) -> tuple[Tensor, bool]:
     return rows.to(dtype=like.dtype, device=like.device).reshape(_SKETCH, *shape), True
 
 
-def _precision(loop: LoopMap) -> LoopMap:
+def _precision(loop: LoopMap, hidden: Mapping[int, float]) -> LoopMap:
     """T in the dtype to search in: float64 where that is cheap, float32 where its range allows."""
     entries = sum(math.prod(loop.source_shape(j)) for j in range(loop.depth + 1))
-    if entries * _ALL_HEADS <= _SMALL:
+    if entries * _ALL_HEADS <= _SMALL or not all(1 / _RANGE < m < _RANGE for m in hidden.values()):
         return loop
     return loop.at(loop.graph.resolve(torch.float32))
 
@@ -133,9 +135,12 @@ def search(
 
     Returns:
         D and N, not proved.
+
+    Raises:
+        BoundError: the search fails.
     """
     began = time.monotonic()
-    working = _precision(loop)
+    working = _precision(loop, hidden)
     heads, sketched = _heads(working, scope)
     wanted, smooth = objective(scope, sketched=sketched)
     found = Search(working, heads, wanted)
@@ -148,6 +153,9 @@ def search(
     for kind in kinds:
         if scaling == "auto" and kind != kinds[0] and time.monotonic() - began > _FINEST_SHARE * seconds:
             break
+        if sketched and scope == "global":  # the largest of all is not seen by heads at random
+            _, heads = _largest_gain(_scaled(working, current), heads, steps=_LOOKS_AHEAD)
+            found = Search(working, heads, wanted)
         current, _ = found.run(
             current.refined(working, kind), deadline=began + seconds, smooth=smooth, progress=progress
         )
@@ -156,14 +164,13 @@ def search(
 
 def _final(loop: LoopMap, scaling: Scaling, scope: Scope, sketch: Tensor | None) -> Tensor | float:
     """N at D, of every output; for a sketched global bound λ_max alone, by subspace iteration on N."""
-    weights = [d.to(dtype=loop.resolved.dtype, device=loop.resolved.device) for d in scaling.weights]
-    scaled = ScaledMap(loop, weights, None)
+    scaled = _scaled(loop, scaling)
     shape = loop.target_shape(loop.depth + 1)
-    probe = Probe.random(scaled)
     if scope == "global" and sketch is not None:
-        return _largest_gain(scaled, sketch, probe)
+        return _largest_gain(scaled, sketch)[0]
+    probe = Probe.random(scaled)
     size = math.prod(shape)
-    rows, solutions = [], []
+    rows, solutions, results = [], [], []
     for i in range(0, size, _ROWS):
         some = torch.eye(size, dtype=loop.resolved.dtype, device=loop.resolved.device)[i : i + _ROWS]
         b = _right(scaled, some.reshape(len(some), *shape))
@@ -172,8 +179,10 @@ def _final(loop: LoopMap, scaling: Scaling, scope: Scope, sketch: Tensor | None)
             raise BoundError("the search for a small-gain bound ended outside of its domain: use method='liplt'.")
         rows.append(b)
         solutions.append(found.vectors)
-    b, v = torch.cat(rows).double(), torch.cat(solutions).double()
-    gain = b @ v.T
+        results.append(found.images)
+    b, v, z = (torch.cat(parts).double() for parts in (rows, solutions, results))
+    cross = b @ v.T
+    gain = cross + cross.T - (v @ v.T - z @ z.T)  # off the diagonal too it errs by a square, unlike b·vᵀ
     gain = (gain + gain.T) / 2
     return float(torch.linalg.eigvalsh(gain)[-1]) if scope == "global" else gain.cpu()
 
@@ -184,10 +193,16 @@ def _right(scaled: ScaledMap, heads: Tensor) -> Tensor:
     return scaled.sources.join(back) / scaled.divisors
 
 
-def _largest_gain(scaled: ScaledMap, heads: Tensor, probe: Probe) -> float:
-    """λ_max of N by subspace iteration, a little more than what was seen."""
-    seen, start = 0.0, None
-    for _ in range(12):
+def _scaled(loop: LoopMap, scaling: Scaling) -> ScaledMap:
+    """S without y."""
+    like = loop.resolved
+    return ScaledMap(loop, [d.to(dtype=like.dtype, device=like.device) for d in scaling.weights], None)
+
+
+def _largest_gain(scaled: ScaledMap, heads: Tensor, *, steps: int = 12) -> tuple[float, Tensor]:
+    """λ_max of N by subspace iteration, a little more than what was seen, and leading vectors of N."""
+    seen, start, probe = 0.0, None, Probe.random(scaled)
+    for _ in range(steps):
         found = solve(scaled, _right(scaled, heads), start, probe, tolerance=_CLOSE)
         if found is None:
             raise BoundError("the search for a small-gain bound ended outside of its domain: use method='liplt'.")
@@ -199,12 +214,18 @@ def _largest_gain(scaled: ScaledMap, heads: Tensor, probe: Probe) -> float:
         heads = torch.linalg.qr(flat.T)[0].T.reshape(heads.shape).contiguous()
         if seen - before < 1e-4 * seen:
             break
-    return seen * (1 + 1e-3)
+    return seen * (1 + 1e-3), heads
 
 
 def whitening(gain: Tensor | float) -> Tensor | float:
-    """P with PᵀP ≈ N⁻¹."""
+    """P with PᵀP ≈ N⁻¹.
+
+    Raises:
+        BoundError: N is zero, or not what it should be.
+    """
     if not isinstance(gain, Tensor):
+        if not 0 < gain < math.inf:
+            raise BoundError(f"there is no small-gain bound where the gain is {gain:g}: use method='liplt'.")
         return 1 / math.sqrt(gain)
     floor, eye = _FLOOR * float(gain.diagonal().mean()), torch.eye(len(gain), dtype=gain.dtype)
     while floor < float(gain.diagonal().sum()):
@@ -247,13 +268,36 @@ def prove(
     return replace(evidence, norm=norm)
 
 
+def _power(value: float, exponent: int) -> float:
+    """A power, infinite where it overflows."""
+    try:
+        return float(value**exponent)
+    except OverflowError:
+        return math.inf
+
+
 def evidence_value(loop: LoopMap, evidence: Evidence, scope: Scope) -> Tensor:
-    """The bound that the evidence proves, rounding included: σ^level(y)·‖P⁻ᵀh‖ for each h of the scope; float64."""
+    """The bound that the evidence proves, rounding included: σ^level(y)·‖P⁻ᵀh‖ for each h of the scope; float64.
+
+    Raises:
+        BoundError: it proves nothing: P is not what the scope asks for, or has no inverse, or the norm is too large.
+    """
     assert evidence.norm is not None
-    factor = max(1.0, evidence.norm.upper) ** levels(loop)[-1] * (1 + 2.0**-40)
+    if isinstance(evidence.output, Tensor) == (scope == "global"):
+        raise BoundError("P of a small-gain bound must be a number where the scope is global, else a matrix.")
+    factor = _power(max(1.0, evidence.norm.upper), levels(loop)[-1]) * (1 + 2.0**-40)
+    if not math.isfinite(factor):
+        raise BoundError(f"a scaled map of norm {evidence.norm.upper:g} proves nothing.")
     if not isinstance(evidence.output, Tensor):
-        return loop.resolved.scalar(factor / evidence.output * (1 + 2.0**-40))
+        if not evidence.output:
+            raise BoundError("the number P of a small-gain bound is zero.")
+        return loop.resolved.scalar(factor / abs(evidence.output) * (1 + 2.0**-40))
     return (_functional_norms(evidence.output, scope) * factor).to(loop.resolved.device)
+
+
+def _times_power(value: Tensor, exponent: int) -> Tensor:
+    """``value·2^exponent``, in two halves, of which none overflows."""
+    return value * math.ldexp(1.0, exponent // 2) * math.ldexp(1.0, exponent - exponent // 2)
 
 
 def _functional_norms(output: Tensor, scope: Scope) -> Tensor:
@@ -262,6 +306,9 @@ def _functional_norms(output: Tensor, scope: Scope) -> Tensor:
     With X ≈ P⁻¹ and F = I − XP: h·y = (Xᵀh)·(Py) + h·Fy, and ‖y‖ ≤ ‖X‖/(1 − ‖F‖)·‖Py‖.
     """
     size = len(output)
+    # at a scale at which no square of what matters underflows
+    exponent = -math.frexp(float(output.abs().max()))[1]
+    output = _times_power(output, exponent)
     inverse, info = torch.linalg.inv_ex(output)
     if int(info) or not bool(torch.isfinite(inverse).all()):
         raise BoundError("the matrix P of a small-gain bound has no inverse.")
@@ -273,11 +320,11 @@ def _functional_norms(output: Tensor, scope: Scope) -> Tensor:
     rest = residual / (1 - residual) * float(inverse.norm()) * (1 + 2.0**-30)
     if scope == "class":
         norms: Tensor = inverse.norm(dim=1) * (1 + 2 * gamma(size + 8)) + rest
-        return norms
+        return _times_power(norms, exponent).clamp_min(TINY)
     # row a of X is Xᵀe_a
     differences = torch.cdist(inverse, inverse, compute_mode="donot_use_mm_for_euclid_dist")
     values = differences * (1 + 2 * gamma(size + 8)) + (math.sqrt(2) * rest + 4 * 2.0**-53 * float(inverse.abs().max()))
-    return values.fill_diagonal_(0.0)
+    return _times_power(values, exponent).clamp_min(TINY).fill_diagonal_(0.0)
 
 
 def _bounded(loop: LoopMap, hidden: Mapping[int, float]) -> bool:
@@ -291,7 +338,10 @@ def estimated_smallgain(loop: LoopMap, scope: Scope, seed: int, **options: Any) 
     if not _bounded(loop, hidden):
         return Estimate(value, "smallgain", scope)
     found, gain = search(loop, hidden, scope=scope, **options)
-    sharp = evidence_value(loop, Evidence(found, whitening(gain), Norm(1.0, 1.0, "dense")), scope)
+    try:
+        sharp = evidence_value(loop, Evidence(found, whitening(gain), Norm(1.0, 1.0, "dense")), scope)
+    except BoundError:  # an output that does not depend on the input, say
+        return Estimate(value, "smallgain", scope, found)
     return Estimate(torch.minimum(value, sharp), "smallgain", scope, found)
 
 
@@ -314,19 +364,23 @@ def proved_smallgain(
     base = proved(
         loop, "liplt", scope, dense_limit=dense_limit, failure=failure / 2 or failure, slack=slack, norms=norms
     )
-    if norms is None and _bounded(loop, base.hidden):
+    sharp: Tensor | None = None
+    if norms is not None:
+        sharp = None if evidence is None else evidence_value(loop, evidence, scope)
+    elif _bounded(loop, base.hidden):
         try:
             found, gain = search(loop, base.hidden, scope=scope, **options)
             limit = deterministic_limit(dense_limit, failure)
             evidence = prove(loop, found, gain, dense=min(DENSE, limit), limit=limit, failure=failure / 2, slack=slack)
+            sharp = evidence_value(loop, evidence, scope)
         except BoundError as error:
             warnings.warn(f"no small-gain bound was found, and LipLT's is used: {error}", stacklevel=2)
-    if evidence is None or evidence.norm is None:
+    if sharp is None or evidence is None or evidence.norm is None:
         return replace(base, method="smallgain", failure=failure if base.failure and norms is None else base.failure)
-    value = torch.minimum(base.value, evidence_value(loop, evidence, scope))
+    value = torch.minimum(base.value, sharp)
     risk = base.failure + evidence.norm.failure
     if norms is None:
         risk = failure if risk else 0.0
     lower = max(evidence.norm.lower, 1.0)
-    excess = (max(evidence.norm.upper, lower) / lower) ** levels(loop)[-1] - 1
+    excess = _power(max(evidence.norm.upper, lower) / lower, levels(loop)[-1]) - 1
     return replace(base, value=value, method="smallgain", failure=risk, slack=excess, evidence=evidence)

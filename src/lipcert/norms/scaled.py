@@ -133,7 +133,8 @@ def _explicit(scaled: ScaledMap, errors: ScaledErrors) -> Norm:
     rest = math.sqrt(matrix.numel()) * max(lost[0][1], lost[1][0])
     seen, size, most = spectral_norm_upper(matrix), math.sqrt(len(matrix)), errors.norm(_BLOCK)
     forming = size * errors.error(_BLOCK)
-    if 0 < seen < most / 2 and size * errors.error_at(2 * seen) < seen and seen + size * errors.error_at(most) < most:
+    likely, worst = (size * errors.error_at(sigma) + rest for sigma in (2 * seen, most))
+    if 0 < seen < most / 2 and likely < seen and seen + worst < most:
         forming = size * errors.error_at(2 * seen)
     # as much more as a Cholesky factorisation of the Gram matrix needs to show it too
     confirmable = (seen + (1 + math.sqrt(2)) * forming + rest) * (1 + ROOM * (len(matrix) + 4) ** 2 * UNIT)
@@ -211,7 +212,7 @@ def confirm_scaled(
         errors = ScaledErrors(scaled)
         side = min(scaled.source_shape(0)[0], scaled.target_shape(1)[0])
         seen = float(estimate_norms(scaled, [_BLOCK])[_BLOCK])
-        if seen > claim.upper * (1 + 1e-9):
+        if not seen <= claim.upper * (1 + 1e-9):  # nor where it overflows
             raise BoundError(f"the scaled map's norm is at least {seen:.9g}, but {claim.upper:.9g} is claimed.")
         try:
             if side <= limit and claim.method != "cholesky" and proved(errors, _BLOCK, claim.upper):

@@ -123,7 +123,8 @@ class GainBound(DeferredBound):
         shape = {"global": (), "class": (classes,), "pairwise": (classes, classes)}[self.scope]
         self.register_buffer("value", scaled.divisors.new_zeros(shape))
         self._register_counter(resolved)
-        self._solve(resolved)
+        if not self._solve(resolved):
+            raise BoundError("the small-gain bound of these weights cannot be computed: they are too large.")
         self._settle(1)
 
     def _logs(self) -> list[Tensor]:
@@ -173,9 +174,11 @@ class GainBound(DeferredBound):
             if healthy:
                 self.value.copy_(value.detach())
                 self._move(scaled, gain.detach(), z.detach(), image)
-            else:  # V is of another network: solve anew, and leave the weights alone for once
-                self._solve(resolved)
+            elif self._solve(resolved):  # V was of another network: leave the weights alone for once
                 gradients = [torch.zeros_like(v) for v in leaves]
+            else:  # weights that are not finite or too large: the loss is to say so
+                self.value.fill_(math.nan)
+                gradients = [torch.full_like(v, math.nan) for v in leaves]
         return gradients
 
     def _move(self, scaled: ScaledMap, gain: Tensor, z: Tensor, image: Tensor) -> None:
@@ -208,8 +211,9 @@ class GainBound(DeferredBound):
         self.vectors.copy_(following * ratio)
         self.probes.copy_(probe.vectors)
 
-    def _solve(self, resolved: Resolved) -> None:
-        """V from nothing, by conjugate gradients; D is loosened until ‖S_z‖ < 1."""
+    def _solve(self, resolved: Resolved) -> bool:
+        """V from nothing, by conjugate gradients; D is loosened until ‖S_z‖ < 1. If that fails, all is as before."""
+        before = [v.clone() for v in self._logs()]
         steps = levels(self._loop)[1:]
         resolved = resolved.with_tensors([t.detach() for t in resolved.tensors()])
         heads = identity_heads(self._loop)
@@ -224,10 +228,12 @@ class GainBound(DeferredBound):
                 self.vectors.copy_(found.vectors)
                 self.memory.copy_(found.vectors)
                 self.probes.copy_(probe.vectors)
-                return
+                return True
             for v, n in zip(self._logs(), steps, strict=False):
                 v += n * math.log(0.9)
-        raise BoundError("the small-gain bound of these weights cannot be computed: they are not finite, or too large.")
+        for v, logs in zip(self._logs(), before, strict=True):
+            v.copy_(logs)
+        return False
 
     def _settle(self, count: int) -> None:
         with ordinary_mode(), torch.no_grad():

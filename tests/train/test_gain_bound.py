@@ -1,0 +1,175 @@
+"""The small-gain bound inside a step: its value, its gradient, its state, and weights that went wrong."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lipcert
+import lipcert.train.gain as module
+from lipcert.errors import BoundError, ShapeError, TrainingError
+from lipcert.train import GainBound, Trainer
+from runs import STATEFUL, differing, stopped, tiny
+
+SCOPES = ["global", "class", "pairwise"]
+SMALLGAIN = 'bound={method="smallgain",every=2}'
+
+
+def _net(dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 5), nn.LeakyReLU(0.3), nn.Linear(5, 3))
+    return net.to(dtype)
+
+
+def _step(bound: GainBound, weights: Tensor | float = 1.0) -> Tensor:
+    value = bound()
+    (value * weights).sum().backward()
+    return value.detach()
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("scaling", ["layer", "neuron"])
+def test_the_gradient_is_that_of_the_converged_bound(
+    scope: str, scaling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PACE", 0.0)  # D stays
+    net = _net()
+    bound = GainBound(net, (3,), scope=scope, scaling=scaling)  # type: ignore[arg-type]
+    bound.refresh(150)
+    given = {k: v.clone() for k, v in bound.state_dict().items() if k.startswith("log_weights")}
+    weights = torch.randn(bound.value.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    _step(bound, weights)
+    for p in (net[0].weight, net[2].weight, net[4].weight):
+        assert p.grad is not None
+        ends = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                p[1, 2] += sign * 1e-5
+                ends.append(float((bound.refresh(80) * weights).sum()))
+                p[1, 2] -= sign * 1e-5
+        assert float(p.grad[1, 2]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5, abs=1e-8)
+    assert all(torch.equal(bound.get_buffer(k), v) for k, v in given.items())
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_it_settles_where_the_estimate_is(scope: str) -> None:
+    net = _net()
+    bound = GainBound(net, (3,), scope=scope, scaling="neuron")  # type: ignore[arg-type]
+    value = bound.refresh(300)
+    sharp = lipcert.lipschitz(net.eval(), (3,), method="smallgain", scope=scope, seconds=3.0).value  # type: ignore[arg-type]
+    least = lipcert.lipschitz(net, (3,), scope=scope).value  # type: ignore[arg-type]
+    assert float(value.max()) >= float(sharp.max()) * 0.999
+    assert float(value.max()) <= float(least.max()) * 1.02
+    assert float(value.max()) <= float(sharp.max()) * 1.1
+    start = bound.weights
+    again = lipcert.lipschitz(net, (3,), method="smallgain", scope=scope, start=start, seconds=0.0)  # type: ignore[arg-type]
+    assert float(again.value.max()) <= float(value.max()) * 1.02
+
+
+def test_it_follows_a_network_in_training() -> None:
+    net = _net(torch.float32)
+    bound = GainBound(net, (3,))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
+    first = float(bound.value.max())
+    for _ in range(60):
+        optimizer.zero_grad()
+        _step(bound)
+        optimizer.step()
+    kept, fresh = float(bound.refresh().max()), float(GainBound(net, (3,)).refresh(50).max())
+    assert kept < 0.8 * first
+    assert fresh * 0.97 <= kept <= fresh * 1.05
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_state_goes_on_bit_by_bit(every: int) -> None:
+    net = _net(torch.float32)
+    bound = GainBound(net, (3,), every=every)
+    for _ in range(4):
+        _step(bound)
+    other_net = copy.deepcopy(net)
+    other = GainBound(other_net, (3,), every=every, seed=9)
+    other.load_state_dict(bound.state_dict())
+    for p in (*net.parameters(), *other_net.parameters()):
+        p.grad = None
+    for _ in range(4):
+        assert torch.equal(_step(bound), _step(other))
+    assert all(torch.equal(a, b) for a, b in zip(bound.state_dict().values(), other.state_dict().values(), strict=True))
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(net.parameters(), other_net.parameters(), strict=True)
+               if a.grad is not None)  # fmt: skip
+
+
+def test_a_cotangent_of_zeros_touches_nothing() -> None:
+    net = _net()
+    bound = GainBound(net, (3,))
+    _step(bound, 0.0)
+    assert all(p.grad is None or not p.grad.any() for p in net.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite(wrong: float, dtype: torch.dtype) -> None:
+    """The value and the gradients say so, as those of the other bound do; what the network was is not forgotten."""
+    net = _net(dtype)
+    bound, good = GainBound(net, (3,)), copy.deepcopy(net.state_dict())
+    before = bound.refresh(5)
+    state = {k: v.clone() for k, v in bound.state_dict().items() if k.startswith("log_weights")}
+    with torch.no_grad():
+        net[2].weight.fill_(wrong)
+    _step(bound)
+    assert bool(bound.value.isnan().all())
+    assert any(p.grad is not None and bool(p.grad.isnan().any()) for p in net.parameters())
+    assert all(torch.equal(bound.get_buffer(k), v) for k, v in state.items())
+    net.load_state_dict(good)
+    torch.testing.assert_close(bound.refresh(30), before, rtol=0.05, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [0, 2, 4])
+def test_a_layer_that_dies(layer: int) -> None:
+    net = _net()
+    bound = GainBound(net, (3,))
+    with torch.no_grad():
+        net[layer].weight.zero_()
+    bound.refresh(200)
+    _step(bound)
+    assert bool(torch.isfinite(bound.value).all())
+    assert float(bound.value.max()) < 1e-3
+    assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "kind", "said"),
+    [
+        (nn.Linear(3, 2), {}, BoundError, "no activations"),
+        (_net(), {"scope": "each"}, BoundError, "scope must be"),
+        (_net(), {"scaling": "auto"}, BoundError, "scaling must be"),
+        (_net(), {"every": 0}, BoundError, "at least 1"),
+        (_net(), {"iterations": 0}, BoundError, "at least 1"),
+    ],
+)
+def test_refusals(net: nn.Module, options: dict[str, object], kind: type[Exception], said: str) -> None:
+    with pytest.raises(kind, match=said):
+        GainBound(net, (3,), **options)  # type: ignore[arg-type]
+
+
+def test_images_are_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.ReLU())
+    with pytest.raises(ShapeError, match="logits"):
+        GainBound(net, (1, 4, 4))
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path) -> None:
+    config = tiny(*[s for s in STATEFUL if not s.startswith("bound")], SMALLGAIN)
+    Trainer(config, tmp_path / "whole").fit()
+    stopped(config, tmp_path / "part", 7)
+    Trainer(config, tmp_path / "part").fit(resume=True)
+    assert differing(tmp_path / "whole", tmp_path / "part") == []
+
+
+def test_a_run_that_blows_up_says_what_to_change(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"optimizer\.lr"):
+        Trainer(tiny(SMALLGAIN, "optimizer.lr=1e30"), tmp_path / "run").fit()
