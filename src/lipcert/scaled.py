@@ -141,7 +141,8 @@ class ScaledMap:
         """|T| with the same weights, and |P|: not below S in any entry."""
         other = copy.copy(self)
         other.loop = self.loop.absolute()
-        other.output = None if self.output is None else abs(self.output)
+        output = self.output
+        other.output = output.abs() if isinstance(output, Tensor) else None if output is None else abs(output)
         return other
 
     def source_shape(self, j: int) -> tuple[int, ...]:

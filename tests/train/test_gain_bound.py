@@ -33,9 +33,7 @@ def _step(bound: GainBound, weights: Tensor | float = 1.0) -> Tensor:
 
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("scaling", ["layer", "neuron"])
-def test_the_gradient_is_that_of_the_converged_bound(
-    scope: str, scaling: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_gradient_is_that_of_the_converged_bound(scope: str, scaling: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PACE", 0.0)  # D stays
     net = _net()
     bound = GainBound(net, (3,), scope=scope, scaling=scaling)  # type: ignore[arg-type]
