@@ -149,7 +149,7 @@ def test_passes_in_float32_err_by_no_more_than_is_said(name: str, spread: float,
 
 
 def _worst(scaled: ScaledMap) -> ScaledMap:
-    """Every coefficient, c and r off by a rounding, all in the direction that the leading singular vectors like most."""
+    """Every coefficient, c and r off by a rounding, all in the direction that the leading singular vectors like."""
     matrix = scaled.apply(torch.eye(len(scaled.divisors), dtype=torch.float64)).detach()
     u, _, v = torch.linalg.svd(matrix)
     resolved: Resolved = scaled.loop.resolved
