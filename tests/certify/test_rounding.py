@@ -18,7 +18,7 @@ import lipcert
 from emulated import ORDERS, Machine, Mean, Residual, run, worst
 from lipcert.bounds.lipschitz import graph_bound
 from lipcert.certify import rounding
-from lipcert.certify.radius import _rounded
+from lipcert.certify.contest import _rounded
 from lipcert.certify.rounding import Arithmetic, Rounding, executed_logits
 from lipcert.graph.types import Elementwise
 from lipcert.loop import LoopMap

@@ -15,7 +15,7 @@ import lipcert
 from cases import CASES, named
 from catalogue import Fn
 from lipcert.bounds.lipschitz import graph_bound
-from lipcert.certify.radius import _rounded
+from lipcert.certify.contest import _rounded
 from lipcert.certify.rounding import Rounding, executed_logits
 from lipcert.errors import BoundError
 
