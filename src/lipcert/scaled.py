@@ -141,7 +141,10 @@ class ScaledMap:
         """|T| with the same weights, and |P|: not below S in any entry."""
         other = copy.copy(self)
         other.loop = self.loop.absolute()
-        other.output = None if self.output is None else abs(self.output)
+        if isinstance(self.output, Tensor):
+            other.output = self.output.abs()
+        elif self.output is not None:
+            other.output = abs(self.output)
         return other
 
     def source_shape(self, j: int) -> tuple[int, ...]:

@@ -64,9 +64,7 @@ def test_what_is_not_feasible_is_seen(name: str) -> None:
         pytest.skip("nothing leads from one activation to another")
     wide = scaled.loosened(3.0 / size)
     probe = Probe.random(wide)
-    assert probe.iterate(wide, 40) == pytest.approx(
-        np.linalg.norm(matrix(name, wide.weights, None), 2) ** 2, rel=1e-3
-    )
+    assert probe.iterate(wide, 40) == pytest.approx(np.linalg.norm(matrix(name, wide.weights, None), 2) ** 2, rel=1e-3)
     assert solve(wide, _right(wide), None, probe, tolerance=1e-10) is None
 
 

@@ -65,7 +65,12 @@ def test_between_the_exact_constant_and_liplt(widths: tuple[int, ...], scope: st
             assert bool((found.value >= exact * (1 - 1e-9)).all())
             assert bool((found.value <= above).all())
             estimate = lipcert.lipschitz(
-                net, (widths[0],), method="smallgain", scope=scope, scaling=scaling, seconds=5.0  # type: ignore[arg-type]
+                net,
+                (widths[0],),
+                method="smallgain",
+                scope=scope,
+                scaling=scaling,
+                seconds=5.0,  # type: ignore[arg-type]
             )
             assert isinstance(estimate, Estimate)
             torch.testing.assert_close(estimate.value, found.value, rtol=3e-3, atol=1e-9)

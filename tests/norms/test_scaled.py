@@ -98,7 +98,10 @@ def test_not_below_the_norm_in_exact_rational_numbers(seed: int, exponent: int) 
     loop = LoopMap(lipcert.trace(network(weights, biases=0.0), (3,)))
     generator = torch.Generator().manual_seed(seed)
     sizes = [2.0**-exponent, 2.0**-exponent, 1.0]
-    d = [torch.randn(n, generator=generator, dtype=torch.float64).exp() * s for n, s in zip((4, 3, 3), sizes, strict=True)]
+    d = [
+        torch.randn(n, generator=generator, dtype=torch.float64).exp() * s
+        for n, s in zip((4, 3, 3), sizes, strict=True)
+    ]
     p = torch.randn((2, 2), generator=generator, dtype=torch.float64)
     exact = _exact_norm(weights, [v.numpy() for v in d], p.numpy())
     scaled = ScaledMap(loop, d, p)
@@ -118,8 +121,9 @@ def _deviation(scaled: ScaledMap, other: ScaledMap) -> tuple[float, float]:
     """How much passes of two maps differ on unit vectors and on their leading ones: forward, and of the adjoint."""
     matrix = scaled.apply(torch.eye(len(scaled.divisors), dtype=torch.float64))
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    starts, ends = torch.cat([torch.eye(matrix.shape[0], dtype=torch.float64), u.T]), torch.cat(
-        [torch.eye(matrix.shape[1], dtype=torch.float64), v]
+    starts, ends = (
+        torch.cat([torch.eye(matrix.shape[0], dtype=torch.float64), u.T]),
+        torch.cat([torch.eye(matrix.shape[1], dtype=torch.float64), v]),
     )
     like = other.loop.resolved.dtype
     there = other.apply(starts.to(like)).double() - scaled.apply(starts.to(like).double())

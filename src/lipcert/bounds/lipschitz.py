@@ -87,7 +87,8 @@ def lipschitz(
         :class:`UpperBound` or :class:`Estimate`, with a float64 ``value`` on the module's device.
 
     Raises:
-        BoundError: an unknown option, a ``start`` of another network, a block too large for a deterministic bound, or a bound that is not finite.
+        BoundError: an unknown option, a ``start`` of another network, a block too large for a deterministic
+            bound, or a bound that is not finite.
         ShapeError: per-class bounds of an output that is not a vector of logits.
         lipcert.errors.TraceError: the module cannot be traced.
 

@@ -80,6 +80,7 @@ def test_weights_do_not_exceed_what_a_map_keeps_apart(name: str, kind: str) -> N
 
 def test_parts() -> None:
     """What shares a weight: a number a layer, one a channel, one an entry; fewer where a map mixes."""
+
     def shapes(net: torch.nn.Module, shape: tuple[int, ...]) -> list[list[tuple[int, ...]]]:
         import lipcert
         from lipcert.loop import LoopMap
