@@ -141,8 +141,10 @@ class ScaledMap:
         """|T| with the same weights, and |P|: not below S in any entry."""
         other = copy.copy(self)
         other.loop = self.loop.absolute()
-        output = self.output
-        other.output = output.abs() if isinstance(output, Tensor) else None if output is None else abs(output)
+        if isinstance(self.output, Tensor):
+            other.output = self.output.abs()
+        elif self.output is not None:
+            other.output = abs(self.output)
         return other
 
     def source_shape(self, j: int) -> tuple[int, ...]:

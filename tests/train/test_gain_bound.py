@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import lipcert
 import lipcert.train.gain as module
 from lipcert.errors import BoundError, ShapeError, TrainingError
+from lipcert.scaled import ScaledMap
 from lipcert.train import GainBound, Trainer
 from runs import STATEFUL, differing, stopped, tiny
 
@@ -57,12 +58,18 @@ def test_the_gradient_is_that_of_the_converged_bound(scope: str, scaling: str, m
 def test_it_settles_where_the_estimate_is(scope: str) -> None:
     net = _net()
     bound = GainBound(net, (3,), scope=scope, scaling="neuron")  # type: ignore[arg-type]
-    value = bound.refresh(300)
+    value = bound.refresh(200)
+    scaled = ScaledMap(bound._loop, list(bound.weights.weights), 1.0)
+    with torch.no_grad():
+        matrix = scaled.apply(torch.eye(len(scaled.divisors), dtype=torch.float64)).T
+        y, z = matrix[:3], matrix[3:]
+        gain = y @ torch.linalg.solve(torch.eye(len(matrix.T), dtype=torch.float64) - z.T @ z, y.T)
+        torch.testing.assert_close(value, bound._formula(gain), rtol=1e-3, atol=1e-6)
     sharp = lipcert.lipschitz(net.eval(), (3,), method="smallgain", scope=scope, seconds=3.0).value  # type: ignore[arg-type]
     least = lipcert.lipschitz(net, (3,), scope=scope).value  # type: ignore[arg-type]
-    assert float(value.max()) >= float(sharp.max()) * 0.999
+    assert float(value.max()) >= float(sharp.max()) * 0.98
     assert float(value.max()) <= float(least.max()) * 1.02
-    assert float(value.max()) <= float(sharp.max()) * 1.1
+    assert float(value.max()) <= float(sharp.max()) * 1.02
     start = bound.weights
     again = lipcert.lipschitz(net, (3,), method="smallgain", scope=scope, start=start, seconds=0.0)  # type: ignore[arg-type]
     assert float(again.value.max()) <= float(value.max()) * 1.02
@@ -71,15 +78,15 @@ def test_it_settles_where_the_estimate_is(scope: str) -> None:
 def test_it_follows_a_network_in_training() -> None:
     net = _net(torch.float32)
     bound = GainBound(net, (3,))
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.003)
     first = float(bound.value.max())
     for _ in range(60):
         optimizer.zero_grad()
         _step(bound)
         optimizer.step()
     kept, fresh = float(bound.refresh().max()), float(GainBound(net, (3,)).refresh(50).max())
-    assert kept < 0.8 * first
-    assert fresh * 0.97 <= kept <= fresh * 1.05
+    assert kept < 0.9 * first
+    assert fresh * 0.9 <= kept <= fresh * 1.1
 
 
 @pytest.mark.parametrize("every", [1, 3])

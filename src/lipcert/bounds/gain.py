@@ -60,7 +60,10 @@ class Probe:
         return Probe(torch.linalg.qr(start)[0].T.to(scaled.divisors).contiguous())
 
     def advance(self, images: Tensor) -> None:
-        """One step, from S_zᵀS_z·vectors; the first is then the leading one. What is not finite is infeasible."""
+        """One step, from S_zᵀS_z·vectors; the first vector is then the leading one.
+
+        What is not finite is taken for infeasible.
+        """
         projected = (images @ self.vectors.T).double()
         if not bool(torch.isfinite(projected).all()):
             self.seen = math.inf

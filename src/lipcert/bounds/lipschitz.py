@@ -65,7 +65,7 @@ def lipschitz(
             neuron, and slower).
         scope: ``"global"`` for the whole output, ``"class"`` for each logit, ``"pairwise"`` for each difference of
             two logits.
-        guarantee: ``"upper"``: a proved upper bound, rounding included; ``"estimate"``: Lanczos iteration, from
+        guarantee: ``"upper"``: a proved upper bound, rounding included; ``"estimate"``: power iteration, from
             below, not a certificate.
         dense_limit: for ``"upper"``, the largest smaller side of a block of which a matrix may be formed, in float64:
             the block itself up to 2,048, its Gram matrix beyond. By default 2,048, and 16,384 where ``failure`` is 0;
@@ -87,8 +87,8 @@ def lipschitz(
         :class:`UpperBound` or :class:`Estimate`, with a float64 ``value`` on the module's device.
 
     Raises:
-        BoundError: an unknown option, a ``start`` of another network, a block too large for a deterministic bound, or
-            a bound that is not finite.
+        BoundError: an unknown option, a ``start`` of another network, a block too large for a deterministic
+            bound, or a bound that is not finite.
         ShapeError: per-class bounds of an output that is not a vector of logits.
         lipcert.errors.TraceError: the module cannot be traced.
 

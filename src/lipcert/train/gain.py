@@ -38,7 +38,8 @@ from lipcert.train.deferred import DeferredBound
 __all__ = ["GainBound"]
 
 _LEAST = 0.04  # the least eigenvalue of Q that the heavy-ball iteration is made for
-_PACE = 0.1  # of log D towards its balance, each step
+_PACE = 0.04  # of log D towards its balance, each step; at 0.1 it circles around it, and V never catches up
+_CALM = 2.5  # by how much less where the maximum over outputs is sharp
 _BARRIER = 1e-2
 _LIMIT, _SAFE = 0.98, 0.95  # ‖S_z‖²: beyond the first, the weights are loosened to the second
 _SHARP = 32.0  # of the maximum over outputs that D is searched for where the scope is global
@@ -197,7 +198,8 @@ class GainBound(DeferredBound):
         moves = balance(
             scaled, gain, self.vectors, z[:classes], leading, z[classes:], self._objective, _SHARP, _BARRIER
         )[1]
-        logs = [v - _PACE * m for v, m in zip(self._logs(), moves, strict=True)]
+        pace = _PACE / (_CALM if self.scope == "global" else 1)
+        logs = [v - pace * m for v, m in zip(self._logs(), moves, strict=True)]
         if probe.seen > _LIMIT:
             steps, shrink = levels(self._loop)[1:], 0.5 * math.log(_SAFE / probe.seen)
             logs = [v + n * shrink for v, n in zip(logs, steps, strict=False)]
