@@ -18,29 +18,16 @@ k is ``A_kj``. Source: Fazlyab et al., NeurIPS 2023, §3; the scaling of w_j by 
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lipcert.graph.types import Affine, Coefficient, Elementwise, Graph, Node, Nonlinear, Resolved, VectorMap
+from lipcert.plan import Gather, Group, Pair, Plan, Planner, Step
 
 __all__ = ["BlockMap", "Group", "LoopMap", "Pair", "Plan"]
-
-Pair = tuple[int, int]
-"""A block of T: (target, source)."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Rows of a batch that enter at the same sources and are wanted at the same targets."""
-
-    rows: int
-    sources: frozenset[int]
-    targets: frozenset[int]
 
 
 class BlockMap(Protocol):
@@ -65,44 +52,6 @@ class BlockMap(Protocol):
     def run(self, plan: Plan, seeds: Mapping[int, Tensor]) -> dict[int, Tensor]: ...  # noqa: D102
     def adjoint(self, cotangents: Sequence[Tensor | None]) -> list[Tensor]: ...  # noqa: D102
     def amplification(self) -> tuple[list[Tensor], list[Tensor]]: ...  # noqa: D102
-
-
-@dataclass(frozen=True)
-class _Gather:
-    """Which pieces of a value to join, in order; a piece that is not there is that many rows of zeros."""
-
-    pieces: tuple[tuple[int | None, int], ...]
-    whole: bool = False
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What happens at one node.
-
-    ``sizes`` cuts the node's value into the pieces that its users ask for. At a nonlinear node ``operands`` brings
-    the rows that go on through it and ``merge`` orders the two piles, what goes on (0) and what is injected (1).
-    """
-
-    operands: tuple[_Gather, ...]
-    sizes: tuple[int, ...]
-    results: tuple[tuple[int, _Gather], ...]
-    inject: bool = False
-    merge: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which rows travel through which nodes: each row is computed only between its sources and its targets."""
-
-    groups: tuple[Group, ...]
-    steps: dict[int, _Step]
-    last_use: dict[int, int]
-
-    def rows(self, target: int) -> list[int]:
-        """The groups whose rows :meth:`LoopMap.run` returns at a target, in order."""
-        return list(self.delivered.get(target, ()))
-
-    delivered: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 class LoopMap:
@@ -179,7 +128,19 @@ class LoopMap:
         """Index of the node whose value is z_k, or y."""
         return self.graph.output if k == self.depth + 1 else self.nonlinear[k - 1].inputs[0]
 
-    def _passes(self, node: Nonlinear) -> bool:
+    def reach(self, j: int) -> set[int]:
+        """The nodes to which a path leads from source j."""
+        return self._reach[j]
+
+    def need(self, k: int) -> set[int]:
+        """The nodes from which a path leads to target k."""
+        return self._need[k]
+
+    def number(self, node: Node) -> int:
+        """k, of the k-th nonlinear node."""
+        return self._number[node.index]
+
+    def passes(self, node: Nonlinear) -> bool:
         """Whether z goes on through the activation, scaled by c."""
         if not self.centred or not isinstance(node, Elementwise):
             return False
@@ -189,7 +150,7 @@ class LoopMap:
     def _reachable(self, j: int) -> set[int]:
         found = {self._source_node(j)}
         for node in self.graph.nodes[self._source_node(j) + 1 :]:
-            opened = isinstance(node, Nonlinear) and not self._passes(node)
+            opened = isinstance(node, Nonlinear) and not self.passes(node)
             if not opened and any(i in found for i in node.inputs):
                 found.add(node.index)
         return found
@@ -197,7 +158,7 @@ class LoopMap:
     def _needed(self, k: int) -> set[int]:
         found = {self.target_node(k)}
         for node in reversed(self.graph.nodes[: self.target_node(k) + 1]):
-            opened = isinstance(node, Nonlinear) and not self._passes(node)
+            opened = isinstance(node, Nonlinear) and not self.passes(node)
             if node.index in found and not opened:
                 found.update(node.inputs)
         return found
@@ -237,7 +198,7 @@ class LoopMap:
         node = self.nonlinear[j - 1]
         radius = torch.as_tensor(self.radius(j), dtype=torch.float64).detach()
         inverse = float(1 / radius.min())
-        if not self._passes(node):
+        if not self.passes(node):
             return 0.0, inverse
         centre = torch.as_tensor(self._centre(node), dtype=torch.float64).detach().abs()
         ratio = torch.where(centre > 0, centre / radius, torch.zeros_like(centre))
@@ -246,7 +207,7 @@ class LoopMap:
     # --- plans --------------------------------------------------------------------------------------------
     def plan(self, groups: Sequence[Group]) -> Plan:
         """Work out where each group's rows have to travel."""
-        return _Planner(self, groups).plan()
+        return Planner(self, groups).plan()
 
     # --- the map ------------------------------------------------------------------------------------------
     def run(self, plan: Plan, seeds: Mapping[int, Tensor]) -> dict[int, Tensor]:
@@ -266,7 +227,7 @@ class LoopMap:
         pieces: dict[int, tuple[Tensor, ...]] = {}
         results: dict[int, Tensor] = {}
 
-        def bring(index: int, gather: _Gather) -> Tensor:
+        def bring(index: int, gather: Gather) -> Tensor:
             if gather.whole:
                 return values[index]
             shape = self.graph.nodes[index].shape
@@ -294,11 +255,11 @@ class LoopMap:
         return results
 
     def _activate(
-        self, node: Nonlinear, step: _Step, seeds: Mapping[int, Tensor], bring: Callable[[int, _Gather], Tensor]
+        self, node: Nonlinear, step: Step, seeds: Mapping[int, Tensor], bring: Callable[[int, Gather], Tensor]
     ) -> Tensor:
         """``c·z + r·w`` on the rows that carry z, w, or both."""
         radius = self._radius(node)
-        new = seeds[self._number[node.index]] if step.inject else None
+        new = seeds[self.number(node)] if step.inject else None
         if not step.operands:
             assert new is not None
             return _times(new, radius)
@@ -354,121 +315,14 @@ class LoopMap:
                 if isinstance(node, Affine):
                     out = node.apply([values[i] for i in node.inputs], sizes.resolved.coefficients[node.index])
                 elif isinstance(node, Nonlinear):
-                    out = _times(sources[self._number[node.index]], sizes._radius(node))
-                    if self._passes(node):
+                    out = _times(sources[self.number(node)], sizes._radius(node))
+                    if self.passes(node):
                         out = out + _times(values[node.inputs[0]], sizes._centre(node))
                 else:
                     out = sources[0]
                 values.append(out + 1)
             back = torch.autograd.grad([v.sum() for v in values], sources)
         return [values[self.target_node(k)].detach() for k in range(1, self.depth + 2)], list(back)
-
-
-class _Planner:
-    """Works out a :class:`Plan`: which groups are alive at which node, and how their rows get from node to node."""
-
-    def __init__(self, loop: LoopMap, groups: Sequence[Group]) -> None:
-        self.loop, self.groups = loop, tuple(groups)
-        for g in self.groups if len(self.groups) > 1 else ():
-            lost = [j for j in g.sources if not any(loop.connected(k, j) for k in g.targets)]
-            if lost:  # its rows would be missing from the middle of a seed
-                raise ValueError(f"no path from sources {lost} to any of the targets {sorted(g.targets)}")
-        empty: set[int] = set()
-        self.reach = [empty.union(*(loop._reach[s] for s in g.sources)) for g in groups]
-        self.need = [empty.union(*(loop._need[t] for t in g.targets)) for g in groups]
-        self.active: dict[int, tuple[int, ...]] = {}
-        for node in loop.graph.nodes:
-            alive = tuple(
-                g for g in range(len(self.groups)) if node.index in self.reach[g] and node.index in self.need[g]
-            )
-            if alive:
-                self.active[node.index] = alive
-
-    def plan(self) -> Plan:
-        loop = self.loop
-        targets: dict[int, list[int]] = {}
-        for k in range(1, loop.depth + 2):
-            targets.setdefault(loop.target_node(k), []).append(k)
-        wanted: dict[int, list[tuple[int, ...]]] = {i: [] for i in self.active}  # what users ask of each node, in order
-        for index in self.active:
-            node = loop.graph.nodes[index]
-            for i in node.inputs:
-                if i in self.active:
-                    wanted[i].append(self._carried(index, i) if isinstance(node, Nonlinear) else self.active[index])
-        delivered: dict[int, tuple[int, ...]] = {}
-        for index, here in self.active.items():
-            for k in targets.get(index, ()):
-                delivered[k] = tuple(g for g in here if k in self.groups[g].targets)
-                wanted[index].append(delivered[k])
-        cuts = {index: self._cut(index, asked) for index, asked in wanted.items()}
-        steps = {index: self._step(index, cuts, targets.get(index, ()), delivered) for index in self.active}
-        last_use = {i: index for index in self.active for i in loop.graph.nodes[index].inputs}
-        delivered = {k: v for k, v in delivered.items() if v}
-        return Plan(self.groups, steps, last_use, delivered)
-
-    def _carried(self, index: int, source: int) -> tuple[int, ...]:
-        """The groups whose z goes on through a nonlinear node."""
-        node = self.loop.graph.nodes[index]
-        assert isinstance(node, Nonlinear)
-        if not self.loop._passes(node):
-            return ()
-        return tuple(g for g in self.active[index] if g in self.active.get(source, ()))
-
-    def _cut(self, index: int, asked: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-        """The coarsest cut of a node's groups from which every user can be served by whole pieces."""
-        here, order = self.active[index], {g: i for i, g in enumerate(self.active[index])}
-        cut = set[int]()
-        for groups in asked:
-            # A piece ends where its next group is not what the user wants next (rows of zeros may come in between).
-            places: list[int | None] = [None, *(order.get(g) for g in groups), None]
-            for last, place in itertools.pairwise(places):
-                if last is not None and place != last + 1:
-                    cut.add(last + 1)
-                if place is not None and last != place - 1:
-                    cut.add(place)
-        edges = sorted(cut | {0, len(here)})
-        return [here[a:b] for a, b in itertools.pairwise(edges)]
-
-    def _gather(self, groups: tuple[int, ...], index: int, cuts: Mapping[int, Sequence[tuple[int, ...]]]) -> _Gather:
-        pieces = cuts.get(index, ())
-        if groups and groups == self.active.get(index):
-            return _Gather((), whole=True)
-        where = {g: at for at, piece in enumerate(pieces) for g in piece}
-        found: list[tuple[int | None, int]] = []
-        for g in groups:
-            at, rows = where.get(g), self.groups[g].rows
-            if found and found[-1][0] == at:  # the rest of the same piece, or more zeros
-                found[-1] = (at, found[-1][1] + rows)
-            else:
-                found.append((at, rows))
-        return _Gather(tuple(found))
-
-    def _step(
-        self,
-        index: int,
-        cuts: Mapping[int, Sequence[tuple[int, ...]]],
-        targets: Sequence[int],
-        delivered: Mapping[int, tuple[int, ...]],
-    ) -> _Step:
-        node, here = self.loop.graph.nodes[index], self.active[index]
-        sizes = tuple(sum(self.groups[g].rows for g in piece) for piece in cuts[index])
-        results = tuple((k, self._gather(delivered[k], index, cuts)) for k in targets if delivered[k])
-        if not isinstance(node, Nonlinear):
-            operands = tuple(self._gather(here, i, cuts) for i in node.inputs)
-            return _Step(operands, sizes, results)
-        source, number = node.inputs[0], self.loop._number[index]
-        carried = self._carried(index, source)
-        injected = [g for g in here if number in self.groups[g].sources]
-        own = (self._gather(carried, source, cuts),) if carried else ()
-        merge: list[tuple[int, int]] = []
-        if carried and injected and (list(carried) != injected or list(here) != injected):
-            for g in here:
-                pile = 2 if g in carried and g in injected else (0 if g in carried else 1)
-                if merge and merge[-1][0] == pile:
-                    merge[-1] = (pile, merge[-1][1] + self.groups[g].rows)
-                else:
-                    merge.append((pile, self.groups[g].rows))
-        return _Step(own, sizes, results, bool(injected), tuple(merge))
 
 
 def _merged(carried: Tensor, new: Tensor, merge: Sequence[tuple[int, int]]) -> Tensor:

@@ -9,15 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from certificates import confirming, recount, resealed
+from certificates import recount, resealed
 from lipcert.certify import read_certificate
 from lipcert.data import load
 from lipcert.train import RunFolder
 from lipcert.train.checkpoint import load_weights
 from runs import LOSSES, SMALL, TINY, cli, parsed, refused
-
-assert confirming
-pytestmark = pytest.mark.usefixtures("confirming")
 
 
 @pytest.fixture(scope="module")

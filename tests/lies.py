@@ -1,0 +1,9 @@
+"""All lies about certificates."""
+
+from __future__ import annotations
+
+import lies_network
+import lies_samples
+import lies_smallgain
+
+LIES = lies_network.LIES + lies_samples.LIES + lies_smallgain.LIES
