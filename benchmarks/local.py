@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import get_args
 
 import torch
 
+from benchmarks.runs import runs
 from lipcert import trace
 from lipcert.bounds import UpperBound, graph_bound
 from lipcert.bounds.local import LocalBound
 from lipcert.bounds.result import Method
 from lipcert.certify.network import BATCH, certified
-from lipcert.data import Batches, load
+from lipcert.data import Batches
 from lipcert.loop import LoopMap
-from lipcert.train import RunFolder
 
 _METHODS = [m for m in ("liplt", "smallgain") if m in get_args(Method)]
 
@@ -28,13 +27,10 @@ _METHODS = [m for m in ("liplt", "smallgain") if m in get_args(Method)]
 def main() -> None:
     """Print a table for each run."""
     count, precision = int(os.environ.get("LIPCERT_IMAGES", "200")), os.environ.get("LIPCERT_PRECISION", "real")
-    for path in filter(None, os.environ.get("LIPCERT_RUNS", "").split(os.pathsep)):
-        folder = RunFolder(Path(path))
-        module, header = folder.load_model()
-        config = folder.config()
-        data = load(config.data.name, "test")
+    for run in runs():
+        data = run.test_data()
         count = min(count, len(data))
-        graph = trace(module, tuple(header["input_shape"]))
+        graph = trace(run.module, run.shape)
         batches, left = [], count
         for x, _ in Batches(data, BATCH, shuffle=False, seed=0, device=torch.device("cpu")).epoch(0):
             batches.append(x[:left])
@@ -42,7 +38,7 @@ def main() -> None:
             if left <= 0:
                 break
         labels = data.labels[:count]
-        print(f"\n{Path(path).name}: the first {count:,} test images, {precision}")
+        print(f"\n{run.name}: the first {count:,} test images, {precision}")
         for method in _METHODS:
             bound = graph_bound(graph, method=method, scope="pairwise", guarantee="upper")  # type: ignore[arg-type]
             assert isinstance(bound, UpperBound)
@@ -54,7 +50,7 @@ def main() -> None:
             local = certified(graph, bound, batches, labels, precision, local=True)
             ended = time.perf_counter()
             print(f"{'epsilon':>10} {method:>12} {'and local':>12}")
-            for epsilon in config.train.eval_epsilons:
+            for epsilon in run.config.train.eval_epsilons:
                 shares = [100 * r.robust_accuracy(epsilon) for r in (alone, local)]
                 print(f"{epsilon:>10.4g}" + "".join(f"{share:>12.2f}%" for share in shares))
             some = alone.correct & (alone.radius > 0)

@@ -5,18 +5,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
+from benchmarks.runs import runs
 from lipcert import trace
 from lipcert.bounds import UpperBound, graph_bound
 from lipcert.certify import Radii, radii
-from lipcert.data import Batches, Dataset, load
-from lipcert.train import RunFolder
+from lipcert.data import Batches, Dataset
 from lipcert.train.evaluate import certify_data, predict
 
 _SIZES = (50, 200, 1000)
@@ -42,12 +40,9 @@ def _forward(module: torch.nn.Module, data: Dataset, dtype: torch.dtype, size: i
 
 def main() -> None:
     """Print a table for each run."""
-    for path in filter(None, os.environ.get("LIPCERT_RUNS", "").split(os.pathsep)):
-        folder = RunFolder(Path(path))
-        module, header = folder.load_model()
-        config = folder.config()
-        data, epsilons = load(config.data.name, "test"), config.train.eval_epsilons
-        graph = trace(module, tuple(header["input_shape"]))
+    for run in runs():
+        module, data, epsilons = run.module, run.test_data(), run.config.train.eval_epsilons
+        graph = trace(module, run.shape)
         bounds = {g: graph_bound(graph, scope="pairwise", guarantee=g) for g in ("estimate", "upper")}  # type: ignore[arg-type]
         proved = bounds["upper"]
         assert isinstance(proved, UpperBound)
@@ -60,10 +55,10 @@ def main() -> None:
                 found[name] = certify_data(graph, proved, data, device=_CPU, precision=name)
                 times.setdefault(f"certify, {name}", []).append(time.perf_counter() - began)
             for dtype in (torch.float32, torch.float64):
-                copy = RunFolder(Path(path)).load_model()[0].to(dtype).eval()
+                copy = run.folder.load_model()[0].to(dtype).eval()
                 for size in _SIZES:
                     times.setdefault(f"forward, {dtype}, {size}", []).append(_forward(copy, data, dtype, size))
-        print(f"\n{Path(path).name}: {len(data):,} images, clean {100 * found['real'].clean_accuracy:.2f} %")
+        print(f"\n{run.name}: {len(data):,} images, clean {100 * found['real'].clean_accuracy:.2f} %")
         print(f"{'epsilon':>10}" + "".join(f"{name:>12}" for name in found))
         for epsilon in epsilons:
             print(f"{epsilon:>10.4g}" + "".join(f"{100 * r.robust_accuracy(epsilon):>11.2f}%" for r in found.values()))

@@ -5,16 +5,14 @@
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 
 import torch
 
+from benchmarks.runs import runs
 from lipcert import trace
-from lipcert.bounds import UpperBound, graph_bound, graph_lower_bound
-from lipcert.data import Batches, load
-from lipcert.train import RunFolder
+from lipcert.bounds import UpperBound, graph_bound, lower_bound
+from lipcert.data import Batches
 from lipcert.train.evaluate import certify_data
 
 _CPU = torch.device("cpu")
@@ -24,15 +22,12 @@ _SECONDS = 120.0
 
 def main() -> None:
     """Print a table for each run; ratios are means over pairs of classes."""
-    for path in filter(None, os.environ.get("LIPCERT_RUNS", "").split(os.pathsep)):
-        folder = RunFolder(Path(path))
-        module, header = folder.load_model()
-        config = folder.config()
-        data, epsilons = load(config.data.name, "test"), config.train.eval_epsilons
-        graph = trace(module, tuple(header["input_shape"]))
+    for run in runs():
+        data, epsilons = run.test_data(), run.config.train.eval_epsilons
+        graph = trace(run.module, run.shape)
         off = ~torch.eye(graph.output_shape[0], dtype=torch.bool)
         base: torch.Tensor | None = None
-        print(f"\n{Path(path).name}: {len(data):,} images, pairwise, proved; certified in real arithmetic")
+        print(f"\n{run.name}: {len(data):,} images, pairwise, proved; certified in real arithmetic")
         at = "".join(f"{f'at {e:.4g}':>12}" for e in epsilons)
         print(f"{'method':>10} {'scaling':>8} {'mean L':>9} {'/ LipLT':>8} {'slack':>8} {'seconds':>8}{at}")
         for method, scaling in _ROWS:
@@ -59,7 +54,7 @@ def main() -> None:
             )
         began = time.perf_counter()
         x, _ = next(iter(Batches(data, 64, shuffle=False, seed=0, device=_CPU).epoch(0)))
-        below = graph_lower_bound(graph, x, scope="pairwise", input_range=(0.0, 1.0), steps=30)
+        below = lower_bound(graph, x, scope="pairwise", input_range=(0.0, 1.0), steps=30)
         seconds = time.perf_counter() - began
         values = below.value[off]
         assert base is not None

@@ -11,14 +11,13 @@ import os
 import resource
 import time
 from collections import Counter
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from benchmarks.runs import runs
 from lipcert.bounds import UpperBound, lipschitz
 from lipcert.models import build
-from lipcert.train import RunFolder
 
 _PUBLISHED = {"4c3f": ((1, 28, 28), 10), "6c2f": ((3, 32, 32), 10), "8c2f": ((3, 64, 64), 200)}
 
@@ -28,9 +27,8 @@ _SETTINGS = ((8e-3, 1e-12), (1e-3, 1e-12), (1e-3, 0.0))  # slack, probability of
 
 def _models() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
     found: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
-    for path in filter(None, os.environ.get("LIPCERT_RUNS", "").split(os.pathsep)):
-        module, header = RunFolder(Path(path)).load_model()
-        found[Path(path).name] = module, tuple(header["input_shape"])
+    for run in runs():
+        found[run.name] = run.module, run.shape
     for name, (shape, classes) in _PUBLISHED.items():
         if name == "8c2f" and not os.environ.get("LIPCERT_LARGE"):
             continue

@@ -16,7 +16,7 @@ import lipcert
 from adversary_exact import Exact
 from cases import CASES, traced
 from chains import matrices, network
-from lipcert.bounds import LowerBound, graph_bound, graph_lower_bound, lower_bound
+from lipcert.bounds import LowerBound, graph_bound, lower_bound
 from lipcert.errors import BoundError, ModuleStateError, ShapeError
 
 UP = 1 + 1e-13  # rounding of the references
@@ -142,7 +142,7 @@ def test_below_the_upper_bound(name: str) -> None:
     module, x, graph = CASES[name].module(), CASES[name].inputs(5, seed=1), traced(name)
     scopes = ("global",) if name in IMAGES else ("global", "class", "pairwise")
     for scope in scopes[:: 1 if len(name) % 3 == 0 else 3]:
-        found = graph_lower_bound(graph, x, scope=scope, steps=3)  # type: ignore[arg-type]
+        found = lower_bound(graph, x, scope=scope, steps=3)  # type: ignore[arg-type]
         assert found.value.dtype == torch.float64
         assert bool((found.value <= graph_bound(graph, scope=scope, guarantee="upper").value).all())  # type: ignore[arg-type]
         assert found.rounding < 1e-6
@@ -240,7 +240,7 @@ def test_what_it_says() -> None:
 
 # --- the odd ones -------------------------------------------------------------------------------------------------
 def test_a_constant_network_has_no_witness() -> None:
-    bound = graph_lower_bound(traced("cancelling-branches"), CASES["cancelling-branches"].inputs(3), steps=3)
+    bound = lower_bound(traced("cancelling-branches"), CASES["cancelling-branches"].inputs(3), steps=3)
     assert float(bound) == 0
     assert int(bound.witness) == -1
     assert bound.points.shape == (0, 2, *CASES["cancelling-branches"].shape)
@@ -267,11 +267,11 @@ def test_a_network_that_overflows_gives_no_nonsense() -> None:
     for p in net.parameters():
         p.data *= 1e200
     for scope in ("global", "class", "pairwise"):
-        bound = graph_lower_bound(graph, normal(4, 3), scope=scope, steps=3)  # type: ignore[arg-type]
+        bound = lower_bound(graph, normal(4, 3), scope=scope, steps=3)  # type: ignore[arg-type]
         assert bool(torch.isfinite(bound.value).all())
     net[0].weight.data[0, 0] = math.nan
     with pytest.raises(ModuleStateError):
-        graph_lower_bound(graph, normal(4, 3))
+        lower_bound(graph, normal(4, 3))
 
 
 @pytest.mark.parametrize(
@@ -302,4 +302,4 @@ def test_inputs_of_a_wrong_shape(x: Tensor) -> None:
 
 def test_classes_of_an_image() -> None:
     with pytest.raises(ShapeError, match="Use scope='global'"):
-        graph_lower_bound(traced(IMAGES[0]), CASES[IMAGES[0]].inputs(2), scope="class")
+        lower_bound(traced(IMAGES[0]), CASES[IMAGES[0]].inputs(2), scope="class")

@@ -343,6 +343,14 @@ def test_a_start() -> None:
     assert float(again) <= float(first) * 1.01
     infeasible = Scaling("neuron", tuple(w * 1e6**k for k, w in enumerate(start.weights)))
     assert float(_bound(net, (3,), start=infeasible)) <= float(_liplt(net, (3,)))
+    with pytest.raises(BoundError, match="finer than scaling='layer'"):
+        _bound(net, (3,), start=infeasible, scaling="layer")
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+def test_a_time_that_is_none(seconds: float) -> None:
+    with pytest.raises(BoundError, match="seconds must not be negative"):
+        _bound(_mlp(3, 5, 4, 3), (3,), seconds=seconds)
 
 
 @pytest.mark.parametrize("guarantee", ["upper", "estimate"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,7 @@ TINY = 2.0**-126  # float32's smallest normal number
 def _flushing(flush: bool) -> Iterator[None]:
     """Subnormal numbers become zero, as the assumptions allow."""
     if not torch.set_flush_denormal(flush):
+        assert platform.machine().lower() not in ("x86_64", "amd64"), "every such processor can"
         pytest.skip("this processor cannot flush subnormal numbers")
     try:
         with torch.no_grad():

@@ -12,10 +12,10 @@ import torch
 
 import lipcert
 from lipcert import data, models
-from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SLACK
+from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SCALINGS, SLACK
 from lipcert.bounds.result import Guarantee, Method, Scope
 from lipcert.cli.common import command, emit, find_device, parse_epsilon
-from lipcert.cli.options import GuaranteeName, MethodName, ScopeName
+from lipcert.cli.options import GuaranteeName, MethodName, ScalingName, ScopeName
 from lipcert.errors import ConfigError
 from lipcert.train import available_configs, load_config
 from runs import cli, parsed
@@ -26,6 +26,10 @@ COMMANDS = ["train", "certify", "verify", "bound", "models", "datasets", "config
 @pytest.mark.parametrize(("names", "literal"), [(MethodName, Method), (ScopeName, Scope), (GuaranteeName, Guarantee)])
 def test_choices_are_the_library_s(names: type[Enum], literal: Any) -> None:
     assert sorted(choice.value for choice in names) == sorted(get_args(literal))
+
+
+def test_scalings_are_the_library_s() -> None:
+    assert [choice.value for choice in ScalingName] == list(SCALINGS)
 
 
 def test_help() -> None:

@@ -124,6 +124,40 @@ def test_bounds(run: Path, scope: str, guarantee: str) -> None:
         torch.testing.assert_close(torch.tensor(found["value"], dtype=torch.float64), expected.value)
 
 
+@pytest.mark.parametrize("scaling", ["layer", "neuron"])
+def test_small_gain(run: Path, tmp_path: Path, scaling: str) -> None:
+    options = ["--method", "smallgain", "--scaling", scaling, "--seconds", "5", "--scope", "pairwise"]
+    (bound,) = parsed("bound", run, *options, "--guarantee", "upper")
+    model, _ = RunFolder(run).load_model()
+    liplt = lipschitz(model, (1, 8, 8), scope="pairwise", guarantee="upper").value
+    value = torch.tensor(bound["value"], dtype=torch.float64)
+    assert (bound["method"], bound["guarantee"]) == ("smallgain", "upper")
+    assert bool((value <= liplt).all())
+    assert float(value.sum()) < 0.99 * float(liplt.sum())
+    document = parsed("certify", run, *options, "--save", tmp_path / "gain.json")
+    saved = read_certificate(tmp_path / "gain.json")
+    assert document["method"] == saved.bound.method == "smallgain"
+    assert saved.bound.smallgain is not None
+    assert saved.bound.smallgain.kind == scaling
+    assert document["bound"]["high"] == pytest.approx(float(value.max()), rel=1e-6)
+
+
+@pytest.mark.parametrize("given", [["--scaling", "each"], ["--seconds", "0"], ["--seconds", "soon"]])
+def test_options_of_small_gain_that_are_none(run: Path, given: list[str]) -> None:
+    assert cli("bound", run, "--method", "smallgain", *given).exit_code == 2
+
+
+def test_a_bracket(run: Path) -> None:
+    found = parsed("bound", run, "--compare", "--guarantee", "upper")
+    assert [b.get("method") for b in found] == ["product", "liplt", "smallgain", None]
+    values = [b["value"] for b in found]
+    assert found[-1]["guarantee"] == "lower"
+    assert values[0] > values[1] > values[2] > values[3] > 0
+    shown = cli("bound", run, "--compare").stdout
+    assert "points found" in shown
+    assert "≥" in shown
+
+
 def test_bounds_for_people(run: Path) -> None:
     shown = cli("bound", run, "--method", "liplt").stdout.splitlines()
     model, _ = RunFolder(run).load_model()

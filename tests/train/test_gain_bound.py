@@ -132,6 +132,21 @@ def test_weights_that_are_not_finite(wrong: float, dtype: torch.dtype) -> None:
     torch.testing.assert_close(bound.refresh(30), before, rtol=0.05, atol=1e-6)
 
 
+@pytest.mark.parametrize("factor", [0.1, 0.7, 1.5, 10.0])
+def test_weights_that_jump(factor: float) -> None:
+    """V of other weights makes N far too small, or infinite: it is noticed, and solved for anew."""
+    net = _net()
+    bound = GainBound(net, (3,))
+    with torch.no_grad():
+        for layer in (0, 2, 4):
+            net[layer].weight.mul_(factor)
+    jumped = bound.refresh(1)
+    settled = GainBound(net, (3,)).refresh(200)
+    assert float(jumped.max()) >= 0.9 * float(settled.max())
+    if factor > 0.5:  # else D is far from where it should be, which makes N large, and takes more passes to mend
+        assert float(jumped.max()) <= 3 * float(settled.max())
+
+
 @pytest.mark.parametrize("layer", [0, 2, 4])
 def test_a_layer_that_dies(layer: int) -> None:
     net = _net()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lipcert.bounds.lipschitz import graph_bound, lipschitz
-from lipcert.bounds.lower import LowerBound, graph_lower_bound, lower_bound
+from lipcert.bounds.lower import LowerBound, lower_bound
 from lipcert.bounds.result import Bound, Estimate, UpperBound
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "LowerBound",
     "UpperBound",
     "graph_bound",
-    "graph_lower_bound",
     "lipschitz",
     "lower_bound",
 ]

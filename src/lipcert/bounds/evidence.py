@@ -13,7 +13,7 @@ from lipcert.loop import LoopMap
 from lipcert.norms.result import Norm
 from lipcert.scaled import ScaledMap, weight_shapes
 
-__all__ = ["KINDS", "Evidence", "Kind", "Scaling", "check_scaling", "fits"]
+__all__ = ["KINDS", "Evidence", "Kind", "Scaling", "check_start", "fits"]
 
 Kind = Literal["layer", "channel", "neuron"]
 KINDS: tuple[Kind, ...] = ("layer", "channel", "neuron")
@@ -58,11 +58,11 @@ class Evidence:
         return ScaledMap(loop, weights, output.to(loop.resolved.scalar(0.0)) if isinstance(output, Tensor) else output)
 
 
-def check_scaling(loop: LoopMap, scaling: Scaling) -> None:
-    """Refuse weights that are not such as this network asks for.
+def check_start(loop: LoopMap, scaling: Scaling, wanted: str) -> None:
+    """Refuse weights to start from that are not such as this network and a scaling (or ``"auto"``) ask for.
 
     Raises:
-        BoundError: they are of another kind or shape, or not positive and finite.
+        BoundError: they are of another kind or shape, not positive and finite, or finer than what is wanted.
     """
     if not isinstance(scaling, Scaling) or scaling.kind not in KINDS:
         raise BoundError("start must be the scaling of an earlier small-gain bound, such as bound.evidence.scaling.")
@@ -71,6 +71,8 @@ def check_scaling(loop: LoopMap, scaling: Scaling) -> None:
         raise BoundError(f"start is of another network: its weights are of shapes {found}, not {expected}.")
     if not all(bool(((d > 0) & torch.isfinite(d)).all()) for d in scaling.weights):
         raise BoundError("start holds weights that are not positive, or not finite.")
+    if wanted in KINDS and KINDS.index(scaling.kind) > KINDS.index(wanted):
+        raise BoundError(f"start has weights for each {scaling.kind}, which is finer than scaling={wanted!r}.")
 
 
 def fits(loop: LoopMap, evidence: Evidence) -> bool:

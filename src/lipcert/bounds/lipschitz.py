@@ -8,12 +8,12 @@ from typing import get_args
 import torch
 from torch import nn
 
-from lipcert.bounds.evidence import KINDS, Evidence, Scaling, check_scaling
+from lipcert.bounds.evidence import KINDS, Evidence, Scaling, check_start
+from lipcert.bounds.options import check_choice, check_scope, check_seconds
 from lipcert.bounds.recursive import estimated, proved
 from lipcert.bounds.result import Bound, Estimate, Guarantee, Method, Scope
 from lipcert.bounds.scaling import Progress
 from lipcert.bounds.smallgain import estimated_smallgain, proved_smallgain
-from lipcert.errors import BoundError, ShapeError
 from lipcert.graph import Graph, trace
 from lipcert.graph.capture import ordinary_mode
 from lipcert.loop import LoopMap, Pair
@@ -31,11 +31,6 @@ SECONDS = 60.0
 """How long the weights of a small-gain bound are searched for at most."""
 SCALINGS = ("auto", *KINDS)
 """What may share a weight in a small-gain bound."""
-
-
-def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise BoundError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
 
 
 def lipschitz(
@@ -65,7 +60,7 @@ def lipschitz(
             neuron, and slower).
         scope: ``"global"`` for the whole output, ``"class"`` for each logit, ``"pairwise"`` for each difference of
             two logits.
-        guarantee: ``"upper"``: a proved upper bound, rounding included; ``"estimate"``: power iteration, from
+        guarantee: ``"upper"``: a proved upper bound, rounding included; ``"estimate"``: Lanczos iteration, from
             below, not a certificate.
         dense_limit: for ``"upper"``, the largest smaller side of a block of which a matrix may be formed, in float64:
             the block itself up to 2,048, its Gram matrix beyond. By default 2,048, and 16,384 where ``failure`` is 0;
@@ -79,7 +74,8 @@ def lipschitz(
         scaling: for ``"smallgain"``, what shares a weight: ``"layer"``, ``"channel"``, ``"neuron"``, or ``"auto"``: the
             finest that is reached in time, each from the optimum of the one before.
         seconds: when to stop the search for the weights. LipLT, which it starts from, and the proof come on top.
-        start: the weights that an earlier bound of this network found (``bound.evidence.scaling``).
+        start: the weights that an earlier bound of this network found (``bound.evidence.scaling``), not finer than
+            ``scaling``.
         progress: called with the scaling, a typical value of the bound, and the seconds so far, at each improvement.
         seed: of the start of an estimate's iteration.
 
@@ -144,18 +140,11 @@ def graph_bound(
     With ``norms``, and ``evidence`` for a small-gain bound, an upper bound is made from these (a certificate's, say)
     instead of proving any: it is as good as they are. They must be those of exactly the blocks that the bound needs.
     """
-    for name, given, kind in (
-        ("method", method, Method),
-        ("scope", scope, Scope),
-        ("guarantee", guarantee, Guarantee),
-    ):
-        _one_of(name, given, get_args(kind))
-    _one_of("scaling", scaling, SCALINGS)
-    if scope != "global" and len(graph.output_shape) != 1:
-        raise ShapeError(
-            f"scope={scope!r} needs an output of logits, one number a class; this module's has shape "
-            f"{graph.output_shape}. Use scope='global'."
-        )
+    check_choice("method", method, get_args(Method))
+    check_choice("guarantee", guarantee, get_args(Guarantee))
+    check_choice("scaling", scaling, SCALINGS)
+    check_scope(scope, graph)
+    check_seconds(seconds)
     graph.capture.check()
     # γ_n holds for sums of products in any order, but not for the FFT and Winograd convolutions of cuDNN.
     upper = guarantee == "upper"
@@ -163,7 +152,7 @@ def graph_bound(
         loop = LoopMap(graph, graph.resolve(torch.float64), centred=method != "product")
         if method == "smallgain":
             if start is not None:
-                check_scaling(loop, start)
+                check_start(loop, start, scaling)
             search = {"scaling": scaling, "seconds": seconds, "start": start, "progress": progress}
             if not upper:
                 return estimated_smallgain(loop, scope, seed, **search)

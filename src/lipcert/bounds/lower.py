@@ -18,11 +18,11 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from lipcert.bounds.options import check_scope
 from lipcert.bounds.result import Scope, rounded
 from lipcert.bounds.steepest import Search
 from lipcert.errors import BoundError, ShapeError
@@ -33,7 +33,7 @@ from lipcert.loop import LoopMap
 from lipcert.norms.errors import gamma, path_error
 from lipcert.norms.scaling import row_norms
 
-__all__ = ["LowerBound", "graph_lower_bound", "lower_bound"]
+__all__ = ["LowerBound", "lower_bound"]
 
 _FRESH = 128  # random points that are looked at
 _LADDER = tuple(10.0**-k for k in range(1, 8))  # h of the pairs that are measured, relative to the inputs' scale
@@ -87,7 +87,7 @@ class LowerBound:
 
 
 def lower_bound(
-    module: nn.Module,
+    module: nn.Module | Graph,
     x: Tensor,
     *,
     scope: Scope = "global",
@@ -104,7 +104,7 @@ def lower_bound(
     elsewhere.
 
     Args:
-        module: any supported ``nn.Module`` in eval mode (see :func:`lipcert.trace`).
+        module: any supported ``nn.Module`` in eval mode (see :func:`lipcert.trace`), or what was traced of one.
         x: (N, *input_shape), where to begin; samples that are not finite are left out.
         scope: ``"global"`` for the whole output, ``"class"`` for each logit, ``"pairwise"`` for each difference of
             two logits.
@@ -134,33 +134,10 @@ def lower_bound(
     """
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or not len(x):
         raise ShapeError("x must be a batch of inputs: a floating-point tensor (N, *input_shape) with N ≥ 1.")
-    graph = trace(module, tuple(x.shape[1:]))
-    return graph_lower_bound(
-        graph, x, scope=scope, steps=steps, starts=starts, pairs=pairs, input_range=input_range, seed=seed
-    )
-
-
-def graph_lower_bound(
-    graph: Graph,
-    x: Tensor,
-    *,
-    scope: Scope = "global",
-    steps: int = 50,
-    starts: int = 32,
-    pairs: Sequence[tuple[int, int]] | None = None,
-    input_range: tuple[float, float] | None = None,
-    seed: int = 0,
-) -> LowerBound:
-    """:func:`lower_bound` of a network that was traced before, at its present weights."""
-    if scope not in get_args(Scope):
-        raise BoundError(f"scope must be one of {', '.join(map(repr, get_args(Scope)))}; got {scope!r}.")
+    graph = module if isinstance(module, Graph) else trace(module, tuple(x.shape[1:]))
     if steps < 0 or starts < 1:
         raise BoundError(f"steps must not be negative, and starts must be positive; got {steps} and {starts}.")
-    if scope != "global" and len(graph.output_shape) != 1:
-        raise ShapeError(
-            f"scope={scope!r} needs an output of logits, one number a class; this module's has shape "
-            f"{graph.output_shape}. Use scope='global'."
-        )
+    check_scope(scope, graph)
     graph.capture.check()
     with ordinary_mode(), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         with torch.no_grad():

@@ -147,7 +147,7 @@ def search(
     current = feasible_start(working, hidden) if start is None else start
     kinds: list[Kind] = [k for k in KINDS if scaling in (k, "auto")]
     if start is not None:
-        kinds = [k for k in kinds if KINDS.index(k) >= KINDS.index(start.kind)] or [start.kind]
+        kinds = [k for k in kinds if KINDS.index(k) >= KINDS.index(start.kind)]
     elif scaling != "auto":
         kinds = list(KINDS[: KINDS.index(kinds[0]) + 1])
     for kind in kinds:
@@ -282,17 +282,23 @@ def evidence_value(loop: LoopMap, evidence: Evidence, scope: Scope) -> Tensor:
     Raises:
         BoundError: it proves nothing: P is not what the scope asks for, or has no inverse, or the norm is too large.
     """
-    assert evidence.norm is not None
-    if isinstance(evidence.output, Tensor) == (scope == "global"):
-        raise BoundError("P of a small-gain bound must be a number where the scope is global, else a matrix.")
+    if evidence.norm is None:
+        raise BoundError("this evidence proves nothing: the norm of its scaled map is not there.")
     factor = _power(max(1.0, evidence.norm.upper), levels(loop)[-1]) * (1 + 2.0**-40)
     if not math.isfinite(factor):
         raise BoundError(f"a scaled map of norm {evidence.norm.upper:g} proves nothing.")
-    if not isinstance(evidence.output, Tensor):
-        if not evidence.output:
-            raise BoundError("the number P of a small-gain bound is zero.")
-        return loop.resolved.scalar(factor / abs(evidence.output) * (1 + 2.0**-40))
-    return (_functional_norms(evidence.output, scope) * factor).to(loop.resolved.device)
+    return _feasible_value(loop, evidence.output, scope) * factor
+
+
+def _feasible_value(loop: LoopMap, output: Tensor | float, scope: Scope) -> Tensor:
+    """``‖P⁻ᵀh‖`` for each h of the scope, rounding included: the bound, if ‖S‖ ≤ 1."""
+    if isinstance(output, Tensor) == (scope == "global"):
+        raise BoundError("P of a small-gain bound must be a number where the scope is global, else a matrix.")
+    if isinstance(output, Tensor):
+        return _functional_norms(output, scope).to(loop.resolved.device)
+    if not output:
+        raise BoundError("the number P of a small-gain bound is zero.")
+    return loop.resolved.scalar(1 / abs(output) * (1 + 2.0**-40))
 
 
 def _times_power(value: Tensor, exponent: int) -> Tensor:
@@ -337,11 +343,12 @@ def estimated_smallgain(loop: LoopMap, scope: Scope, seed: int, **options: Any) 
     value, hidden = estimated(loop, scope, seed)
     if not _bounded(loop, hidden):
         return Estimate(value, "smallgain", scope)
-    found, gain = search(loop, hidden, scope=scope, **options)
     try:
-        sharp = evidence_value(loop, Evidence(found, whitening(gain), Norm(1.0, 1.0, "dense")), scope)
-    except BoundError:  # an output that does not depend on the input, say
-        return Estimate(value, "smallgain", scope, found)
+        found, gain = search(loop, hidden, scope=scope, **options)
+        sharp = _feasible_value(loop, whitening(gain), scope)
+    except BoundError as error:  # an output that does not depend on the input, say
+        warnings.warn(f"no small-gain bound was found, and LipLT's is used: {error}", stacklevel=2)
+        return Estimate(value, "smallgain", scope)
     return Estimate(torch.minimum(value, sharp), "smallgain", scope, found)
 
 

@@ -11,7 +11,7 @@ import torch
 import typer
 from torch import nn
 
-from lipcert.bounds import LowerBound, UpperBound, graph_bound, graph_lower_bound
+from lipcert.bounds import LowerBound, UpperBound, graph_bound, lower_bound
 from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK
 from lipcert.bounds.result import Scope, rounded
 from lipcert.cli.common import DeviceOption, JsonOption, console, describe, emit, find_device, guarded, say, table
@@ -73,7 +73,7 @@ def _below(graph: Graph, scope: Scope) -> LowerBound:
     sample = graph.capture.sample
     generator = torch.Generator().manual_seed(0)
     x = torch.rand((_POINTS, *graph.input_shape), generator=generator).to(sample)
-    return graph_lower_bound(graph, x, scope=scope, input_range=(0.0, 1.0), steps=_CLIMB)
+    return lower_bound(graph, x, scope=scope, input_range=(0.0, 1.0), steps=_CLIMB)
 
 
 def bound(

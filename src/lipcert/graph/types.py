@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
@@ -235,6 +236,10 @@ class Resolved:
 
     def absolute(self) -> Resolved:
         """The same numbers without their signs: the map ``|T|`` that bounds the rounding of ``T``."""
+        return self._absolute
+
+    @cached_property
+    def _absolute(self) -> Resolved:
         return Resolved(
             tuple(tuple(_size(c) for c in cs) for cs in self.coefficients),
             {i: _Given(0.0, s.lipschitz, (_size(s.centre), s.radius)) for i, s in self.slopes.items()},

@@ -26,10 +26,10 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from lipcert.bounds.options import check_choice
 from lipcert.bounds.recursion import combine, hidden_bounds, hidden_pairs
 from lipcert.bounds.result import Method, Scope
-from lipcert.errors import BoundError, ShapeError
-from lipcert.graph import trace
+from lipcert.errors import BoundError
 from lipcert.graph.capture import ordinary_mode
 from lipcert.graph.types import Resolved
 from lipcert.loop import Group, LoopMap, Pair
@@ -82,16 +82,9 @@ class TrainingBound(DeferredBound):
     ) -> None:
         if method == "smallgain":
             raise BoundError("method='smallgain' is lipcert.train.GainBound.")
-        for name, given, kind in (("method", method, Method), ("scope", scope, Scope)):
-            if given not in get_args(kind):
-                raise BoundError(f"{name} must be one of {', '.join(map(repr, get_args(kind)))}; got {given!r}.")
-        if min(every, warmup, iterations) < 1:
-            raise BoundError(f"every, iterations and warmup must be at least 1; got {every}, {iterations}, {warmup}.")
-        graph = trace(module, input_shape, allow_train_mode=True)
-        if scope != "global" and len(graph.output_shape) != 1:
-            raise ShapeError(f"scope={scope!r} needs an output of logits; this one's shape is {graph.output_shape}.")
-        super().__init__(graph, every)
-        self.scope, self.iterations = scope, iterations
+        check_choice("method", method, get_args(Method))
+        super().__init__(module, input_shape, scope, every, {"iterations": iterations, "warmup": warmup})
+        self.iterations, graph = iterations, self.graph
         with torch.no_grad():
             self._loop = LoopMap(graph, graph.resolve(), centred=method != "product")
         loop, last = self._loop, self._loop.depth + 1

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lipcert.graph import Graph
+from lipcert.bounds.options import check_scope
+from lipcert.bounds.result import Scope
+from lipcert.errors import BoundError
+from lipcert.graph import trace
 from lipcert.graph.types import Resolved
 
 __all__ = ["DeferredBound", "in_layout", "memory_layout"]
@@ -20,17 +23,31 @@ class DeferredBound(nn.Module):
     Subclasses register the buffer ``value`` and say in :meth:`_step` what a backward pass does.
 
     Args:
-        graph: the network.
+        module: the network that is trained.
+        input_shape: shape of one input, without the batch dimension.
+        scope: ``"global"``, ``"class"`` or ``"pairwise"``.
         every: let :meth:`_step` work in every n-th backward pass only; in between its gradients are used again, scaled
             to the size of the present cotangent.
+        counts: options that must be at least 1, by name.
+
+    Raises:
+        BoundError: an option out of range.
+        ShapeError: logits asked for of an output that is not a vector of them.
     """
 
     value: Tensor
     counter: Tensor
 
-    def __init__(self, graph: Graph, every: int) -> None:
+    def __init__(
+        self, module: nn.Module, input_shape: Sequence[int], scope: Scope, every: int, counts: Mapping[str, int]
+    ) -> None:
         super().__init__()
-        self.graph, self.every = graph, every
+        small = {name: n for name, n in {"every": every, **counts}.items() if n < 1}
+        if small:
+            raise BoundError(f"{', '.join(small)} must be at least 1; got {', '.join(map(str, small.values()))}.")
+        self.graph = trace(module, input_shape, allow_train_mode=True)
+        check_scope(scope, self.graph)
+        self.scope, self.every = scope, every
 
     def _register_counter(self, resolved: Resolved) -> None:
         self.register_buffer("counter", torch.zeros((), dtype=torch.int64))

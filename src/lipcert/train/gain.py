@@ -15,19 +15,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from lipcert.bounds.evidence import KINDS, Kind, Scaling
 from lipcert.bounds.gain import Probe, solve
+from lipcert.bounds.options import check_choice
 from lipcert.bounds.recursion import hidden_bounds
 from lipcert.bounds.result import Scope
 from lipcert.bounds.scaling import Search, balance, feasible_start
 from lipcert.bounds.smallgain import identity_heads, objective
 from lipcert.errors import BoundError, ShapeError
-from lipcert.graph import trace
 from lipcert.graph.capture import ordinary_mode
 from lipcert.graph.types import Resolved
 from lipcert.loop import LoopMap
@@ -45,6 +44,7 @@ _LIMIT, _SAFE = 0.98, 0.95  # ‖S_z‖²: beyond the first, the weights are loo
 _SHARP = 32.0  # of the maximum over outputs that D is searched for where the scope is global
 _START_STEPS = 25
 _LOOSENINGS = 40
+_STALE = 0.1  # of N, which may be missing before V is solved for anew
 
 
 class GainBound(DeferredBound):
@@ -90,16 +90,11 @@ class GainBound(DeferredBound):
         iterations: int = 1,
         seed: int = 0,
     ) -> None:
-        for name, given, kind in (("scope", scope, get_args(Scope)), ("scaling", scaling, KINDS)):
-            if given not in kind:
-                raise BoundError(f"{name} must be one of {', '.join(map(repr, kind))}; got {given!r}.")
-        if min(every, iterations) < 1:
-            raise BoundError(f"every and iterations must be at least 1; got {every}, {iterations}.")
-        graph = trace(module, input_shape, allow_train_mode=True)
+        check_choice("scaling", scaling, KINDS)
+        super().__init__(module, input_shape, scope, every, {"iterations": iterations})
+        self.iterations, self.scaling, graph = iterations, scaling, self.graph
         if len(graph.output_shape) != 1:
             raise ShapeError(f"a small-gain training bound is of logits; this output's shape is {graph.output_shape}.")
-        super().__init__(graph, every)
-        self.scope, self.iterations, self.scaling = scope, iterations, scaling
         with torch.no_grad(), ordinary_mode():
             self._loop = LoopMap(graph, graph.resolve())
             if not self._loop.depth:
@@ -153,8 +148,13 @@ class GainBound(DeferredBound):
         return squares.clamp_min(math.sqrt(torch.finfo(gain.dtype).tiny)).sqrt().masked_fill(own, 0.0)
 
     # --- the pass -----------------------------------------------------------------------------------------
-    def _pass(self, resolved: Resolved, leaves: Sequence[Tensor], cotangent: Tensor | None) -> list[Tensor | None]:
-        """One forward pass and one or two backward; updates the state, returns the gradients in ``leaves``."""
+    def _pass(
+        self, resolved: Resolved, leaves: Sequence[Tensor], cotangent: Tensor | None, *, solved: bool = False
+    ) -> list[Tensor | None]:
+        """One forward pass and one or two backward; updates the state, returns the gradients in ``leaves``.
+
+        Where V is that of other weights it is solved for, once, and the pass is made again.
+        """
         scaled, classes = self._scaled(resolved), len(self.vectors)
         with torch.enable_grad():
             rows = torch.cat([self.vectors, self.probes]).detach().requires_grad_()
@@ -171,16 +171,18 @@ class GainBound(DeferredBound):
             if cotangent is not None:
                 gradients = [*torch.autograd.grad(value, leaves, cotangent.to(value.dtype), allow_unused=True)]
         with torch.no_grad():
-            healthy = bool(torch.isfinite(gain).all()) and bool((gain.diagonal() >= 0).all())
-            if healthy:
+            # what is missing of N_aa is rᵀQ⁻¹r, r being the residual: at least ‖r‖²
+            missing = (image[:classes] - self.vectors).square().sum(1)
+            fresh = solved or bool((missing <= _STALE * gain.diagonal()).all())
+            if fresh and bool(torch.isfinite(gain).all()):
                 self.value.copy_(value.detach())
                 self._move(scaled, gain.detach(), z.detach(), image)
-            elif self._solve(resolved):  # V was of another network: leave the weights alone for once
-                gradients = [torch.zeros_like(v) for v in leaves]
-            else:  # weights that are not finite or too large: the loss is to say so
-                self.value.fill_(math.nan)
-                gradients = [torch.full_like(v, math.nan) for v in leaves]
-        return gradients
+                return gradients
+            if not solved and self._solve(resolved):  # which also tells what is not finite
+                return self._pass(resolved, leaves, cotangent, solved=True)
+            # weights that are not finite or too large: the loss is to say so
+            self.value.fill_(math.nan)
+            return [torch.full_like(v, math.nan) for v in leaves]
 
     def _move(self, scaled: ScaledMap, gain: Tensor, z: Tensor, image: Tensor) -> None:
         """One step of V, of the probes, and of D."""
@@ -214,18 +216,20 @@ class GainBound(DeferredBound):
         self.probes.copy_(probe.vectors)
 
     def _solve(self, resolved: Resolved) -> bool:
-        """V from nothing, by conjugate gradients; D is loosened until ‖S_z‖ < 1. If that fails, all is as before."""
+        """V by conjugate gradients; D is loosened until ‖S_z‖ < 1. If that fails, all is as before."""
         before = [v.clone() for v in self._logs()]
         steps = levels(self._loop)[1:]
         resolved = resolved.with_tensors([t.detach() for t in resolved.tensors()])
         heads = identity_heads(self._loop)
+        start = self.vectors if bool(torch.isfinite(self.vectors).all()) else None
         for _ in range(_LOOSENINGS):
             loop = self._loop.at(resolved)
             scaled = ScaledMap(loop, [v.exp() for v in self._logs()], None)
             probe = Probe.random(scaled)
             probe.iterate(scaled, 5)
             b = scaled.sources.join(loop.adjoint([*[None] * loop.depth, heads])) / scaled.divisors
-            found = solve(scaled, b, None, probe, tolerance=1e-2, limit=60)
+            found = solve(scaled, b, start, probe, tolerance=1e-2, limit=60)
+            start = None
             if found is not None and probe.seen < _LIMIT:
                 self.vectors.copy_(found.vectors)
                 self.memory.copy_(found.vectors)
