@@ -28,27 +28,28 @@ _DRAWS = 5
 def main(nets: int = 10_000) -> None:
     """Print a line for each kind of network, then a line for each claim: violations, and how near the attacks got."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-    from adversary import sweep
+    from adversary import CLAIMANTS, sweep
     from adversary_nets import KINDS
     from adversary_report import Tally
 
     seeds = range(math.ceil(nets / (_DRAWS * len(KINDS))))
-    total = {"lipcert": Tally(), "local": Tally(), "foil": Tally()}
+    total = {name: Tally() for name in CLAIMANTS}
     print(f"{'kind':>14} {'nets':>6} {'points':>10} {'broken':>7} {'by the foil':>12} {'slope/L':>9} {'seconds':>8}")
     for kind in KINDS:
         began = time.perf_counter()
         found = sweep(seeds, draws=_DRAWS, kinds=[kind])[kind]
-        ours, local, foil = found["lipcert"], found["local"], found["foil"]
-        for finding in [*ours.findings, *local.findings]:
+        ours, foil = found["lipcert"], found["foil"]
+        findings = [f for name, tally in found.items() if name != "foil" for f in tally.findings]
+        for finding in findings:
             print(finding, flush=True)
         print(
-            f"{kind:>14} {ours.nets:>6} {ours.points:>10} {len(ours.findings):>7} {len(foil.findings):>12} "
+            f"{kind:>14} {ours.nets:>6} {ours.points:>10} {len(findings):>7} {len(foil.findings):>12} "
             f"{ours.tightest.get('bound', 0):>9.6f} {time.perf_counter() - began:>8.1f}",
             flush=True,
         )
         for name, tally in found.items():
             total[name] += tally
-    ours, local, foil = total["lipcert"], total["local"], total["foil"]
+    ours, foil = total["lipcert"], total["foil"]
     print(f"\n{ours.nets} networks, {ours.attacks} attacks, {ours.points} points")
     print(f"{'claim':>42} {'violations':>11} {'nearest':>9} {'by the foil':>12} {'nearest':>9}")
     for what in _ROWS:
@@ -56,9 +57,11 @@ def main(nets: int = 10_000) -> None:
             near = [f"{t.tightest[what]:9.6f}" if what in t.tightest else f"{'–':>9}" for t in (ours, foil)]
             count = foil.broken.get(what, "–")
             print(f"{what:>42} {ours.broken[what]:>11} {near[0]} {count:>12} {near[1]}")
-    for what in ("radius", "radius, all regions"):
-        if what in local.broken:
-            print(f"{what + ', with local bounds':>42} {local.broken[what]:>11} {local.tightest[what]:9.6f}")
+    for name, added in (("local", ", with local bounds"), ("small gain", ", small gain")):
+        tally = total[name]
+        for what in tally.broken:
+            if name == "small gain" or what.startswith("radius"):
+                print(f"{what + added:>42} {tally.broken[what]:>11} {tally.tightest[what]:9.6f}")
     print("nearest: the largest slope found / bound, or radius / distance of the nearest changed prediction found")
 
 

@@ -18,11 +18,15 @@ import torch
 from torch import Tensor
 
 import lipcert
-from adversary_attacks import HAS_PRECISION, attack_executed, attack_radii, steepest
-from adversary_claims import Claims, foil, proved, proved_locally
+from adversary_attacks import attack_executed, attack_radii, steepest
+from adversary_claims import Claims, foil, proved, proved_by_small_gain, proved_locally
 from adversary_exact import Exact
 from adversary_nets import KINDS, Network, layers, redraw
 from adversary_report import Tally
+
+PROVED = ("lipcert", "local", "small gain")
+CLAIMANTS = (*PROVED, "foil")
+"""Who claims: lipcert by LipLT, with local bounds, by small gain; and a foil."""
 
 
 def attack_exactly(net: Network, exact: Exact, x: Tensor, claims: Claims, tally: Tally, seed: int) -> None:
@@ -43,8 +47,7 @@ def attack_exactly(net: Network, exact: Exact, x: Tensor, claims: Claims, tally:
 def examine(
     net: Network, seed: int = 0, *, graph: lipcert.Graph | None = None, rows: int = 12, executed: bool = True
 ) -> dict[str, Tally]:
-    """Attack one network: what was found against lipcert's claims (``"lipcert"``, with local bounds ``"local"``) and
-    against the foil's.
+    """Attack one network: what was found against lipcert's claims and against the foil's (:data:`CLAIMANTS`).
 
     ``executed``: also radii for the float32 run, which costs a trace.
     """
@@ -53,8 +56,9 @@ def examine(
     slopes = steepest(module, torch.cat([x, 2 * x.flip(0)]).double(), seed=seed)
     exact = Exact(net.module) if net.kind == "tiny" else None  # type: ignore[arg-type]
     result = {}
-    claimed_by = {"lipcert": proved(graph, x), "local": proved_locally(graph, x), "foil": foil(graph, x)}
-    for name, claims in claimed_by.items():
+    makers = {"lipcert": proved, "local": proved_locally, "small gain": proved_by_small_gain, "foil": foil}
+    for name, make in makers.items():
+        claims = make(graph, x)
         tally = Tally(nets=1, attacks=slopes.attacks, points=slopes.points)
         found, claimed = (torch.tensor([v], dtype=torch.float64) for v in (slopes.whole, claims.whole))
         tally.judge(net, seed, "bound", found, claimed, None)
@@ -70,20 +74,20 @@ def examine(
                 tally,
                 seed,
             )
-        if name == "lipcert" and executed and HAS_PRECISION and float(claims.pairs[a, b].min()) > 1e-250:
+        if name == "lipcert" and executed and float(claims.pairs[a, b].min()) > 1e-250:
             attack_executed(net, module, x, tally, seed)
         result[name] = tally
     return result
 
 
 def sweep(seeds: Iterable[int], *, draws: int, kinds: Iterable[str] = tuple(KINDS)) -> dict[str, dict[str, Tally]]:
-    """Attack ``draws`` networks of each kind and seed: kind → {"lipcert": …, "local": …, "foil": …}.
+    """Attack ``draws`` networks of each kind and seed: kind → claimant → what was found.
 
     One trace serves all draws.
     """
     seeds, total = list(seeds), dict[str, dict[str, Tally]]()
     for kind in kinds:
-        total[kind] = {"lipcert": Tally(), "local": Tally(), "foil": Tally()}
+        total[kind] = {name: Tally() for name in CLAIMANTS}
         for seed in seeds:
             module, graph = layers(kind, seed), None
             for draw in range(draws):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,6 @@ from adversary_claims import Claims
 from adversary_nets import Network
 from adversary_report import ROUNDING, Tally
 
-HAS_PRECISION = "precision" in inspect.signature(lipcert.certify).parameters
 FACTORS = (
     0.9,
     0.97,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 import lipcert
-from adversary import examine, sweep
-from adversary_attacks import HAS_PRECISION, rounded_inwards, steepest
+from adversary import PROVED, examine, sweep
+from adversary_attacks import rounded_inwards, steepest
 from adversary_claims import foil, proved
 from adversary_exact import Exact
 from adversary_nets import KINDS, network, program, trained
@@ -33,7 +33,7 @@ def _assert_nothing_found(tally: Tally) -> None:
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize("by", ["lipcert", "local"])
+@pytest.mark.parametrize("by", PROVED)
 def test_no_claim_is_broken(by: str, kind: str) -> None:
     tally = _of_kind(kind)[by]
     _assert_nothing_found(tally)
@@ -53,7 +53,6 @@ def test_power_iteration_in_place_of_the_upper_bound_is_caught() -> None:
     assert str(caught.findings[0]).count("examine(network(") == 1
 
 
-@pytest.mark.skipif(not HAS_PRECISION, reason="certify has no precision yet")
 def test_a_float32_run_breaks_radii_of_real_arithmetic_and_not_its_own() -> None:
     tally = _of_kind("biased")["lipcert"]
     assert tally.broken["radius of real arithmetic, run in float32"] > 0

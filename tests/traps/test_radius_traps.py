@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator
 
@@ -19,9 +18,7 @@ from lipcert.bounds import UpperBound
 from lipcert.certify import radii
 from lipcert.errors import BoundError, ModuleStateError
 
-HAS_PRECISION = "precision" in inspect.signature(lipcert.certify).parameters
-executed = pytest.mark.skipif(not HAS_PRECISION, reason="certify has no precision yet")
-REAL = {"precision": "real"} if HAS_PRECISION else {}
+REAL = {"precision": "real"}
 FLOAT32 = {"precision": "float32"}
 
 
@@ -36,8 +33,7 @@ def test_the_witness_lies_in_the_foils_radius_and_not_in_lipcerts(name: str) -> 
     assert after != int(result.prediction)
     assert trap.foil(net, x) >= apart
     assert float(result.radius) <= apart
-    if HAS_PRECISION:
-        assert float(lipcert.certify(net, x[None], **FLOAT32).radius) <= float(result.radius)
+    assert float(lipcert.certify(net, x[None], **FLOAT32).radius) <= float(result.radius)
 
 
 def test_a_tie_is_certified_at_no_radius_at_all() -> None:
@@ -83,7 +79,6 @@ def test_weights_that_are_not_finite(bad: float) -> None:
         lipcert.certify(net, x[None], **REAL)
 
 
-@executed
 def test_a_run_that_overflows_where_real_arithmetic_does_not() -> None:
     """The module returns infinities: whatever real arithmetic says, its run is certified nowhere."""
     net = linear([[2.0**40]], [[2.0**40]], [[2.0**-80], [-(2.0**-80)]]).eval()
@@ -188,7 +183,6 @@ def test_a_float32_run_breaks_at_0_197() -> None:
     assert float(lipcert.certify(net, torch.tensor([[BETWEEN]]), **REAL).radius) <= BETWEEN - found
 
 
-@executed
 def test_the_radius_for_float32_ends_before_the_nearest_tie() -> None:
     """Far nearer than 0.197 a run gives two equal logits, and ``argmax`` another class; real radii do not see it."""
     net = TRAPS["two weights that differ in their last digit"].module()
