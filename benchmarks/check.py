@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -32,12 +33,12 @@ def network(path: Path) -> tuple[nn.Sequential, int]:
 
 
 def main() -> None:
-    """Print both bounds, proved, beside the known values."""
+    """Print the bounds, proved and estimated, and what solvers of LipSDP find, beside the known values."""
     folder = os.environ.get("LIPCERT_LIPSDP_DATA")
     if not folder:
         print("LIPCERT_LIPSDP_DATA is not set: skipped", file=sys.stderr)
         return
-    print(f"{'weights':>8} {'method':>8} {'known':>8} {'L <=':>9} {'L ~':>9} {'seconds':>8}")
+    print(f"{'weights':>8} {'method':>9} {'known':>8} {'L <=':>9} {'L ~':>9} {'seconds':>8}")
     for name, values in KNOWN.items():
         net, size = network(Path(folder) / f"{name}_weights.mat")
         for method, known in zip(("product", "liplt", "smallgain"), values, strict=True):
@@ -45,7 +46,22 @@ def main() -> None:
             proved = float(lipschitz(net, (size,), method=method, guarantee="upper"))
             seconds = time.perf_counter() - began
             estimate = float(lipschitz(net, (size,), method=method))
-            print(f"{name:>8} {method:>8} {known:>8.2f} {proved:>9.4f} {estimate:>9.4f} {seconds:>8.2f}")
+            print(f"{name:>8} {method:>9} {known:>8.2f} {proved:>9.4f} {estimate:>9.4f} {seconds:>8.2f}")
+        if find_spec("cvxpy"):
+            _solvers(name, net, values[-1])
+
+
+def _solvers(name: str, net: nn.Sequential, known: float) -> None:
+    """LipSDP with a multiplier for each neuron, by two solvers: what their multipliers prove, and what they say."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+    from reference_sdp import lipsdp
+
+    weights = [m.weight.detach().numpy() for m in net if isinstance(m, nn.Linear)]
+    for solver in ("SCS", "CLARABEL"):
+        began = time.perf_counter()
+        found = lipsdp(weights, solver=solver)
+        seconds = time.perf_counter() - began
+        print(f"{name:>8} {solver:>9} {known:>8.2f} {found.value:>9.4f} {found.claimed:>9.4f} {seconds:>8.2f}")
 
 
 if __name__ == "__main__":

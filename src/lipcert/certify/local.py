@@ -8,7 +8,7 @@ as it is, so nothing rests on the search.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -24,7 +24,9 @@ from lipcert.graph.capture import ordinary_mode
 from lipcert.loop import LoopMap
 from lipcert.norms.dense import chunk
 
-__all__ = ["locally"]
+__all__ = ["Progress", "locally"]
+
+Progress = Callable[[int], None]
 
 _ROUNDS = 10
 _FIRST = 1.25  # times the global radius: where the search begins
@@ -33,7 +35,14 @@ _DOUBTFUL = 1.02  # tried where the search would end below the global radius
 _POWER = 0.75  # the fall is about proportional to ε^(1/0.75)
 
 
-def locally(graph: Graph, bound: UpperBound, batches: Iterable[Tensor], contest: Contest, result: Radii) -> Radii:
+def locally(
+    graph: Graph,
+    bound: UpperBound,
+    batches: Iterable[Tensor],
+    contest: Contest,
+    result: Radii,
+    progress: Progress | None = None,
+) -> Radii:
     """Radii with local bounds added to the global one.
 
     Args:
@@ -42,6 +51,7 @@ def locally(graph: Graph, bound: UpperBound, batches: Iterable[Tensor], contest:
         batches: of shape (n, *input_shape): the samples of ``result``.
         contest: of these samples, with the rounding that ``result`` has.
         result: their global radii.
+        progress: is told how many samples are done.
 
     Returns:
         ``result`` with a ``radius`` that is nowhere smaller, and with its ``base``.
@@ -59,6 +69,8 @@ def locally(graph: Graph, bound: UpperBound, batches: Iterable[Tensor], contest:
             x = batch.to(dtype=torch.float64, device=loop.resolved.device)
             found.append(_search(local, x, contest.part(start, stop), result.radius[start:stop]))
             start = stop
+            if progress is not None:
+                progress(stop)
     radius = torch.cat(found) if found else result.radius
     return replace(result, radius=radius, real=torch.maximum(result.real, radius), base=result.radius)
 

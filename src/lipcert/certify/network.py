@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK, graph_bound
 from lipcert.bounds.result import Bound, Guarantee, Method, Scope, UpperBound
-from lipcert.certify.local import locally
+from lipcert.certify.local import Progress, locally
 from lipcert.certify.logits import exact_logits
 from lipcert.certify.radius import Radii, check_kind, contest_of, radii
 from lipcert.certify.rounding import Precision, executed_logits
@@ -172,8 +172,12 @@ def certified(
     precision: str | None = None,
     *,
     local: bool = False,
+    progress: Progress | None = None,
 ) -> Radii:
-    """:func:`certify` of a network that is traced and bounded already, on any number of batches."""
+    """:func:`certify` of a network that is traced and bounded already, on any number of batches.
+
+    ``progress`` is told of how many samples the local radii are there.
+    """
     graph.capture.check()
     if len(graph.output_shape) != 1:
         shape = ", ".join(map(str, graph.output_shape))
@@ -192,4 +196,6 @@ def certified(
         errors=errors,
         rounding=rounding,
     )
-    return locally(graph, bound, batches, contest_of(logits, bound, errors, rounding), result) if local else result
+    if not local:
+        return result
+    return locally(graph, bound, batches, contest_of(logits, bound, errors, rounding), result, progress)

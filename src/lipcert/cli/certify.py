@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from rich.console import Console
+from rich.progress import Progress
 
 from lipcert.bounds import graph_bound
 from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK
@@ -91,7 +94,10 @@ def certify_run(
     seconds = time.monotonic() - began
     result: Radii
     if isinstance(bound, UpperBound):
-        result = certify_data(graph, bound, data, device=device, precision=precision, local=local)
+        with _bar(len(data), show=local) as progress:
+            result = certify_data(
+                graph, bound, data, device=device, precision=precision, local=local, progress=progress
+            )
     elif precision not in (None, "real"):
         raise BoundError(f"--precision {precision} is for upper bounds: an estimate certifies nothing.")
     else:
@@ -116,6 +122,15 @@ def certify_run(
         "versions": versions(),
     }
     return document, result, graph
+
+
+@contextmanager
+def _bar(total: int, *, show: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal; nothing elsewhere."""
+    terminal = Console(stderr=True)
+    with Progress(*Progress.get_default_columns(), console=terminal, transient=True, disable=not show) as bar:
+        task = bar.add_task("local radii", total=total, visible=terminal.is_terminal)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def _without_local(result: Radii, epsilons: list[float]) -> dict[str, Any]:

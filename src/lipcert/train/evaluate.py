@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -56,10 +57,17 @@ def certify_data(
     device: torch.device,
     precision: str | None = None,
     local: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> Radii:
-    """Certified radii of every sample of a data set; ``precision`` and ``local`` as in :func:`lipcert.certify`."""
+    """Certified radii of every sample of a data set.
+
+    Args:
+        precision, local: as in :func:`lipcert.certify`.
+        progress: is told of how many samples the local radii are there.
+    """
     batches = Batches(data, BATCH, shuffle=False, seed=0, device=device)
-    return certified(graph, bound, (x for x, _ in batches.epoch(0)), data.labels, precision, local=local)
+    images = (x for x, _ in batches.epoch(0))
+    return certified(graph, bound, images, data.labels, precision, local=local, progress=progress)
 
 
 def evaluate(

@@ -50,7 +50,7 @@ _STALE = 0.1  # of N, which may be missing before V is solved for anew
 class GainBound(DeferredBound):
     """A differentiable small-gain estimate that stays warm from step to step. Not a certificate.
 
-    A drop-in for :class:`TrainingBound`, sharper (.6 to .8 of LipLT on convolutional networks), with C + 4 rows a pass.
+    A drop-in for :class:`TrainingBound`, never much above LipLT and often far below it, with C + 4 rows a pass.
 
     Args:
         module: the network that is trained; its eval form is bounded, in train mode too.
