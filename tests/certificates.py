@@ -129,10 +129,11 @@ def recount(c: dict[str, Any]) -> None:
 def scale_bound(c: dict[str, Any], factor: float) -> None:
     """A smaller bound, and all that follows from it."""
     c["bound"]["value"] = [[v * factor for v in row] for row in c["bound"]["value"]]
-    for column in ("real_radius", "radius"):
+    for column in ("real_radius", "radius"):  # without local bounds
         c["samples"][column] = [r / factor * (1 - 1e-15) for r in c["samples"][column]]
     recount(c)
 
 
 REAL = {"precision": "real"}
+LOCAL = {"local": True}
 RANDOM = {"precision": "real", "dense_limit": 1}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from certificates import REAL, content, lies, recount
+from certificates import LOCAL, REAL, content, lies, recount
 
 LIES, lie = lies()
 
@@ -52,7 +52,7 @@ def another_number_of_samples(c: dict[str, Any]) -> None:
 @lie("data")
 def a_sample_left_out(c: dict[str, Any]) -> None:
     c["data"]["samples"] -= 1
-    for column in c["samples"].values():
+    for column in filter(None, c["samples"].values()):
         column.pop()
     for a in c["certified"]:
         a["verdict"].pop()
@@ -177,6 +177,68 @@ def a_smaller_executed_radius(c: dict[str, Any]) -> None:
 @lie("read")
 def a_radius_above_the_real_one(c: dict[str, Any]) -> None:
     c["samples"]["radius"][1] = 1e6
+
+
+@lie("local radii", **LOCAL)
+def a_larger_local_radius(c: dict[str, Any]) -> None:
+    columns = c["samples"]
+    gains = [r / g if g else 0.0 for r, g in zip(columns["radius"], columns["global_radius"], strict=True)]
+    n = max(range(len(gains)), key=gains.__getitem__)
+    assert gains[n] > 1.02
+    columns["radius"][n] *= 1.02
+    recount(c)
+
+
+@lie("local radii", **LOCAL)
+def every_radius_said_to_be_local(c: dict[str, Any]) -> None:
+    c["samples"]["radius"] = [2 * r + 0.01 for r in c["samples"]["radius"]]
+    recount(c)
+
+
+@lie("local radii", **LOCAL)
+def a_local_radius_beyond_all_bounds(c: dict[str, Any]) -> None:
+    c["samples"]["radius"][1] = 1e300
+    recount(c)
+
+
+@lie("local radii")
+def radii_of_a_bound_said_to_be_local(c: dict[str, Any]) -> None:
+    c["samples"]["global_radius"] = [r / 2 for r in c["samples"]["radius"]]
+    c["samples"]["radius"] = [4 * r for r in c["samples"]["radius"]]
+    recount(c)
+
+
+@lie("radii", **LOCAL)
+def a_larger_global_radius_beside_local_ones(c: dict[str, Any]) -> None:
+    c["samples"]["global_radius"] = [
+        min(r, s) for r, s in zip(c["samples"]["real_radius"], c["samples"]["radius"], strict=True)
+    ]
+    recount(c)
+
+
+@lie("radii", **LOCAL)
+def local_radii_without_saying_so(c: dict[str, Any]) -> None:
+    c["samples"]["global_radius"] = None
+    c["samples"]["radius"] = [
+        min(r, s) for r, s in zip(c["samples"]["real_radius"], c["samples"]["radius"], strict=True)
+    ]
+    recount(c)
+
+
+@lie("quotients", **LOCAL, **REAL)
+def real_global_radii_that_are_none(c: dict[str, Any]) -> None:
+    c["samples"]["global_radius"] = [r / 2 for r in c["samples"]["global_radius"]]
+
+
+@lie("read", **LOCAL)
+def a_local_radius_below_the_global_one(c: dict[str, Any]) -> None:
+    c["samples"]["radius"][1] = c["samples"]["global_radius"][1] * (1 - 1e-12)
+    recount(c)
+
+
+@lie("read", **LOCAL)
+def a_column_of_global_radii_too_short(c: dict[str, Any]) -> None:
+    c["samples"]["global_radius"].pop()
 
 
 @lie("read")

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 import lipcert
 from cases import CASES, named
 from lipcert.bounds import UpperBound
-from lipcert.certify import CertifiedRadii, Samples, certify, make_certificate
-from lipcert.errors import BoundError, CertificateError
+from lipcert.certify import CertifiedRadii, certify
+from lipcert.certify.local import reproved
+from lipcert.certify.network import certified, contested
+from lipcert.errors import BoundError
 
 LOGITS = named(without=("image",))
 
@@ -62,8 +64,8 @@ def test_no_attack_breaks_a_local_radius(act: type[nn.Module], widths: tuple[int
     assert isinstance(result, CertifiedRadii)
     assert bool((attacked(net, x, result.prediction, result.radius) <= 1e-12).all())
     if act in (nn.ReLU, nn.LeakyReLU, nn.PReLU):
-        assert result.base is not None
-        gained = result.radius / result.base
+        assert result.alone is not None
+        gained = result.radius / result.alone.radius
         assert float(gained.median()) > 1.1
 
 
@@ -77,7 +79,8 @@ def test_never_below_the_global_radius(name: str, precision: str | None) -> None
             certify(module, x, precision=precision, local=True)  # type: ignore[arg-type]
         return
     result = certify(module, x, precision=precision, local=True)  # type: ignore[arg-type]
-    assert torch.equal(result.base, alone.radius)  # type: ignore[arg-type]
+    assert result.alone is not None
+    assert torch.equal(result.alone.radius, alone.radius)
     assert bool((result.radius >= alone.radius).all())
     assert bool((result.real >= result.radius).all())
     assert bool((result.real >= alone.real).all())
@@ -111,7 +114,8 @@ def test_in_one_dimension_it_reaches_what_is_true() -> None:
         net[2].bias.copy_(torch.tensor([-1.0, 0.0]))
     x = torch.tensor([[2.0]], dtype=torch.float64)
     result = certify(net, x, local=True)
-    assert float(result.base) < 0.05  # type: ignore[arg-type]
+    assert result.alone is not None
+    assert float(result.alone.radius) < 0.05
     assert 0.99 <= float(result.radius) <= 1.0
 
 
@@ -199,10 +203,35 @@ def test_with_every_bound(scope: str, method: str) -> None:
     assert bool((attacked(net, x, result.prediction, result.radius, 15) <= 1e-12).all())
 
 
-def test_no_certificate_holds_them() -> None:
-    net = nn.Linear(3, 2).eval()
-    samples = Samples.of(torch.rand(4, 3), torch.tensor([0, 1, 1, 0]), name="example")
-    graph = lipcert.trace(net, (3,))
-    result = certify(net, torch.cat(list(samples.batches(10))), samples.labels, local=True)
-    with pytest.raises(CertificateError, match="local"):
-        make_certificate(graph, result, samples)
+def test_a_proof_of_each_is_found_again_and_of_none_that_is_larger() -> None:
+    net, x, y = trained(5, (5, 16, 16, 3))
+    graph = lipcert.trace(net, (5,))
+    bound = lipcert.lipschitz(net, (5,), scope="pairwise", guarantee="upper")
+    assert isinstance(bound, UpperBound)
+    result = certify(net, x, y, bound=bound, local=True)
+    assert result.alone is not None
+    larger = result.radius > result.alone.radius
+    assert int(larger.sum()) > 80
+    for precision in ("float64", "real"):
+        _, contest = contested(graph, bound, [x], y, precision)
+        assert torch.equal(reproved(graph, bound, [x], contest, result.radius, larger), larger)
+        beyond = reproved(graph, bound, [x], contest, result.radius * 1.5, larger)
+        assert int(beyond.sum()) < 10
+    infinite = torch.full_like(result.radius, math.inf)
+    for nothing in (infinite, -result.radius, 0 * result.radius, math.nan * result.radius):
+        assert not bool(reproved(graph, bound, [x], contest, nothing, larger).any())
+
+
+def test_modes_are_as_before_after_a_mistake() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+
+    def broken(done: int) -> None:
+        raise RuntimeError(str(done))
+
+    graph, x = lipcert.trace(net, (3,)), torch.rand(4, 3)
+    bound = lipcert.lipschitz(net, (3,), scope="pairwise", guarantee="upper")
+    assert isinstance(bound, UpperBound)
+    with pytest.raises(RuntimeError, match="4") as caught:
+        certified(graph, bound, [x], local=True, progress=broken)
+    assert caught.tb is not None
+    assert torch.is_grad_enabled()

@@ -49,6 +49,12 @@ WITH_DATA = ["data", "labels", "margins", "radii"]
         ("residual", {}),
         ("residual", {"scope": "global", "method": "product"}),
         ("conv", {}),
+        ("mlp", {"local": True}),
+        ("mlp", {"local": True, "precision": "real", "method": "product", "scope": "global"}),
+        ("mlp", {"local": True, "method": "smallgain", "seconds": 0.2}),
+        ("linear", {"local": True}),
+        ("residual", {"local": True, "scope": "class"}),
+        ("conv", {"local": True}),
     ],
     ids=str,
 )
@@ -58,20 +64,22 @@ def test_every_certificate_is_accepted(name: str, options: dict[str, Any]) -> No
     assert [c.name for c in report.unchecked] == ["history"]
     without = verify(certificate(name, **options), network(name), norms="none")
     assert without.accepted, without.failed
-    assert [c.name for c in without.unchecked] == ["model", "norms, by another method", *WITH_DATA, "history"]
+    with_data = [*WITH_DATA, *(["local radii"] if options.get("local") else [])]
+    assert [c.name for c in without.unchecked] == ["model", "norms, by another method", *with_data, "history"]
 
 
-def test_another_machine_rounds_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [{}, {"local": True}, {"local": True, "precision": "real"}], ids=str)
+def test_another_machine_rounds_otherwise(options: dict[str, Any]) -> None:
     """Sums in another order change logits, norms and bounds in their last digits; nothing may hang on these."""
     net, data = network("mlp").double(), samples("mlp")
     order = torch.randperm(8, generator=torch.Generator().manual_seed(3))
-    c = certificate("mlp")
+    c = certificate("mlp", **options)
     flipped = network("mlp")
     with torch.no_grad():  # the same function, with hidden units in another order
         for name in ("weight", "bias"):
             getattr(flipped[0], name).copy_(getattr(flipped[0], name)[order])  # type: ignore[index]
         flipped[2].weight.copy_(flipped[2].weight[:, order])  # type: ignore[index]
-    changed = content("mlp")
+    changed = content("mlp", **options)
     changed["model"]["weights_sha256"] = weights_digest(flipped)
     report = verify(Certificate.model_validate(changed), flipped, data)
     assert report.accepted, report.failed

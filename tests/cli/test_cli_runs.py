@@ -257,7 +257,19 @@ def test_local_radii_on_the_command_line(run: Path, tmp_path: Path) -> None:
     shown = cli("certify", run, "--local", "-e", "0.05")
     assert "by the global bound" in shown.stdout
     assert "Local bounds were added" in shown.stdout
-    for options in (("--guarantee", "estimate"), ("--save", tmp_path / "local.json")):
-        refused = cli("certify", run, "--local", *options)
-        assert refused.exit_code == 1
-        assert "--local" in refused.stderr
+    refused = cli("certify", run, "--local", "--guarantee", "estimate")
+    assert refused.exit_code == 1
+    assert "--local" in refused.stderr
+
+
+def test_a_certificate_of_local_radii(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "local.json"
+    found = parsed("certify", run, "--local", "-e", "0.2", "--save", file)
+    report = parsed("verify", file, run)
+    assert report["accepted"] is True
+    assert {c["name"]: c["status"] for c in report["checks"]}["local radii"] == "passed"
+    assert report["claims"]["accuracy_at"] == found["accuracy_at"]
+    alone = parsed("certify", run, "-e", "0.2", "--save", file)
+    report = parsed("verify", file, run)
+    assert "local radii" not in {c["name"] for c in report["checks"]}
+    assert report["claims"]["accuracy_at"] == alone["accuracy_at"]

@@ -67,10 +67,6 @@ def make_certificate(
     bound = result.bound
     if not isinstance(result, CertifiedRadii) or not isinstance(bound, UpperBound):
         raise CertificateError("an estimate proves nothing and makes no certificate: use guarantee='upper'.")
-    if result.base is not None:
-        raise CertificateError(
-            "radii by local bounds cannot stand in a certificate: nothing in it could check them. Use local=False."
-        )
     if result.labels is None or not torch.equal(result.labels.cpu(), samples.labels):
         raise CertificateError("the radii are not of these samples: their labels differ.")
     if samples.shape != graph.input_shape or (len(samples.classes),) != graph.output_shape:
@@ -168,6 +164,7 @@ def evidence_of(bound: CertifiedBound) -> Evidence | None:
 def _outcome(result: Radii, samples: Samples, epsilons: Iterable[float]) -> dict[str, Any]:
     """Counts and columns."""
     prediction, radius = result.prediction.cpu(), result.radius.cpu()
+    alone = result if result.alone is None else result.alone
     correct, count = prediction == samples.labels, len(samples)
     verdicts = {e: correct & (radius > e) for e in sorted({float(e) for e in epsilons})}
     return {
@@ -181,7 +178,8 @@ def _outcome(result: Radii, samples: Samples, epsilons: Iterable[float]) -> dict
             "prediction": prediction.tolist(),
             "runner_up": result.runner_up.tolist(),
             "margin": result.margin.tolist(),
-            "real_radius": result.real.tolist(),
+            "real_radius": alone.real.tolist(),
+            "global_radius": None if result.alone is None else alone.radius.tolist(),
             "radius": radius.tolist(),
         },
     }
@@ -194,6 +192,7 @@ def certificate_of(
     epsilons: Iterable[float] = (),
     origin: Origin | None = None,
     precision: str | None = None,
+    local: bool = False,
     **bounding: Any,
 ) -> Certificate:
     """Bound a module, certify its predictions on samples, and make the certificate.
@@ -202,7 +201,7 @@ def certificate_of(
         module: a supported classifier in eval mode.
         samples: to certify, in the units in which the radius is wanted.
         epsilons, origin: see :func:`make_certificate`.
-        precision: see :func:`lipcert.certify`.
+        precision, local: see :func:`lipcert.certify`.
         bounding: ``method``, ``scope`` (by default ``"pairwise"``), ``dense_limit``, ``failure``, ``slack`` of
             :func:`lipcert.lipschitz`.
 
@@ -220,7 +219,7 @@ def certificate_of(
     graph = trace(module, samples.shape)
     bound = graph_bound(graph, guarantee="upper", **{"scope": "pairwise", **bounding})
     assert isinstance(bound, UpperBound)
-    result = certified(graph, bound, samples.batches(BATCH), samples.labels, precision)
+    result = certified(graph, bound, samples.batches(BATCH), samples.labels, precision, local=local)
     return make_certificate(graph, result, samples, epsilons=epsilons, origin=origin)
 
 

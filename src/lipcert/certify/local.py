@@ -8,7 +8,8 @@ as it is, so nothing rests on the search.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -24,7 +25,7 @@ from lipcert.graph.capture import ordinary_mode
 from lipcert.loop import LoopMap
 from lipcert.norms.dense import chunk
 
-__all__ = ["Progress", "locally"]
+__all__ = ["Progress", "locally", "reproved"]
 
 Progress = Callable[[int], None]
 
@@ -32,6 +33,7 @@ _ROUNDS = 10
 _FIRST = 1.25  # times the global radius: where the search begins
 _CLOSE = 1.004  # where it ends
 _DOUBTFUL = 1.02  # tried where the search would end below the global radius
+_SPARE = 2.0**-14  # by which a radius is smaller than one that was proved, so that any machine can prove it again
 _POWER = 0.75  # the fall is about proportional to ε^(1/0.75)
 
 
@@ -54,25 +56,57 @@ def locally(
         progress: is told how many samples are done.
 
     Returns:
-        ``result`` with a ``radius`` that is nowhere smaller, and with its ``base``.
+        radii that are nowhere smaller, with ``result`` as what the bound gives ``alone``.
 
     Raises:
         BoundError: a bound that does not carry its parts.
     """
     found, start = [], 0
-    # γ_n holds for sums of products in any order, but not for the FFT and Winograd convolutions of cuDNN.
-    with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
-        loop = LoopMap(graph, graph.resolve(torch.float64))
-        local = LocalBound(loop, bound.hidden)
-        for batch in alike(batches):
-            stop = start + len(batch)
-            x = batch.to(dtype=torch.float64, device=loop.resolved.device)
+    with _bounded(graph, bound) as local:
+        for x in _inputs(local, batches):
+            stop = start + len(x)
             found.append(_search(local, x, contest.part(start, stop), result.radius[start:stop]))
             start = stop
             if progress is not None:
                 progress(stop)
     radius = torch.cat(found) if found else result.radius
-    return replace(result, radius=radius, real=torch.maximum(result.real, radius), base=result.radius)
+    return replace(result, radius=radius, real=torch.maximum(result.real, radius), alone=result)
+
+
+def reproved(
+    graph: Graph, bound: UpperBound, batches: Iterable[Tensor], contest: Contest, radius: Tensor, which: Tensor
+) -> Tensor:
+    """For which samples a radius is proved, as it is.
+
+    Args:
+        graph, bound, batches, contest: as for :func:`locally`.
+        radius: (N,) float64, of anybody.
+        which: (N,) bool, the samples that it is asked of.
+
+    Returns:
+        (N,) bool, false where it is not asked.
+    """
+    radius, found, start = radius.to(contest.margins), [], 0
+    which = which.to(contest.own.device) & (contest.prediction >= 0) & (radius > 0) & (radius <= contest.reach)
+    with _bounded(graph, bound) as local:
+        for x in _inputs(local, batches):
+            part, here = slice(start, start + len(x)), contest.part(start, start + len(x))
+            quotient = _quotient(local, x, here, here.executed(), radius[part], which[part])
+            found.append(which[part] & (quotient > 1))
+            start += len(x)
+    return torch.cat(found) if found else which
+
+
+@contextmanager
+def _bounded(graph: Graph, bound: UpperBound) -> Iterator[LocalBound]:
+    """The local bounds of the network, and the modes in which they compute."""
+    # γ_n holds for sums of products in any order, but not for the FFT and Winograd convolutions of cuDNN.
+    with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
+        yield LocalBound(LoopMap(graph, graph.resolve(torch.float64)), bound.hidden)
+
+
+def _inputs(local: LocalBound, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    return (batch.to(dtype=torch.float64, device=local.resolved.device) for batch in alike(batches))
 
 
 def _search(local: LocalBound, x: Tensor, contest: Contest, base: Tensor) -> Tensor:
@@ -95,7 +129,9 @@ def _search(local: LocalBound, x: Tensor, contest: Contest, base: Tensor) -> Ten
         guess = torch.where(doubtful & (low == base), torch.minimum(low * _DOUBTFUL, guess), guess)
         trial = torch.minimum(guess, contest.reach)
         live = live & (high > low * _CLOSE) & (doubts < 2) & (trial > low)
-    return low
+    spared = torch.maximum(low * (1 - _SPARE), base)
+    kept = _quotient(local, x, contest, each, spared, spared > base) > 1
+    return torch.where(kept & (spared > base), spared, low)
 
 
 def _quotient(local: LocalBound, x: Tensor, contest: Contest, each: Tensor, radius: Tensor, live: Tensor) -> Tensor:

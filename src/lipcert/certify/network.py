@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK, graph_bound
 from lipcert.bounds.result import Bound, Guarantee, Method, Scope, UpperBound
+from lipcert.certify.contest import Contest
 from lipcert.certify.local import Progress, locally
 from lipcert.certify.logits import exact_logits
 from lipcert.certify.radius import Radii, check_kind, contest_of, radii
@@ -18,7 +19,7 @@ from lipcert.errors import BoundError, ShapeError
 from lipcert.graph import Graph, check_mode, trace
 from lipcert.graph.capture import first_line
 
-__all__ = ["BATCH", "certified", "certify", "execution", "logits_of"]
+__all__ = ["BATCH", "certified", "certify", "contested", "execution", "logits_of"]
 
 BATCH = 50
 """Samples evaluated at once: float64 is faster in small batches, which stay in the cache."""
@@ -178,12 +179,20 @@ def certified(
 
     ``progress`` is told of how many samples the local radii are there.
     """
+    batches = list(batches) if local else batches
+    result, contest = contested(graph, bound, batches, labels, precision)
+    return locally(graph, bound, batches, contest, result, progress) if local else result
+
+
+def contested(
+    graph: Graph, bound: UpperBound, batches: Iterable[Tensor], labels: Tensor | None, precision: str | None
+) -> tuple[Radii, Contest]:
+    """The radii by the bound alone, and what local ones are made from."""
     graph.capture.check()
     if len(graph.output_shape) != 1:
         shape = ", ".join(map(str, graph.output_shape))
         raise ShapeError(f"radii are of logits (N, C); this module's output has shape (N, {shape}).")
     chosen = execution(graph, precision)
-    batches = list(batches) if local else batches
     if chosen == "real":
         logits, errors = exact_logits(graph, batches)
         rounding = None
@@ -196,6 +205,4 @@ def certified(
         errors=errors,
         rounding=rounding,
     )
-    if not local:
-        return result
-    return locally(graph, bound, batches, contest_of(logits, bound, errors, rounding), result, progress)
+    return result, contest_of(logits, bound, errors, rounding)

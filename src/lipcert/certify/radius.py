@@ -45,8 +45,8 @@ class Radii:
         real: (N,) float64, the radii in real arithmetic; ``radius`` is never larger.
         runner_up: (N,) int64, the class that limits ``real``.
         margin: (N,) float64, what the logit of the prediction exceeds that of ``runner_up`` by, at least.
-        base: where local bounds have been used (:mod:`lipcert.certify.local`), (N,) float64: the radii that ``bound``
-            alone gives, none of which is larger than ``radius``; else None. ``runner_up`` and ``margin`` are of these.
+        alone: where local bounds have been used (:mod:`lipcert.certify.local`), what ``bound`` alone gives, with no
+            larger radii; else None. ``runner_up`` and ``margin`` are its.
     """
 
     radius: Tensor
@@ -57,7 +57,7 @@ class Radii:
     real: Tensor
     runner_up: Tensor
     margin: Tensor
-    base: Tensor | None = None
+    alone: Radii | None = None
     guarantee: ClassVar[Guarantee]
 
     def __len__(self) -> int:

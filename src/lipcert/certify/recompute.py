@@ -24,9 +24,12 @@ from lipcert.bounds import UpperBound, graph_bound
 from lipcert.bounds.evidence import fits
 from lipcert.bounds.pairs import pair_bounds
 from lipcert.certify.certificate import evidence_of
+from lipcert.certify.contest import Contest
 from lipcert.certify.identity import Samples
+from lipcert.certify.local import reproved
 from lipcert.certify.logits import exact_logits
-from lipcert.certify.network import BATCH, certified
+from lipcert.certify.network import BATCH, contested
+from lipcert.certify.radius import Radii
 from lipcert.certify.report import Check, NotChecked, Refuted, examine
 from lipcert.certify.schema import Certificate
 from lipcert.graph import Graph
@@ -86,8 +89,15 @@ def claimed_pairs(c: Certificate) -> Tensor:
     return bound_pairs(_claimed_value(c), len(c.model.classes))
 
 
-def recomputed(network: Recomputed | None, data: Samples | None, norms: bool) -> list[Check]:
-    """All checks that need the network, by name; without it, or without data, they say that they were not made."""
+def recomputed(network: Recomputed | None, data: Samples | None, *, norms: bool, local: bool) -> list[Check]:
+    """All checks that need the network, by name; without it, or without data, they say that they were not made.
+
+    Args:
+        network: what is computed again, if the network is known.
+        data: the samples, if there are any.
+        norms: whether to confirm the norms.
+        local: whether there are local radii to check.
+    """
 
     def wanted(test: Callable[[Recomputed], str]) -> str:
         if network is None:
@@ -120,6 +130,8 @@ def recomputed(network: Recomputed | None, data: Samples | None, norms: bool) ->
         examine("margins", with_data(Recomputed.enclosed)),
         examine("radii", with_data(Recomputed.radii)),
     ]
+    if local:
+        checks.append(examine("local radii", with_data(Recomputed.local)))
     return checks
 
 
@@ -138,6 +150,7 @@ class Recomputed:
         self.evidence = evidence_of(c.bound)
         self._bound: UpperBound | None = None
         self._margins: tuple[Tensor, Tensor] | None = None
+        self._contested: tuple[Radii, Contest] | None = None
 
     @property
     def bound(self) -> UpperBound:
@@ -163,6 +176,13 @@ class Recomputed:
         if self._margins is None:
             self._margins = enclosed_margins(self.graph, data, self.prediction)
         return self._margins
+
+    def contested(self, data: Samples) -> tuple[Radii, Contest]:
+        """The radii by the bound alone, as they are made, and what local ones are made from."""
+        if self._contested is None:
+            arithmetic = self.c.precision.arithmetic
+            self._contested = contested(self.graph, self.bound, data.batches(BATCH), data.labels, arithmetic)
+        return self._contested
 
     # --- norms and bound ----------------------------------------------------------------------------------
     def below(self) -> str:
@@ -290,15 +310,29 @@ class Recomputed:
         said = f"no real_radius is more than {max(excess, 0.0):.1g} above the one that was proved here"
         if self.c.precision.arithmetic == "real":
             return said
-        found = certified(self.graph, self.bound, data.batches(BATCH), data.labels, self.c.precision.arithmetic)
+        found, _ = self.contested(data)
         radius, real = found.radius.cpu(), found.real.cpu()
         margin = _ROUNDING * (real - radius) + wide
         low, high = radius * (1 - ALTERED) - margin - 4 * wide, radius * (1 + TOLERANCE) + margin
         # where two logits tie, another class may have been predicted here: then all radii are those of a tie
         tie = found.prediction.cpu() != self.prediction
-        claimed = torch.tensor(self.c.samples.radius, dtype=torch.float64)
+        claimed = torch.tensor(self.c.samples.by_bound, dtype=torch.float64)
         self._compare("radius", claimed, low.masked_fill(tie, 0.0), torch.where(tie, most, high))
         return f"{said}, and no radius more than {_ROUNDING:g} of what rounding takes off"
+
+    def local(self, data: Samples) -> str:
+        """Each radius that local bounds have made larger is proved again, as it is."""
+        found, contest = self.contested(data)
+        radius = torch.tensor(self.c.samples.radius, dtype=torch.float64)
+        larger = radius > torch.tensor(self.c.samples.by_bound, dtype=torch.float64)
+        same = found.prediction.cpu() == self.prediction
+        batches = data.batches(BATCH)
+        proof = reproved(self.graph, self.bound, batches, contest, radius, larger & same).cpu()
+        _refute(
+            torch.nonzero(larger & ~proof).flatten(),
+            lambda n: f"has a radius of {float(radius[n])!r} that no local bound proves",
+        )
+        return f"{int(larger.sum()):,} radii are larger by local bounds; each was proved again as it is"
 
     @staticmethod
     def _compare(what: str, claimed: Tensor, low: Tensor, high: Tensor) -> None:

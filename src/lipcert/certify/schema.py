@@ -293,7 +293,18 @@ class SampleColumns(Part):
     runner_up: Integers = Field(description="the class that limits real_radius")
     margin: Floats = Field(description="proved lower bound on logit[prediction] − logit[runner_up]")
     real_radius: Floats = Field(description="in real arithmetic: margin / L, rounded down, not below 0")
-    radius: Floats = Field(description="in the stated arithmetic; not above real_radius")
+    global_radius: Floats | None = Field(
+        description="where local bounds were added: by the bound alone, in the stated arithmetic; else null"
+    )
+    radius: Floats = Field(
+        description="in the stated arithmetic; without local bounds not above real_radius, with them not below "
+        "global_radius"
+    )
+
+    @property
+    def by_bound(self) -> tuple[float, ...]:
+        """Radii in the stated arithmetic by the bound alone."""
+        return self.radius if self.global_radius is None else self.global_radius
 
 
 class Certificate(Part):
@@ -316,15 +327,18 @@ class Certificate(Part):
     def _consistent(self) -> Certificate:
         count, classes, columns = self.data.samples, len(self.model.classes), self.samples
         for key, column in [*columns, *((f"verdict at {a.epsilon:g}", a.verdict) for a in self.certified)]:
-            if len(column) != count:
+            if column is not None and len(column) != count:
                 raise ValueError(f"{key} has {len(column)} entries for {count} samples")
         for key in ("label", "prediction", "runner_up"):
             if not 0 <= min(getattr(columns, key)) <= max(getattr(columns, key)) < classes:
                 raise ValueError(f"{key} holds what is none of the {classes} classes")
         if any(a == b for a, b in zip(columns.prediction, columns.runner_up, strict=True)):
             raise ValueError("a runner_up is the prediction itself")
-        if min(columns.radius) < 0 or any(r > s for r, s in zip(columns.radius, columns.real_radius, strict=True)):
+        alone = columns.by_bound
+        if min(alone) < 0 or any(r > s for r, s in zip(alone, columns.real_radius, strict=True)):
             raise ValueError("a radius is negative, or above the one in real arithmetic")
+        if any(r < s for r, s in zip(columns.radius, alone, strict=True)):
+            raise ValueError("a radius by local bounds is below the one without")
         if any(one.epsilon >= next_.epsilon for one, next_ in pairwise(self.certified)):
             raise ValueError("epsilons must increase")
         if self.bound.scope != "global" and len(self.bound.value[0]) != classes:

@@ -88,7 +88,9 @@ def verify(
 
     checks.append(examine("graph", traced))
     network = None if graph is None else Recomputed(c, graph, dense_limit=dense_limit, failure=failure)
-    return Report((*checks, *recomputed(network, data, norms == "all"), Check("history", "not checked", _HISTORY)))
+    local = c.samples.global_radius is not None
+    more = recomputed(network, data, norms=norms == "all", local=local)
+    return Report((*checks, *more, Check("history", "not checked", _HISTORY)))
 
 
 _HISTORY = (
@@ -184,6 +186,6 @@ def _quotients(c: Certificate) -> str:
             raise Refuted(f"sample {n}: radius {radius!r} is more than its margin over the bound, {margin!r}/{slope!r}")
         if radius < margin / slope * (1 - 1e-12) - 1e-300:
             raise Refuted(f"sample {n}: radius {radius!r} is not its margin over the bound, {margin!r}/{slope!r}")
-    if c.precision.arithmetic == "real" and columns.radius != columns.real_radius:
+    if c.precision.arithmetic == "real" and columns.by_bound != columns.real_radius:
         raise Refuted("radii for real arithmetic are not those in real arithmetic")
     return "every real_radius is its margin over the bound, rounded down (in exact rational numbers)"

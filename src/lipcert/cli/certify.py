@@ -111,7 +111,7 @@ def certify_run(
         **describe(bound),
         "certified": isinstance(result, CertifiedRadii),
         "precision": result.precision,
-        "local": result.base is not None,
+        "local": result.alone is not None,
         "assumptions": list(assumptions_of(result.precision)) if isinstance(result, CertifiedRadii) else [],
         "bound": {"low": low, "high": high, "seconds": seconds},
         "clean_accuracy": result.clean_accuracy,
@@ -135,10 +135,9 @@ def _bar(total: int, *, show: bool) -> Iterator[Callable[[int], None]]:
 
 def _without_local(result: Radii, epsilons: list[float]) -> dict[str, Any]:
     """What the global bound alone certifies, where local bounds were added."""
-    if result.base is None:
+    if result.alone is None:
         return {}
-    shares = {radius_key(e): float((result.correct & (result.base > e)).double().mean()) for e in epsilons}
-    return {"global_accuracy_at": shares}
+    return {"global_accuracy_at": {radius_key(e): result.alone.robust_accuracy(e) for e in epsilons}}
 
 
 def _target(save: Path, folder: RunFolder) -> Path:
@@ -163,13 +162,9 @@ def _target(save: Path, folder: RunFolder) -> Path:
     raise ConfigError(f"--save {save}: {reason}; give the path of a file to write.")
 
 
-def _check_local(local: bool, guarantee: GuaranteeName, save: Path | None) -> None:
+def _check_local(local: bool, guarantee: GuaranteeName) -> None:
     if local and guarantee is not GuaranteeName.upper:
         raise ConfigError("--local is for upper bounds: an estimate certifies nothing. Use --guarantee upper.")
-    if local and save is not None:
-        raise ConfigError(
-            "--save writes what `lipcert verify` can check, and it cannot check local radii yet: leave out --local."
-        )
 
 
 def origin_of(folder: RunFolder, input_shape: tuple[int, ...], classes: tuple[str, ...]) -> Origin:
@@ -263,7 +258,7 @@ def certify(
     - `lipcert certify runs/cifar -e 36/255 -e 72/255 --guarantee estimate --data ~/data`
     """
     with guarded():
-        _check_local(local, guarantee, save)
+        _check_local(local, guarantee)
         folder = RunFolder(run)
         config = folder.config()
         epsilons = [parse_epsilon(e) for e in epsilon] if epsilon else list(config.train.eval_epsilons)
