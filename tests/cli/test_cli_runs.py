@@ -142,6 +142,19 @@ def test_small_gain(run: Path, tmp_path: Path, scaling: str) -> None:
     assert document["bound"]["high"] == pytest.approx(float(value.max()), rel=1e-6)
 
 
+def test_the_best_of_all(run: Path, tmp_path: Path) -> None:
+    options = ["--method", "best", "--seconds", "5", "--scope", "pairwise"]
+    listed = parsed("bound", run, *options, "--guarantee", "upper")
+    assert [b["method"] for b in listed] == ["product", "liplt", "smallgain"]
+    file = tmp_path / "best.json"
+    found = parsed("certify", run, *options, "--save", file)
+    assert found["method"] == "smallgain"
+    assert [a["method"] for a in found["attempts"]] == ["product", "liplt", "smallgain"]
+    assert found["bound"]["high"] == found["attempts"][2]["high"] < found["attempts"][1]["high"]
+    assert parsed("verify", file, run)["accepted"] is True
+    assert "The best of product (" in cli("certify", run, *options).stdout
+
+
 @pytest.mark.parametrize("given", [["--scaling", "each"], ["--seconds", "0"], ["--seconds", "soon"]])
 def test_options_of_small_gain_that_are_none(run: Path, given: list[str]) -> None:
     assert cli("bound", run, "--method", "smallgain", *given).exit_code == 2

@@ -10,10 +10,12 @@ from torch import nn
 
 from lipcert.bounds.evidence import KINDS, Evidence, Scaling, check_start
 from lipcert.bounds.options import check_choice, check_scope, check_seconds
+from lipcert.bounds.portfolio import best
 from lipcert.bounds.recursive import estimated, proved
-from lipcert.bounds.result import Bound, Estimate, Guarantee, Method, Scope
+from lipcert.bounds.result import AnyMethod, Bound, Estimate, Guarantee, Method, Scope, UpperBound
 from lipcert.bounds.scaling import Progress
 from lipcert.bounds.smallgain import estimated_smallgain, proved_smallgain
+from lipcert.errors import BoundError
 from lipcert.graph import Graph, trace
 from lipcert.graph.capture import ordinary_mode
 from lipcert.loop import LoopMap, Pair
@@ -28,7 +30,7 @@ FAILURE = 1e-12
 SLACK = 2e-3
 """The relative excess of a bound that is aimed at, over the same formula with exact norms."""
 SECONDS = 60.0
-"""How long the weights of a small-gain bound are searched for at most."""
+"""How long the weights of a small-gain bound are searched for at most, or all methods are tried."""
 SCALINGS = ("auto", *KINDS)
 """What may share a weight in a small-gain bound."""
 
@@ -37,7 +39,7 @@ def lipschitz(
     module: nn.Module,
     input_shape: Sequence[int],
     *,
-    method: Method = "liplt",
+    method: AnyMethod = "liplt",
     scope: Scope = "global",
     guarantee: Guarantee = "estimate",
     dense_limit: int | None = DENSE_LIMIT,
@@ -57,7 +59,8 @@ def lipschitz(
         method: ``"liplt"`` (the loop transformation; never above the product on a chain), ``"product"`` (products of
             the norms of the affine maps between activations, added where branches meet), or ``"smallgain"`` (scaled
             small gain, :mod:`lipcert.bounds.smallgain`: never above LipLT, as sharp as LipSDP with a weight for each
-            neuron, and slower).
+            neuron, and slower); ``"best"`` for the smallest that these give in the time there is, the cheapest first
+            (``bound.method`` says which it was, and ``bound.attempts`` what each gave).
         scope: ``"global"`` for the whole output, ``"class"`` for each logit, ``"pairwise"`` for each difference of
             two logits.
         guarantee: ``"upper"``: a proved upper bound, rounding included; ``"estimate"``: Lanczos iteration, from
@@ -73,7 +76,8 @@ def lipschitz(
             as closely as it matters. A tenth of it takes three times as long where the test is used.
         scaling: for ``"smallgain"``, what shares a weight: ``"layer"``, ``"channel"``, ``"neuron"``, or ``"auto"``: the
             finest that is reached in time, each from the optimum of the one before.
-        seconds: when to stop the search for the weights. LipLT, which it starts from, and the proof come on top.
+        seconds: when to stop the search for the weights of ``"smallgain"``; LipLT, which it starts from, and the proof
+            come on top. For ``"best"``, all methods together: none is begun later, and only a last proof comes on top.
         start: the weights that an earlier bound of this network found (``bound.evidence.scaling``), not finer than
             ``scaling``.
         progress: called with the scaling, a typical value of the bound, and the seconds so far, at each improvement.
@@ -121,7 +125,7 @@ def lipschitz(
 def graph_bound(
     graph: Graph,
     *,
-    method: Method = "liplt",
+    method: AnyMethod = "liplt",
     scope: Scope = "global",
     guarantee: Guarantee = "estimate",
     dense_limit: int | None = DENSE_LIMIT,
@@ -134,18 +138,43 @@ def graph_bound(
     seed: int = 0,
     norms: Mapping[Pair, Norm] | None = None,
     evidence: Evidence | None = None,
+    liplt: UpperBound | None = None,
 ) -> Bound:
     """:func:`lipschitz` of a network that is traced already, at its present weights.
 
     With ``norms``, and ``evidence`` for a small-gain bound, an upper bound is made from these (a certificate's, say)
     instead of proving any: it is as good as they are. They must be those of exactly the blocks that the bound needs.
+    With ``liplt``, LipLT's upper bound of this network in this scope, that by small gain starts from it.
     """
-    check_choice("method", method, get_args(Method))
+    check_choice("method", method, get_args(AnyMethod))
     check_choice("guarantee", guarantee, get_args(Guarantee))
     check_choice("scaling", scaling, SCALINGS)
     check_scope(scope, graph)
     check_seconds(seconds)
-    graph.capture.check()
+    if method == "best":
+        if norms is not None:
+            raise BoundError("norms and evidence are of one method: name it instead of 'best'.")
+
+        def attempt(which: Method, left: float, base: UpperBound | None) -> Bound:
+            # small gain uses what LipLT proves: together they may fail with this probability
+            share = failure / 2 or failure if which == "liplt" else failure
+            return graph_bound(
+                graph,
+                method=which,
+                scope=scope,
+                guarantee=guarantee,
+                dense_limit=dense_limit,
+                failure=share,
+                slack=slack,
+                scaling=scaling,
+                seconds=left,
+                start=start,
+                progress=progress,
+                seed=seed,
+                liplt=base,
+            )
+
+        return best(attempt, seconds)
     # γ_n holds for sums of products in any order, but not for the FFT and Winograd convolutions of cuDNN.
     upper = guarantee == "upper"
     with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=not upper):
@@ -164,6 +193,7 @@ def graph_bound(
                 slack=slack,
                 norms=norms,
                 evidence=evidence,
+                base=liplt,
                 **search,
             )
         if not upper:

@@ -14,9 +14,10 @@ from torch import Tensor
 from lipcert.bounds.evidence import Evidence, Scaling
 from lipcert.norms.result import Norm
 
-__all__ = ["Bound", "Estimate", "Guarantee", "Method", "Scope", "UpperBound", "rounded"]
+__all__ = ["AnyMethod", "Attempt", "Bound", "Estimate", "Guarantee", "Method", "Scope", "UpperBound", "rounded"]
 
-Method = Literal["product", "liplt", "smallgain"]
+Method = Literal["product", "liplt", "smallgain"]  # the cheapest first
+AnyMethod = Literal["product", "liplt", "smallgain", "best"]
 Scope = Literal["global", "class", "pairwise"]
 Guarantee = Literal["estimate", "upper"]
 
@@ -42,11 +43,13 @@ class Bound:
             ``pairwise`` (difference of logits a and b).
         method: how it was computed.
         scope: what it bounds.
+        attempts: what each method gave, where ``"best"`` was asked for.
     """
 
     value: Tensor
     method: Method
     scope: Scope
+    attempts: tuple[Attempt, ...] = field(default=(), kw_only=True)
     guarantee: ClassVar[Guarantee]
 
     def __float__(self) -> float:
@@ -72,6 +75,14 @@ class Bound:
     def proof(self) -> str:
         """How far it can be trusted, for people."""
         return "an estimate from below: not a certificate"
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """A bound by one method, and the seconds that it took."""
+
+    bound: Bound
+    seconds: float
 
 
 @dataclass(frozen=True, eq=False)

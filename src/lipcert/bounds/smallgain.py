@@ -361,16 +361,17 @@ def proved_smallgain(
     slack: float,
     norms: Mapping[Pair, Norm] | None = None,
     evidence: Evidence | None = None,
+    base: UpperBound | None = None,
     **options: Any,
 ) -> UpperBound:
     """The bound proved, entry by entry the smaller of LipLT's and its own; ``options`` as in :func:`search`.
 
-    With ``norms`` it is made from these and from ``evidence`` instead. Where a search or a proof fails, which a warning
-    says, it is LipLT's.
+    With ``norms`` it is made from these and from ``evidence`` instead; with ``base``, LipLT's bound, from that. Where a
+    search or a proof fails, which a warning says, it is LipLT's.
     """
-    base = proved(
-        loop, "liplt", scope, dense_limit=dense_limit, failure=failure / 2 or failure, slack=slack, norms=norms
-    )
+    if base is None:
+        half = failure / 2 or failure
+        base = proved(loop, "liplt", scope, dense_limit=dense_limit, failure=half, slack=slack, norms=norms)
     sharp: Tensor | None = None
     if norms is not None:
         sharp = None if evidence is None else evidence_value(loop, evidence, scope)
@@ -383,11 +384,11 @@ def proved_smallgain(
         except BoundError as error:
             warnings.warn(f"no small-gain bound was found, and LipLT's is used: {error}", stacklevel=2)
     if sharp is None or evidence is None or evidence.norm is None:
-        return replace(base, method="smallgain", failure=failure if base.failure and norms is None else base.failure)
+        return replace(base, method="smallgain")
     value = torch.minimum(base.value, sharp)
     risk = base.failure + evidence.norm.failure
-    if norms is None:
-        risk = failure if risk else 0.0
+    if norms is None and 0 < risk <= failure * (1 + 2.0**-30):  # what was asked for, but for the last digits of a sum
+        risk = failure
     lower = max(evidence.norm.lower, 1.0)
     excess = _power(max(evidence.norm.upper, lower) / lower, levels(loop)[-1]) - 1
     return replace(base, value=value, method="smallgain", failure=risk, slack=excess, evidence=evidence)

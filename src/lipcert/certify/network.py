@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK, graph_bound
-from lipcert.bounds.result import Bound, Guarantee, Method, Scope, UpperBound
+from lipcert.bounds.result import AnyMethod, Bound, Guarantee, Scope, UpperBound
 from lipcert.certify.contest import Contest
 from lipcert.certify.local import Progress, locally
 from lipcert.certify.logits import exact_logits
@@ -54,7 +54,7 @@ def certify(
     x: Tensor,
     y: Tensor | Sequence[int] | None = None,
     *,
-    method: Method = "liplt",
+    method: AnyMethod = "liplt",
     scope: Scope = "pairwise",
     guarantee: Guarantee = "upper",
     dense_limit: int | None = DENSE_LIMIT,

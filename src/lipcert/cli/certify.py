@@ -201,6 +201,8 @@ def _show(document: Mapping[str, Any], result: Radii) -> None:
     console.print(shown)
     bound = result.bound
     say(f"{bound.method}, {bound.scope}: {bound.shown(5)}, {document['bound']['seconds']:.1f} s")
+    if bound.attempts:
+        say(f"The best of {', '.join(f'{a.bound.method} ({a.seconds:.1f} s)' for a in bound.attempts)}.")
     if local:
         say("Local bounds were added sample by sample; no radius is smaller for it.")
     if certain:

@@ -123,10 +123,15 @@ def find_device(name: str | None) -> torch.device:
 
 def describe(bound: Bound) -> dict[str, Any]:
     """What a bound is and how it was proved, for a JSON document."""
-    proof = {}
+    proof: dict[str, Any] = {}
     if isinstance(bound, UpperBound):
         methods = sorted({n.method for n in bound.norms.values()})
         proof = {"failure_probability": bound.failure, "relative_slack": bound.slack, "norms": methods}
+    if bound.attempts:
+        proof["attempts"] = [
+            {**describe(a.bound), "low": a.bound.ends()[0], "high": a.bound.ends()[1], "seconds": a.seconds}
+            for a in bound.attempts
+        ]
     return {"method": bound.method, "scope": bound.scope, "guarantee": bound.guarantee, **proof}
 
 

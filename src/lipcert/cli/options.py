@@ -37,7 +37,7 @@ SlackOption = Annotated[float, typer.Option("--slack", help="Relative excess of 
 
 SecondsOption = Annotated[
     float,
-    typer.Option("--seconds", min=0.1, help="How long a small-gain bound is searched for at most."),
+    typer.Option("--seconds", min=0.1, help="How long a small-gain bound, or the best, is searched for at most."),
 ]
 
 
@@ -55,6 +55,7 @@ class MethodName(Enum):
     product = "product"
     liplt = "liplt"
     smallgain = "smallgain"
+    best = "best"
 
 
 class ScalingName(Enum):
