@@ -7,14 +7,14 @@ import platform
 
 import torch
 
-from benchmarks import adversary, check, epoch, heads, local, mlps, precision, smallgain, step, upper
+from benchmarks import adversary, check, curves, epoch, heads, local, mlps, precision, smallgain, step, upper
 
 QUICK = {"check": check.main, "step": step.main, "heads": heads.main, "epoch": epoch.main}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    known = [*QUICK, "upper", "precision", "local", "adversary", "mlps", "smallgain"]
+    known = [*QUICK, "upper", "precision", "local", "curves", "adversary", "mlps", "smallgain"]
     parser.add_argument("names", nargs="*", choices=[[], *known], help="which; all of the quick ones if none is named")
     parser.add_argument("--nets", type=int, default=10_000, help="how many networks the adversary attacks")
     options = parser.parse_args()
@@ -22,6 +22,7 @@ def main() -> None:
         "upper": upper.main,
         "precision": precision.main,
         "local": local.main,
+        "curves": curves.main,
         "mlps": mlps.main,
         "smallgain": smallgain.main,
         "adversary": lambda: adversary.main(options.nets),

@@ -17,8 +17,7 @@ from lipcert import trace
 from lipcert.bounds import UpperBound, graph_bound
 from lipcert.bounds.local import LocalBound
 from lipcert.bounds.result import Method
-from lipcert.certify.network import BATCH, certified
-from lipcert.data import Batches
+from lipcert.certify.network import certified
 from lipcert.loop import LoopMap
 
 _METHODS = [m for m in ("liplt", "smallgain") if m in get_args(Method)]
@@ -28,17 +27,9 @@ def main() -> None:
     """Print a table for each run."""
     count, precision = int(os.environ.get("LIPCERT_IMAGES", "200")), os.environ.get("LIPCERT_PRECISION", "real")
     for run in runs():
-        data = run.test_data()
-        count = min(count, len(data))
         graph = trace(run.module, run.shape)
-        batches, left = [], count
-        for x, _ in Batches(data, BATCH, shuffle=False, seed=0, device=torch.device("cpu")).epoch(0):
-            batches.append(x[:left])
-            left -= len(batches[-1])
-            if left <= 0:
-                break
-        labels = data.labels[:count]
-        print(f"\n{run.name}: the first {count:,} test images, {precision}")
+        batches, labels = run.first(count)
+        print(f"\n{run.name}: the first {len(labels):,} test images, {precision}")
         for method in _METHODS:
             bound = graph_bound(graph, method=method, scope="pairwise", guarantee="upper")  # type: ignore[arg-type]
             assert isinstance(bound, UpperBound)
@@ -57,8 +48,8 @@ def main() -> None:
             gained = (local.radius / alone.radius)[some]
             middling = ", ".join(f"{float(gained.quantile(q)):.3f}" for q in (0.1, 0.5, 0.9))
             print(f"radius, local / global, of the correct ones (10 %, median, 90 %): {middling}")
-            preparing, before = prepared - middle, (middle - began) / count
-            more = (ended - prepared - preparing) / count - before
+            preparing, before = prepared - middle, (middle - began) / len(labels)
+            more = (ended - prepared - preparing) / len(labels) - before
             print(f"{before:.3f} s an image; with local bounds {more:.3f} s more, after {preparing:.1f} s")
 
 

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from lipcert.data import Dataset, load
+from lipcert.certify.network import BATCH
+from lipcert.data import Batches, Dataset, load
 from lipcert.train import RunConfig, RunFolder
 
 __all__ = ["Run", "runs"]
@@ -31,6 +33,16 @@ class Run:
     def test_data(self) -> Dataset:
         """The test images, found as usual."""
         return load(self.config.data.name, "test")
+
+    def first(self, count: int) -> tuple[list[Tensor], Tensor]:
+        """The first test images, in batches, and their labels."""
+        data, batches, left = self.test_data(), list[Tensor](), count
+        for x, _ in Batches(data, BATCH, shuffle=False, seed=0, device=torch.device("cpu")).epoch(0):
+            batches.append(x[:left])
+            left -= len(batches[-1])
+            if left <= 0:
+                break
+        return batches, data.labels[:count]
 
 
 def runs() -> Iterator[Run]:
