@@ -79,7 +79,8 @@ def test_certificate(run: Path, tmp_path: Path) -> None:
     assert document["bound"]["high"] == pytest.approx(float(off.max()), rel=1e-12)
     assert document["mean_radius_of_correct"] == pytest.approx(float(found.radius[found.correct].mean()))
     test = load("digits", "test")
-    assert document["data"] == {"name": "digits", "split": "test", "samples": 360, "sha256": test.fingerprint}
+    expected = {"name": "digits", "split": "test", "samples": 360, "of": 360, "sha256": test.fingerprint}
+    assert document["data"] == expected
     saved = read_certificate(tmp_path / "all.json")
     assert {radius_key(a.epsilon): a.share for a in saved.certified} == document["accuracy_at"]
     assert saved.samples.label == tuple(test.labels.tolist())
@@ -140,6 +141,24 @@ def test_small_gain(run: Path, tmp_path: Path, scaling: str) -> None:
     assert saved.bound.smallgain is not None
     assert saved.bound.smallgain.kind == scaling
     assert document["bound"]["high"] == pytest.approx(float(value.max()), rel=1e-6)
+
+
+def test_only_the_first_samples(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "first.json"
+    found = parsed("certify", run, "--first", "40", "-e", "0.25", "--save", file)
+    assert (found["data"]["samples"], found["data"]["of"]) == (40, 360)
+    assert found["data"]["sha256"] == load("digits", "test").subset(slice(40)).fingerprint
+    expected = api(run)
+    share = float((expected.correct & (expected.radius > 0.25))[:40].double().mean())
+    assert found["accuracy_at"]["0.25"] == share
+    assert "the first 40 of 360 samples" in cli("certify", run, "--first", "40").stdout
+    assert "the first 40 of 360 samples" in cli("verify", file, run).stdout
+    report = parsed("verify", file, run)
+    assert report["accepted"] is True
+    assert report["claims"]["data"]["of"] == 360
+    assert parsed("verify", file, run, "--no-data")["accepted"] is True
+    assert parsed("certify", run, "--first", "1000")["data"]["samples"] == 360
+    assert cli("certify", run, "--first", "0").exit_code == 2
 
 
 def test_the_best_of_all(run: Path, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def certify_run(
     folder: RunFolder,
     data: Dataset,
     *,
+    of: int | None = None,
     bounding: Mapping[str, Any],
     epsilons: list[float],
     device: torch.device,
@@ -72,6 +73,7 @@ def certify_run(
     """Bound the model of a run and certify its predictions on a data set.
 
     Args:
+        of: how many samples there are of which ``data`` are the first, if there are more.
         bounding: keyword arguments of :func:`lipcert.lipschitz`.
         precision, local: as in :func:`lipcert.certify`.
     """
@@ -106,7 +108,13 @@ def certify_run(
     low, high = bound.ends()
     document = {
         "run": str(folder.path),
-        "data": {"name": data.name, "split": data.split, "samples": len(data), "sha256": data.fingerprint},
+        "data": {
+            "name": data.name,
+            "split": data.split,
+            "samples": len(data),
+            "of": of or len(data),
+            "sha256": data.fingerprint,
+        },
         "units": "l2, raw input in [0, 1]",
         **describe(bound),
         "certified": isinstance(result, CertifiedRadii),
@@ -187,7 +195,8 @@ def _save(target: Path, document: Mapping[str, Any], result: Radii) -> None:
 def _show(document: Mapping[str, Any], result: Radii) -> None:
     """Print the outcome for people, and whether it is a certificate."""
     certain, data = isinstance(result, CertifiedRadii), document["data"]
-    say(f"{data['name']}, {data['split']}: {data['samples']:,} samples")
+    part = f"the first {data['samples']:,} of {data['of']:,}" if data["samples"] < data["of"] else f"{data['of']:,}"
+    say(f"{data['name']}, {data['split']}: {part} samples")
     executed = result.precision != "real"
     local = document.get("global_accuracy_at", {})
     columns = [*(["by the global bound"] if local else []), *(["in real arithmetic"] if executed and not local else [])]
@@ -239,6 +248,9 @@ def certify(
     local: Annotated[
         bool, typer.Option("--local", help="Add bounds that hold around each sample only: larger radii, more time.")
     ] = False,
+    first: Annotated[
+        int | None, typer.Option("--first", min=1, help="Only the first samples, so many.", show_default="all")
+    ] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write the certificate, for `lipcert verify`.")] = None,
     data: DataOption = None,
     download: DownloadOption = False,
@@ -255,7 +267,7 @@ def certify(
 
     - `lipcert certify runs/digits --method smallgain --save digits.json`
 
-    - `lipcert certify runs/digits --local`
+    - `lipcert certify runs/digits --local --first 100`
 
     - `lipcert certify runs/cifar -e 36/255 -e 72/255 --guarantee estimate --data ~/data`
     """
@@ -267,9 +279,13 @@ def certify(
         where = find_device(device)
         target = None if save is None else _target(save, folder)
         samples = load(config.data.name, split, root=data, download=download)
+        total = len(samples)
+        if first is not None:
+            samples = samples.subset(slice(first))
         document, result, graph = certify_run(
             folder,
             samples,
+            of=total,
             bounding={
                 "method": method.value,
                 "scope": scope.value,

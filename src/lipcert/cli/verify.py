@@ -26,14 +26,14 @@ _FILE = Check("file", "passed", "byte for byte what lipcert writes, with its che
 _COLOURS = {"passed": "green", "failed": "bold red", "not checked": "yellow"}
 
 
-def _document(certificate: Path, run: Path, report: Report, c: Certificate) -> dict[str, Any]:
+def _document(certificate: Path, run: Path, report: Report, c: Certificate, total: int) -> dict[str, Any]:
     return {
         "certificate": str(certificate),
         "run": str(run),
         "accepted": report.accepted,
         "checks": [{"name": check.name, "status": check.status, "why": check.why} for check in report.checks],
         "claims": {
-            "data": {"name": c.data.name, "split": c.data.split, "samples": c.data.samples},
+            "data": {"name": c.data.name, "split": c.data.split, "samples": c.data.samples, "of": total},
             "precision": c.precision.arithmetic,
             "failure_probability": c.bound.failure,
             "clean_accuracy": c.clean.share,
@@ -42,7 +42,7 @@ def _document(certificate: Path, run: Path, report: Report, c: Certificate) -> d
     }
 
 
-def _show(report: Report, c: Certificate) -> None:
+def _show(report: Report, c: Certificate, total: int) -> None:
     shown = table("check", "result", "why")
     for column in shown.columns:
         column.justify = "left"
@@ -56,8 +56,9 @@ def _show(report: Report, c: Certificate) -> None:
         )
         return
     at = "".join(f", {percent(a.share)} at {rounded(a.epsilon, 6, up=False)}" for a in c.certified)
+    part = f"the first {c.data.samples:,} of {total:,}" if c.data.samples < total else f"{c.data.samples:,}"
     say(
-        f"Claimed: {c.data.name}, {c.data.split}, {c.data.samples:,} samples: {percent(c.clean.share)} clean{at}; ℓ2, "
+        f"Claimed: {c.data.name}, {c.data.split}, {part} samples: {percent(c.clean.share)} clean{at}; ℓ2, "
         f"{c.precision.arithmetic} arithmetic."
     )
     unchecked = ", ".join(check.name for check in report.unchecked)
@@ -99,12 +100,14 @@ def verify(
         folder = RunFolder(model)
         where = find_device(device)
         module, header = folder.load_model()
-        samples = None
+        samples, total = None, c.data.samples
         if not no_data:
             name, split = folder.config().data.name, c.data.split
             if split not in ("train", "test"):
                 raise CertificateError(f"the certificate's split {split!r} is none of a data set; try --no-data.")
-            samples = Samples.from_dataset(load(name, split, root=data).to(where))
+            found = load(name, split, root=data).to(where)
+            samples = Samples.from_dataset(found.subset(slice(c.data.samples)))  # of which it may be the first ones
+            total = len(found)
         report = verify_certificate(
             c,
             module.to(where),
@@ -116,8 +119,8 @@ def verify(
         )
         report = Report((_FILE, *report.checks))
     if as_json:
-        emit(_document(certificate, model, report, c))
+        emit(_document(certificate, model, report, c, total))
     else:
-        _show(report, c)
+        _show(report, c, total)
     if not report.accepted:
         raise typer.Exit(1)
