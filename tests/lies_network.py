@@ -190,6 +190,11 @@ def a_method_that_does_not_exist(c: dict[str, Any]) -> None:
 
 
 @lie("failure", **RANDOM)
+def a_failure_of_others_that_is_not_counted(c: dict[str, Any]) -> None:
+    c["bound"]["passed_over"] = 1e-13
+
+
+@lie("failure", **RANDOM)
 def a_smaller_failure(c: dict[str, Any]) -> None:
     c["bound"]["failure"] = 1e-15
 

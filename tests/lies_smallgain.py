@@ -10,7 +10,7 @@ from certificates import lies, scale_bound
 LIES, lie = lies()
 
 
-GAIN = {"precision": "real", "method": "smallgain", "seconds": 0.2, "failure": 0.0}
+GAIN = {"precision": "real", "method": "smallgain", "scaling": "neuron", "seconds": 20.0, "failure": 0.0}
 GAIN_GLOBAL = {**GAIN, "scope": "global"}
 GAIN_RANDOM = {**GAIN, "dense_limit": 1, "failure": 1e-12}
 

@@ -19,7 +19,11 @@ __all__ = [
     "TraceError",
     "TrainingError",
     "UnsupportedError",
+    "out_of_memory",
 ]
+
+# What torch says where it has no type for it: the CPU's allocator, CUDA's driver, sizes beyond 64 bits.
+_NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "Storage size calculation overflowed")
 
 
 class LipcertError(Exception):
@@ -77,3 +81,14 @@ class TrainingError(LipcertError):
 
 class CertificateError(LipcertError):
     """A certificate cannot be made or read: it is damaged, not in its one form, or no certificate at all."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that there is not enough memory.
+
+    >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("CUDA out of memory")), out_of_memory(ValueError())
+    (True, True, False)
+    """
+    # torch.OutOfMemoryError is a RuntimeError
+    short = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    return short or isinstance(error, MemoryError)

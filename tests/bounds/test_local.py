@@ -15,7 +15,7 @@ from exact import rational
 from lipcert.bounds import graph_bound
 from lipcert.bounds.budget import most_harm
 from lipcert.bounds.local import LocalBound
-from lipcert.bounds.movement import Movement, row_norms
+from lipcert.bounds.movement import Movement, norms_of_rows
 from lipcert.errors import BoundError
 from lipcert.graph.types import Elementwise
 from lipcert.loop import LoopMap
@@ -122,7 +122,7 @@ def test_row_norms_are_above_those_of_the_segments(name: str) -> None:
 
             rows = adjoint_rows(flat, k, [j], 0, flat.target_shape(k)[0] if len(flat.target_shape(k)) == 1 else 1)
             true = rows[j].norm(dim=1)
-            assert bool((row_norms(flat, k, j).flatten()[: len(true)] >= true * (1 - 1e-12)).all())
+            assert bool((norms_of_rows(flat, k, j).flatten()[: len(true)] >= true * (1 - 1e-12)).all())
 
 
 @pytest.mark.parametrize("name", ["act-relu", "residual-chain", "dense-concat", "maxpool-residual", "prelu-channels"])
@@ -162,10 +162,10 @@ def test_an_empty_part_does_not_move() -> None:
 def test_row_norms_of_a_matrix_are_exact() -> None:
     net = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Flatten(), nn.Linear(7, 4), nn.ReLU(), nn.Linear(4, 2)).double()
     flat = LoopMap(lipcert.trace(net.eval(), (5,)), centred=False)
-    torch.testing.assert_close(row_norms(flat, 2, 1)[0], net[3].weight.norm(dim=1).detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(norms_of_rows(flat, 2, 1)[0], net[3].weight.norm(dim=1).detach(), rtol=1e-6, atol=0)
     conv = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2)).double().eval()
     flat = LoopMap(lipcert.trace(conv, (2, 4, 4)), centred=False)
-    inner = row_norms(flat, 1, 0)[0, :, 1, 1]
+    inner = norms_of_rows(flat, 1, 0)[0, :, 1, 1]
     torch.testing.assert_close(inner, conv[0].weight.flatten(1).norm(dim=1).detach(), rtol=1e-6, atol=0)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import lipcert
 from cases import CASES, named
 from lipcert.bounds import UpperBound
-from lipcert.certify import CertifiedRadii, certify
+from lipcert.certify import CertifiedRadii, Samples, certify, make_certificate, verify
 from lipcert.certify.local import reproved
 from lipcert.certify.network import certified, contested
 from lipcert.errors import BoundError
@@ -220,6 +220,59 @@ def test_a_proof_of_each_is_found_again_and_of_none_that_is_larger() -> None:
     infinite = torch.full_like(result.radius, math.inf)
     for nothing in (infinite, -result.radius, 0 * result.radius, math.nan * result.radius):
         assert not bool(reproved(graph, bound, [x], contest, nothing, larger).any())
+
+
+@pytest.mark.parametrize("power", [-140, -150, -156, -159, -160, -161, -165, -170, -200, -260])
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Tanh])
+def test_norms_of_tiny_rows_are_not_lost(power: int, act: type[nn.Module]) -> None:
+    """Their squares underflow, and a fall that is lost is a radius without end."""
+    for net in (
+        nn.Sequential(nn.Linear(2, 2)),
+        nn.Sequential(nn.Linear(2, 2), act(), nn.Linear(2, 2)),
+        nn.Sequential(nn.Linear(2, 2), nn.Unflatten(1, (1, 2)), nn.MaxPool1d(1), nn.Flatten(), nn.Linear(2, 2)),
+    ):
+        net = net.double().eval()
+        with torch.no_grad():
+            for p in net.parameters():
+                p.copy_(torch.eye(2) if p.ndim == 2 else torch.zeros(2))
+            net[0].weight[1, 1] = 0.0
+            net[-1].weight.mul_(10.0**power)
+        x = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+        for precision in ("real", "float64"):
+            radius = float(certify(net, x, local=True, precision=precision).radius)  # type: ignore[arg-type]
+            assert radius <= 1.0, (power, precision)
+
+
+def test_norms_of_products_of_small_weights_are_not_lost() -> None:
+    layers: list[nn.Module] = []
+    for _ in range(6):
+        layers += [nn.Linear(2, 2), nn.ReLU()]
+    net = nn.Sequential(*layers[:-1]).eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(1e-30 * torch.eye(2) if p.ndim == 2 else torch.zeros(2))
+    result = certify(net, torch.tensor([[1.0, 0.1]]), local=True, precision="real")
+    assert float(result.radius) <= 0.9 / math.sqrt(2)
+
+
+@pytest.mark.parametrize("bisections", [30, 40, 44, 48])
+@pytest.mark.parametrize("precision", ["float64", "real"])
+def test_what_is_certified_at_a_boundary_is_verified(bisections: int, precision: str) -> None:
+    """Margins of the size of their own rounding, which comes out otherwise in batches of other sizes."""
+    net, x, y = trained(5, (5, 16, 16, 3))
+    with torch.no_grad():
+        low, high = x.clone(), x.roll(1, 0).clone()
+        for _ in range(bisections):
+            middle = (low + high) / 2
+            same = net(middle).argmax(1) == net(x).argmax(1)
+            low, high = torch.where(same[:, None], middle, low), torch.where(same[:, None], high, middle)
+    samples = Samples.of(low, y, name="boundary")
+    graph = lipcert.trace(net, (5,))
+    bound = lipcert.lipschitz(net, (5,), scope="pairwise", guarantee="upper")
+    for size in (1, 7, 90):
+        result = certify(net, low, y, bound=bound, local=True, precision=precision, batch_size=size)  # type: ignore[arg-type]
+        report = verify(make_certificate(graph, result, samples), net, samples, norms="none")
+        assert report.accepted, (size, report.failed)
 
 
 def test_modes_are_as_before_after_a_mistake() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,18 @@ from certificates import (
     samples,
 )
 from lies import LIES
-from lipcert.certify import Certificate, Origin, Report, Samples, read_certificate, recompute, verify
+from lipcert.certify import (
+    Certificate,
+    Origin,
+    Report,
+    Samples,
+    certificate_of,
+    certify,
+    make_certificate,
+    read_certificate,
+    recompute,
+    verify,
+)
 from lipcert.certify.identity import describe_graph, weights_digest
 from lipcert.errors import BoundError, CertificateError, ModuleStateError
 from lipcert.graph import Graph, trace
@@ -51,7 +63,7 @@ WITH_DATA = ["data", "labels", "margins", "radii"]
         ("conv", {}),
         ("mlp", {"local": True}),
         ("mlp", {"local": True, "precision": "real", "method": "product", "scope": "global"}),
-        ("mlp", {"local": True, "method": "smallgain", "seconds": 0.2}),
+        ("mlp", {"local": True, "method": "smallgain", "scaling": "neuron"}),
         ("linear", {"local": True}),
         ("residual", {"local": True, "scope": "class"}),
         ("conv", {"local": True}),
@@ -85,6 +97,46 @@ def test_another_machine_rounds_otherwise(options: dict[str, Any]) -> None:
     assert report.accepted, report.failed
     assert c.model.weights_sha256 != changed["model"]["weights_sha256"]
     assert not verify(c, net, data).accepted  # float64 weights are other weights
+
+
+def test_rounding_is_not_allowed_for_twice() -> None:
+    """float32 finds a tie where real arithmetic finds a margin: no radius that is claimed for float32 is positive."""
+    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 2)).eval()
+    with torch.no_grad():
+        net[0].weight.fill_(1.0)
+        net[2].weight.copy_(torch.tensor([[0.9890594482421875], [0.989059507846832275390625]]))
+        net[2].bias.copy_(torch.tensor([0.195054709911346435546875, 0.19505472481250762939453125]))
+    data = Samples.of(torch.tensor([[1.1994247]]), torch.tensor([1]), name="tie", classes=["a", "b"])
+    for local in (False, True):
+        made = certificate_of(net, data, epsilons=[1e-6], local=local)
+        changed: dict[str, Any] = json.loads(made.model_dump_json())
+        assert changed["samples"]["radius"] == [0.0]
+        assert changed["samples"]["real_radius"][0] > 1
+        for share in (0.9e-3, 1e-6):
+            claim = [share * changed["samples"]["real_radius"][0]]
+            changed["samples"]["radius"] = claim
+            if local:
+                changed["samples"]["global_radius"] = claim
+            right = changed["samples"]["prediction"] == [1] and claim[0] > 1e-6
+            changed["certified"][0] |= {"count": int(right), "share": float(right), "verdict": [right]}
+            report = verify(Certificate.model_validate(changed), net, data)
+            assert [c.name for c in report.failed] == ["radii"], share
+
+
+@pytest.mark.parametrize("size", [1, 7, 512])
+def test_batches_of_any_size_may_have_been_certified(size: int) -> None:
+    """Also those whose radii are limited by how far rounding is known."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    with torch.no_grad():
+        net[2].bias.copy_(torch.tensor([1e4, 0.0]))
+    x = torch.rand(60, 3) * torch.logspace(-2, 2, 60)[:, None]
+    data = Samples.of(x, torch.zeros(60, dtype=torch.int64), name="far", classes=["a", "b"])
+    graph = trace(net, (3,))
+    result = certify(net, x, data.labels, batch_size=size, local=True)
+    assert float(result.radius.min()) > 900
+    report = verify(make_certificate(graph, result, data), net, data)
+    assert report.accepted, report.failed
 
 
 @cache

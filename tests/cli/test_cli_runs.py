@@ -165,6 +165,9 @@ def test_the_best_of_all(run: Path, tmp_path: Path) -> None:
     options = ["--method", "best", "--seconds", "5", "--scope", "pairwise"]
     listed = parsed("bound", run, *options, "--guarantee", "upper")
     assert [b["method"] for b in listed] == ["product", "liplt", "smallgain"]
+    assert [b["best"] for b in listed] == [False, False, True]
+    assert "smallgain (best)" in cli("bound", run, *options).stdout
+    assert cli("bound", run, "--compare", "--method", "best").exit_code == 1
     file = tmp_path / "best.json"
     found = parsed("certify", run, *options, "--save", file)
     assert found["method"] == "smallgain"

@@ -1,4 +1,4 @@
-"""Lipschitz bounds: product and LipLT; global, per class, pairwise; and lower bounds to set beside them."""
+"""Lipschitz bounds: product, LipLT and small gain; global, per class, pairwise; and lower bounds to set beside them."""
 
 from __future__ import annotations
 

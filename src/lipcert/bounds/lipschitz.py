@@ -151,13 +151,16 @@ def graph_bound(
     check_choice("scaling", scaling, SCALINGS)
     check_scope(scope, graph)
     check_seconds(seconds)
+    graph.capture.check()
     if method == "best":
         if norms is not None:
             raise BoundError("norms and evidence are of one method: name it instead of 'best'.")
+        if start is not None:
+            check_start(LoopMap(graph, graph.resolve(torch.float64)), start, scaling)
 
         def attempt(which: Method, left: float, base: UpperBound | None) -> Bound:
-            # small gain uses what LipLT proves: together they may fail with this probability
-            share = failure / 2 or failure if which == "liplt" else failure
+            # small gain adds half of what it is given to what LipLT may fail with, and product has the other half
+            share = failure / 4 or failure if which == "liplt" else failure / 2 or failure
             return graph_bound(
                 graph,
                 method=which,

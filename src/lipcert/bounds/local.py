@@ -23,17 +23,19 @@ import torch
 from torch import Tensor
 
 from lipcert.bounds.lines import Place, Sides, kinked_line, plain_line
-from lipcert.bounds.movement import SAFE, Movement, flat
+from lipcert.bounds.movement import LEAST, SAFE, Movement, flat
 from lipcert.bounds.narrow import NarrowLayer
 from lipcert.errors import BoundError
 from lipcert.graph.types import Elementwise, Nonlinear, VectorMap
 from lipcert.loop import LoopMap
 from lipcert.norms.dense import chunk, rows_error
 from lipcert.norms.errors import path_error, underflow
+from lipcert.norms.scaling import row_norms
 
 __all__ = ["LocalBound"]
 
 _TINY = 2.0**-900
+_FLUSHED = 2.0**-1000  # per unit of ‖Δz‖: more than what products of a row's entries can lose by underflow
 _CHOSEN = 2.0**-48  # of |c|: what the rounding of a slope can change in it
 
 
@@ -143,7 +145,7 @@ class LocalBound:
                 ball.moved = self.movement.within(radius, ball.passes)
             which = torch.arange(len(x), device=x.device)
             (row,) = torch.autograd.grad((y[which, a] - y[which, b]).sum(), leaf)
-        total = radius * flat(row).norm(dim=1)
+        total = radius * row_norms(flat(row))
         for cost in ball.costs:
             total = total + cost
         fall: Tensor = (total + (self.rounding[a] + self.rounding[b]) * radius) * SAFE + _TINY
@@ -176,9 +178,10 @@ class _Ball:
 
     def line(self, node: Nonlinear, row: Tensor) -> Tensor:
         """From the row of a node's value to that of its operand; what the line costs is noted."""
-        budget = self.local.constants[node.index] * self.radius * SAFE
+        budget = self.local.constants[node.index] * self.radius * SAFE + LEAST
+        length = row_norms(flat(row))
         if isinstance(node, VectorMap):
-            self.costs.append(flat(row).norm(dim=1) * node.constant * budget)
+            self.costs.append((length * node.constant + _FLUSHED) * budget)
             return row.new_zeros((len(row), *self.local.graph.nodes[node.inputs[0]].shape))
         slopes, place = self.local.resolved.slopes[node.index], self.places.get(node.index)
         moved = self.moved[node.index]
@@ -190,11 +193,11 @@ class _Ball:
             def together(at: Tensor, entry: Tensor) -> Tensor:
                 if narrow is None:
                     return budget
-                return torch.minimum(budget, narrow.norms(at, entry, len(radius)) * radius * SAFE)
+                return torch.minimum(budget, narrow.norms(at, entry, len(radius)) * radius * SAFE + LEAST)
 
             slope, cost = kinked_line(place, row, moved, together)
         steepest = float(torch.as_tensor(slopes.lipschitz).max())
-        self.costs.append(cost + _CHOSEN * steepest * flat(row).norm(dim=1) * budget)
+        self.costs.append(cost + (_CHOSEN * steepest * length + _FLUSHED) * budget)
         return slope * row
 
 

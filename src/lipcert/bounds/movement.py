@@ -21,10 +21,13 @@ from torch import Tensor
 
 from lipcert.graph.types import Affine, Convolution, Elementwise, Nonlinear, VectorMap
 from lipcert.loop import LoopMap
+from lipcert.norms.scaling import row_norms
 
-__all__ = ["SAFE", "Movement", "flat", "row_norms"]
+__all__ = ["LEAST", "SAFE", "Movement", "flat", "norms_of_rows"]
 
 SAFE = 1 + 2.0**-24  # covers the rounding of sums of up to 2²⁵ terms that are not negative
+LEAST = 2.0**-990
+"""More than what underflow can take from a sum of such terms, however small a movement is."""
 _LEAST = 2.0**-400  # more than what underflow can take from the norm of a row
 
 
@@ -33,7 +36,7 @@ def flat(rows: Tensor) -> Tensor:
     return rows.reshape(len(rows), -1)
 
 
-def row_norms(loop: LoopMap, k: int, j: int) -> Tensor:
+def norms_of_rows(loop: LoopMap, k: int, j: int) -> Tensor:
     """``‖row i of S_kj·ℓ_j‖₂`` from above, for every entry i of z_k: (1, *target_shape(k)).
 
     While entries are only moved and scaled, rows have one entry each and no two share one; the first convolution or
@@ -47,7 +50,7 @@ def row_norms(loop: LoopMap, k: int, j: int) -> Tensor:
         >>> import torch, lipcert
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3)).double().eval()
         >>> loop = LoopMap(lipcert.trace(net, (2, 2)), centred=False)
-        >>> torch.allclose(row_norms(loop, 1, 0), net[1].weight.norm(dim=1))
+        >>> torch.allclose(norms_of_rows(loop, 1, 0), net[1].weight.norm(dim=1))
         True
     """
     coefficients, like = loop.resolved.absolute().coefficients, loop.resolved.scalar(0.0)
@@ -86,7 +89,7 @@ class Movement:
         self.constants = {node.index: constants[k] for k, node in enumerate(loop.nonlinear, start=1)}
         self.rates: dict[int, Tensor] = {}  # by node: per unit of ε, (1, *shape of z)
         for k, node in enumerate(loop.nonlinear, start=1):
-            rows = [row_norms(opened, k, j) * constants[j] for j in range(k) if opened.connected(k, j)]
+            rows = [norms_of_rows(opened, k, j) * constants[j] for j in range(k) if opened.connected(k, j)]
             total = sum(rows, start=torch.zeros_like(least)) * SAFE + least
             self.rates[node.index] = total.clamp_max(constants[k] * SAFE).expand(1, *loop.target_shape(k))
 
@@ -104,12 +107,12 @@ class Movement:
 
         def activate(node: Nonlinear, reached: Tensor) -> Tensor:
             size = radius.reshape(-1, *(1,) * (reached.ndim - 1))
-            found = torch.minimum(reached, self.rates[node.index] * size) * SAFE
+            found = torch.minimum(reached, self.rates[node.index] * size) * SAFE + LEAST
             moved[node.index] = found
             if isinstance(node, Elementwise):
                 return passes(node, found)
             assert isinstance(node, VectorMap)
-            most = torch.minimum(flat(found).norm(dim=1), self.constants[node.index] * radius) * SAFE
+            most = torch.minimum(row_norms(flat(found)), self.constants[node.index] * radius) * SAFE + LEAST
             return (node.constant * most).reshape(-1, *(1,) * len(node.shape)).expand(-1, *node.shape)
 
         ball = radius.reshape(-1, *(1,) * len(self.graph.input_shape)).expand(-1, *self.graph.input_shape)

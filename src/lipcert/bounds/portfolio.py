@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import get_args
 
 from torch import Tensor
 
 from lipcert.bounds.result import Attempt, Bound, Method, UpperBound
-from lipcert.errors import BoundError
+from lipcert.errors import BoundError, out_of_memory
 
 __all__ = ["best"]
 
@@ -29,9 +29,9 @@ def best(bound: Callable[[Method, float, UpperBound | None], Bound], seconds: fl
         the bound with the smallest geometric mean of its values, with ``attempts`` of all methods.
 
     Raises:
-        BoundError: no method gives a bound; what the first one said.
+        BoundError: neither product nor LipLT gives a bound. Other refusals, and a lack of memory, are warnings.
     """
-    began, attempts, refusals = time.monotonic(), list[Attempt](), list[BoundError]()
+    began, attempts = time.monotonic(), list[Attempt]()
     for method in get_args(Method):
         start = time.monotonic()
         left = seconds - (start - began)
@@ -40,19 +40,29 @@ def best(bound: Callable[[Method, float, UpperBound | None], Bound], seconds: fl
         liplt = next((a.bound for a in attempts if a.bound.method == "liplt"), None)
         try:
             found = bound(method, max(left, 0.1), liplt if isinstance(liplt, UpperBound) else None)
-        except BoundError as error:
-            refusals.append(error)
+        except (BoundError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, BoundError) and not out_of_memory(error):
+                raise
+            if not attempts and method == "liplt":
+                raise
+            warnings.warn(f"method='best' goes without '{method}': {error}", stacklevel=4)
+            if method == "liplt":
+                break  # with which small gain begins
             continue
         attempts.append(Attempt(found, time.monotonic() - start))
-    if not attempts:
-        raise refusals[0]
-    if refusals:
-        warnings.warn(f"not every method gives a bound: {refusals[0]}", stacklevel=2)
     chosen = attempts[0].bound
     for attempt in attempts[1:]:
         if _excess(attempt.bound.value, chosen.value) < -_SURE:
             chosen = attempt.bound
+    if isinstance(chosen, UpperBound):
+        chosen = replace(chosen, failure=_risk(attempts))
     return replace(chosen, attempts=tuple(attempts))
+
+
+def _risk(attempts: Sequence[Attempt]) -> float:
+    """The probability that any of them fails: the smallest is the likeliest to have. Small gain's includes LipLT's."""
+    risks = {a.bound.method: a.bound.failure for a in attempts if isinstance(a.bound, UpperBound)}
+    return risks.get("product", 0.0) + max(risks.get("liplt", 0.0), risks.get("smallgain", 0.0))
 
 
 def _excess(value: Tensor, other: Tensor) -> float:

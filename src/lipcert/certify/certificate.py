@@ -119,11 +119,14 @@ def _bound(bound: UpperBound) -> dict[str, Any]:
     value = bound.value.detach().double().cpu()
     rows = value[None, None] if value.ndim == 0 else value[None] if value.ndim == 1 else value
     proofs = sorted(bound.norms.items())
+    own = math.fsum([*(n.failure for _, n in proofs), _risk(bound)])
+    passed_over = max(0.0, bound.failure - own) if bound.attempts else 0.0
     return {
         "method": bound.method,
         "scope": bound.scope,
         "guarantee": bound.guarantee,
-        "failure": min(1.0, math.fsum([*(n.failure for _, n in proofs), _risk(bound)])),
+        "failure": min(1.0, math.fsum([own, passed_over])),
+        "passed_over": passed_over,
         "slack": max(0.0, float(bound.slack)),
         "value": rows.tolist(),
         "norms": [

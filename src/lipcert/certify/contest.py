@@ -6,7 +6,7 @@ What is here is rounded towards smaller radii, once: global radii (:mod:`lipcert
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,12 @@ from torch import Tensor
 from lipcert.bounds.pairs import pair_bounds
 from lipcert.certify.rounding import Rounding
 
-__all__ = ["Contest", "round_down"]
+__all__ = ["SPARE", "Contest", "round_down"]
+
+SPARE = 2.0**-10
+"""Of what rounding takes off a radius, by how much more is taken off: it is computed in the module's own precision, and
+who verifies a radius on another machine, without any tolerance for this, may find a little more."""
+_DOUBT = 2.5  # times the error of a margin: what another machine, which encloses it too, may find it smaller by
 
 
 def round_down(value: Tensor) -> Tensor:
@@ -31,6 +36,7 @@ class Contest:
         own: (N, C) bool, where b = a.
         margins: (N, C), y_a − y_b in real arithmetic, from below.
         slopes: (N, C), L_ab from above.
+        doubt: (N, C), how far the margins may be below the true ones.
         still, growing: (N, C), e and f of what execution can take off a margin within a ball of radius R: e + f·R.
         reach: (N,), the largest R for which they say so.
     """
@@ -38,6 +44,7 @@ class Contest:
     prediction: Tensor
     own: Tensor
     margins: Tensor
+    doubt: Tensor
     slopes: Tensor
     still: Tensor
     growing: Tensor
@@ -51,11 +58,11 @@ class Contest:
         finite = torch.isfinite(z).all(1)
         z = torch.where(finite[:, None], z, torch.zeros_like(z))
         top, prediction = z.max(1)
-        margins = top[:, None] - z
+        margins, doubt = top[:, None] - z, torch.zeros_like(z)
         if errors is not None:
             each = errors.to(z).expand_as(z)
             both = (each + each.gather(1, prediction[:, None])) * (1 + 2.0**-50)
-            margins = round_down(round_down(margins) - both)
+            margins, doubt = round_down(round_down(margins) - both), 2 * both
         own = torch.nn.functional.one_hot(prediction, classes).bool()
         slopes = pairs[prediction].clamp_min(torch.finfo(torch.float64).tiny)
         still, growing, reach = torch.zeros_like(z), torch.zeros_like(z), torch.full_like(top, torch.inf)
@@ -63,7 +70,15 @@ class Contest:
             still, growing = _rounded(rounding, prediction, classes)
             reach = rounding.reach.to(reach)
         prediction = torch.where(finite, prediction, torch.full_like(prediction, -1))
-        return Contest(prediction, own, margins, slopes, still, growing, reach)
+        return Contest(prediction, own, margins, doubt, slopes, still, growing, reach)
+
+    def spared(self, share: float = SPARE) -> Contest:
+        """With that much more taken off for rounding."""
+        return replace(self, still=self.still * (1 + share), growing=self.growing * (1 + share))
+
+    def cautious(self) -> Contest:
+        """With margins as small as anybody may find them, and what :meth:`spared` takes off."""
+        return replace(self.spared(), margins=round_down(self.margins - _DOUBT * self.doubt))
 
     def real(self) -> Tensor:
         """(N, C): within this distance no b overtakes in real arithmetic; infinite for b = a, 0 if nothing is known."""
@@ -95,6 +110,7 @@ class Contest:
                     self.prediction,
                     self.own,
                     self.margins,
+                    self.doubt,
                     self.slopes,
                     self.still,
                     self.growing,

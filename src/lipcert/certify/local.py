@@ -33,7 +33,7 @@ _ROUNDS = 10
 _FIRST = 1.25  # times the global radius: where the search begins
 _CLOSE = 1.004  # where it ends
 _DOUBTFUL = 1.02  # tried where the search would end below the global radius
-_SPARE = 2.0**-14  # by which a radius is smaller than one that was proved, so that any machine can prove it again
+_SPARE = 2.0**-14  # by which a radius is smaller than one that was proved: another machine's sums are not the same
 _POWER = 0.75  # the fall is about proportional to ε^(1/0.75)
 
 
@@ -51,7 +51,8 @@ def locally(
         graph: the network.
         bound: of this network, at its present weights.
         batches: of shape (n, *input_shape): the samples of ``result``.
-        contest: of these samples, with the rounding that ``result`` has.
+        contest: of these samples, with the rounding that ``result`` has. Margins are taken as small as anybody may find
+            them.
         result: their global radii.
         progress: is told how many samples are done.
 
@@ -61,7 +62,7 @@ def locally(
     Raises:
         BoundError: a bound that does not carry its parts.
     """
-    found, start = [], 0
+    found, start, contest = [], 0, contest.cautious()
     with _bounded(graph, bound) as local:
         for x in _inputs(local, batches):
             stop = start + len(x)
@@ -131,7 +132,7 @@ def _search(local: LocalBound, x: Tensor, contest: Contest, base: Tensor) -> Ten
         live = live & (high > low * _CLOSE) & (doubts < 2) & (trial > low)
     spared = torch.maximum(low * (1 - _SPARE), base)
     kept = _quotient(local, x, contest, each, spared, spared > base) > 1
-    return torch.where(kept & (spared > base), spared, low)
+    return torch.where(kept, spared, base)
 
 
 def _quotient(local: LocalBound, x: Tensor, contest: Contest, each: Tensor, radius: Tensor, live: Tensor) -> Tensor:

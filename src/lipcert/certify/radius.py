@@ -42,11 +42,12 @@ class Radii:
         bound: the Lipschitz bound that the radii come from.
         precision: the arithmetic in which no input within ``radius`` is classified otherwise: that of the module as it
             runs (``"float32"``), or ``"real"``.
-        real: (N,) float64, the radii in real arithmetic; ``radius`` is never larger.
-        runner_up: (N,) int64, the class that limits ``real``.
+        real: (N,) float64, the radii in real arithmetic; ``radius`` is never larger. Where local bounds have been used,
+            the larger of ``radius`` and of what ``bound`` alone gives.
+        runner_up: (N,) int64, the class that limits ``real`` by ``bound`` alone.
         margin: (N,) float64, what the logit of the prediction exceeds that of ``runner_up`` by, at least.
         alone: where local bounds have been used (:mod:`lipcert.certify.local`), what ``bound`` alone gives, with no
-            larger radii; else None. ``runner_up`` and ``margin`` are its.
+            larger radii; else None.
     """
 
     radius: Tensor
@@ -189,7 +190,7 @@ def radii(
         raise ShapeError(f"y must lie in 0…{classes - 1}; got {int(labels.min())}…{int(labels.max())}")
     contest = contest_of(logits, bound, errors, rounding)
     real, runner_up = contest.real().min(1)
-    radius = real if rounding is None else torch.minimum(contest.executed().amin(1), real)
+    radius = real if rounding is None else torch.minimum(contest.cautious().executed().amin(1), real)
     kind = CertifiedRadii if bound.guarantee == "upper" else EstimatedRadii
     return kind(
         radius,

@@ -6,10 +6,13 @@ How claims are compared where two machines round differently:
   upper end, as that is above the truth, whatever machine computed either. So what is accepted is true up to the width
   of the enclosure, which is float64 rounding.
 * the bound against the one that its norms give, within 1e-9 of it.
-* what rounding takes off a radius (precision other than real), which is itself computed in the module's precision,
-  within a thousandth of what is taken off.
+* a radius in another precision against the largest that can be proved here, 1e-9 of it allowed. What rounding takes off
+  it is computed in the module's precision, which differs from machine to machine; so who certifies takes off a
+  thousandth more, from the smallest margin that anybody may find (:meth:`lipcert.certify.contest.Contest.cautious`).
+* a local radius without any tolerance: it is proved here again, as it is.
 
-Claims that are too *small* are true, but they are not what was proved, so they are refused as altered.
+Claims that are too *small* are true, but they are not what was proved, so they are refused as altered; except local
+radii, of which nobody knows how large they could be.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from lipcert.bounds import UpperBound, graph_bound
 from lipcert.bounds.evidence import fits
 from lipcert.bounds.pairs import pair_bounds
 from lipcert.certify.certificate import evidence_of
-from lipcert.certify.contest import Contest
+from lipcert.certify.contest import SPARE, Contest
 from lipcert.certify.identity import Samples
 from lipcert.certify.local import reproved
 from lipcert.certify.logits import exact_logits
@@ -45,7 +48,6 @@ CONFIRM_LIMIT = 2048
 """The largest smaller side of a matrix that is formed to confirm a norm, unless told otherwise."""
 TOLERANCE = 1e-9  # by which two machines may differ in a bound or an estimate
 ALTERED = 1e-6  # a claim that is smaller than the truth by more is not what was computed
-_ROUNDING = 1e-3  # by which they may differ in what float32's rounding takes off a radius
 
 
 def enclosed_margins(graph: Graph, samples: Samples, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -310,15 +312,16 @@ class Recomputed:
         said = f"no real_radius is more than {max(excess, 0.0):.1g} above the one that was proved here"
         if self.c.precision.arithmetic == "real":
             return said
-        found, _ = self.contested(data)
-        radius, real = found.radius.cpu(), found.real.cpu()
-        margin = _ROUNDING * (real - radius) + wide
-        low, high = radius * (1 - ALTERED) - margin - 4 * wide, radius * (1 + TOLERANCE) + margin
+        found, contest = self.contested(data)
+        largest, smallest = (
+            torch.minimum(contest.spared(share).executed().amin(1), found.real).cpu() for share in (0.0, 3 * SPARE)
+        )
+        low, high = smallest * (1 - ALTERED) - 4 * wide, largest * (1 + TOLERANCE)
         # where two logits tie, another class may have been predicted here: then all radii are those of a tie
         tie = found.prediction.cpu() != self.prediction
         claimed = torch.tensor(self.c.samples.by_bound, dtype=torch.float64)
         self._compare("radius", claimed, low.masked_fill(tie, 0.0), torch.where(tie, most, high))
-        return f"{said}, and no radius more than {_ROUNDING:g} of what rounding takes off"
+        return f"{said}, and none in {self.c.precision.arithmetic} above what rounding leaves of it"
 
     def local(self, data: Samples) -> str:
         """Each radius that local bounds have made larger is proved again, as it is."""

@@ -302,12 +302,13 @@ class _Recursion:
         return known, rest * _SAFE
 
 
-def _far(loop: LoopMap, batch: Tensor) -> tuple[float, list[Tensor]]:
-    """A radius beyond which nothing is claimed, and how large each node's value can be in such balls."""
+def _far(loop: LoopMap, batch: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """(n,), radii beyond which nothing is claimed, and how large each node's value can be in any such ball."""
     size = batch.to(dtype=torch.float64, device=loop.resolved.device).abs().nan_to_num(0.0, 0.0, 0.0)
+    far = _FAR * (1 + size.reshape(len(size), math.prod(size.shape[1:])).amax(1))
     largest = size.amax(0, keepdim=True) if len(size) else size.new_zeros((1, *size.shape[1:]))
-    far = _FAR * (1 + float(largest.max()))
-    return far, loop.graph.sizes(largest + far, loop.resolved, per_rounding=2.0**-30)
+    most = float(far.max()) if len(far) else _FAR
+    return far, loop.graph.sizes(largest + most, loop.resolved, per_rounding=2.0**-30)
 
 
 def _check_tf32(device: torch.device, dtype: torch.dtype) -> None:
@@ -362,7 +363,7 @@ def executed_logits(
             watch.reset(sizes)
             found, error = enclosed(loop, batch, relative, watch)
             sources, final = recursion.run(watch, watch.errors[graph.output], found)
-            reach = found.new_full((len(found),), far if all(s.max() < arithmetic.limit for s in sizes) else 0.0)
+            reach = far if all(s.max() < arithmetic.limit for s in sizes) else torch.zeros_like(far)
             logits.append(found)
             errors.append(error)
             parts.append(Rounding(sources, recursion.heads, final, reach, arithmetic.name))

@@ -166,7 +166,8 @@ def _sums(c: Certificate) -> str:
 
 def _failure(c: Certificate) -> str:
     scaled = c.bound.smallgain.norm.failure if c.bound.smallgain is not None else 0.0
-    total, stated = math.fsum([*(n.failure for n in c.bound.norms), scaled]), c.bound.failure
+    failures = [*(n.failure for n in c.bound.norms), scaled, c.bound.passed_over]
+    total, stated = math.fsum(failures), c.bound.failure
     if abs(stated - total) > TOLERANCE * total:
         raise Refuted(f"the norms may fail with probability {total:.6g} together; stated is {stated:.6g}")
     return f"the norms' probabilities of failure add up to the one stated, {stated:.6g}"

@@ -11,7 +11,7 @@ import torch
 import typer
 from torch import nn
 
-from lipcert.bounds import LowerBound, UpperBound, graph_bound, lower_bound
+from lipcert.bounds import Bound, LowerBound, UpperBound, graph_bound, lower_bound
 from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK
 from lipcert.bounds.result import Scope, rounded
 from lipcert.cli.common import DeviceOption, JsonOption, console, describe, emit, find_device, guarded, say, table
@@ -115,7 +115,9 @@ def bound(
         where = find_device(device)
         module, input_shape = _model(run, model, shape, classes, weights)
         graph = trace(module.to(where), input_shape)
-        results = []
+        if compare and method:
+            raise ConfigError("--compare shows all methods: leave out --method.")
+        results: list[tuple[Bound, float, dict[str, bool]]] = []
         every = [m for m in MethodName if m is not MethodName.best]
         chosen = every if compare else method or [MethodName.product, MethodName.liplt]
         for choice in chosen:
@@ -131,22 +133,24 @@ def bound(
                 scaling=scaling.value,
                 seconds=seconds,
             )
-            results += [(a.bound, a.seconds) for a in found.attempts] or [(found, time.monotonic() - began)]
+            spent = time.monotonic() - began
+            tried = [(a.bound, a.seconds, {"best": a.bound.method == found.method}) for a in found.attempts]
+            results += tried or [(found, spent, {})]
         began = time.monotonic()
         below = _below(graph, scope.value) if compare else None
         spent = time.monotonic() - began
     if as_json:
-        listed = [{**describe(b), "value": b.value.tolist(), "seconds": taken} for b, taken in results]
+        listed = [{**describe(b), "value": b.value.tolist(), "seconds": t, **best} for b, t, best in results]
         if below is not None:
             listed.append({"guarantee": "lower", "value": below.value.tolist(), "seconds": spent})
         emit(listed)
         return
     say(f"ℓ2 Lipschitz constant, {scope.value}")
-    columns = ["method", "", "seconds"] + ["slack"] * any(b.guarantee == "upper" for b, _ in results)
+    columns = ["method", "", "seconds"] + ["slack"] * any(b.guarantee == "upper" for b, *_ in results)
     shown = table(*columns)
-    for b, taken in results:
+    for b, taken, best in results:
         excess = [f"{rounded(100 * b.slack, 2, up=True)} %"] if isinstance(b, UpperBound) else []
-        shown.add_row(b.method, b.shown(), f"{taken:.2f}", *excess)
+        shown.add_row(b.method + " (best)" * any(best.values()), b.shown(), f"{taken:.2f}", *excess)
     if below is not None:
         shown.add_row("points found", below.shown(), f"{spent:.2f}", *([""] if len(columns) > 3 else []))
     console.print(shown)
@@ -155,5 +159,5 @@ def bound(
             "[yellow]Estimates from below, not guarantees.[/yellow] For a proof: --guarantee upper", soft_wrap=True
         )
     else:
-        worst = max((b for b, _ in results), key=lambda b: b.failure if isinstance(b, UpperBound) else 0.0)
+        worst = max((b for b, *_ in results), key=lambda b: b.failure if isinstance(b, UpperBound) else 0.0)
         say(f"Upper bounds for the network in real arithmetic: {worst.proof()}.")

@@ -211,7 +211,8 @@ def _show(document: Mapping[str, Any], result: Radii) -> None:
     bound = result.bound
     say(f"{bound.method}, {bound.scope}: {bound.shown(5)}, {document['bound']['seconds']:.1f} s")
     if bound.attempts:
-        say(f"The best of {', '.join(f'{a.bound.method} ({a.seconds:.1f} s)' for a in bound.attempts)}.")
+        tried = [f"{a.bound.method} ({a.seconds:.1f} s)" for a in bound.attempts]
+        say(f"The best of {', '.join(tried)}." if len(tried) > 1 else f"There was time for {tried[0]} only.")
     if local:
         say("Local bounds were added sample by sample; no radius is smaller for it.")
     if certain:

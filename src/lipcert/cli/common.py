@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lipcert.bounds import Bound, UpperBound
-from lipcert.errors import ConfigError, LipcertError
+from lipcert.errors import ConfigError, LipcertError, out_of_memory
 from lipcert.train import Interrupted
 from lipcert.train.factory import default_device
 
@@ -43,9 +43,6 @@ __all__ = [
 
 console = Console(highlight=False)
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-# What torch says where it has no type for it: the CPU's allocator, CUDA's driver, sizes beyond 64 bits.
-_NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "Storage size calculation overflowed")
 
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="Where the data sets lie.", envvar="LIPCERT_DATA", show_default="./data")
@@ -94,8 +91,8 @@ def guarded(after_stop: str = "") -> Iterator[None]:
     except OSError as error:  # a full disk, a name that is too long, a folder that may not be read
         where = f"{error.filename}: " if error.filename else ""
         fail(f"{where}{error.strerror or error}")
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _NO_MEMORY):
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
         fail(
             "there is not enough memory. To train, choose a smaller train.batch_size; to bound or certify, a lower "

@@ -38,6 +38,7 @@ def _document(certificate: Path, run: Path, report: Report, c: Certificate, tota
             "failure_probability": c.bound.failure,
             "clean_accuracy": c.clean.share,
             "accuracy_at": {radius_key(a.epsilon): a.share for a in c.certified},
+            "local": c.samples.global_radius is not None,
         },
     }
 
@@ -59,7 +60,7 @@ def _show(report: Report, c: Certificate, total: int) -> None:
     part = f"the first {c.data.samples:,} of {total:,}" if c.data.samples < total else f"{c.data.samples:,}"
     say(
         f"Claimed: {c.data.name}, {c.data.split}, {part} samples: {percent(c.clean.share)} clean{at}; ℓ2, "
-        f"{c.precision.arithmetic} arithmetic."
+        f"{c.precision.arithmetic} arithmetic{', with local bounds' if c.samples.global_radius is not None else ''}."
     )
     unchecked = ", ".join(check.name for check in report.unchecked)
     console.print(f"[bold green]Accepted.[/bold green] Not checked: {unchecked}.", soft_wrap=True)

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +81,7 @@ class TrainingBound(DeferredBound):
     ) -> None:
         if method == "smallgain":
             raise BoundError("method='smallgain' is lipcert.train.GainBound.")
-        check_choice("method", method, get_args(Method))
+        check_choice("method", method, ("product", "liplt"))
         super().__init__(module, input_shape, scope, every, {"iterations": iterations, "warmup": warmup})
         self.iterations, graph = iterations, self.graph
         with torch.no_grad():
