@@ -2,9 +2,9 @@
 
     python -m benchmarks.training CONFIG [section.key=value …] [--seeds 0 1 2] [--data DIR] [--out DIR]
 
-A third column trains LipLT for as many more epochs as small gain takes longer (``--longer``, in epochs). Every run goes on
-where it was stopped, and none that is finished is trained again. Certified on the whole test set in real arithmetic, by
-proved bounds; shares are means over the seeds and, after ±, half of the distance between the least and the most.
+A third way is LipLT for as many more epochs (``--longer``) as small gain takes longer. Every run goes on where it was
+stopped, and none that is finished is trained again. Certified on the whole test set in real arithmetic, by proved bounds;
+shares are means over the seeds and, after ±, half of the distance between the least and the most.
 """
 
 from __future__ import annotations
@@ -83,9 +83,7 @@ if __name__ == "__main__":
     parser.add_argument("config", nargs="?", default="digits-mlp-crm")
     parser.add_argument("overrides", nargs="*", default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--longer", type=int, default=0, help="epochs more for a third way, LipLT for as long as small gain"
-    )
+    parser.add_argument("--longer", type=int, default=0, help="epochs more, for a third way")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the search for each small-gain bound")
     parser.add_argument("--data", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("runs/training"))
