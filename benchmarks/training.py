@@ -3,8 +3,8 @@
     python -m benchmarks.training CONFIG [section.key=value …] [--seeds 0 1 2] [--data DIR] [--out DIR]
 
 A third way is LipLT for as many more epochs (``--longer``) as small gain takes longer. Every run goes on where it was
-stopped, and none that is finished is trained again. Certified on the whole test set in real arithmetic, by proved bounds;
-shares are means over the seeds and, after ±, half of the distance between the least and the most.
+stopped, and none that is finished is trained again. Certified on the whole test set in real arithmetic, by proved
+bounds; shares are means over the seeds and, after ±, half of the distance between the least and the most.
 """
 
 from __future__ import annotations
