@@ -11,11 +11,17 @@ import lipcert.cli.demo as module
 from lipcert.train import RunFolder, Trainer
 from runs import cli, refused
 
+NAMES = ("cross-entropy", "CRM, LipLT", "CRM, small gain")
+
 
 def shares(shown: str) -> dict[str, list[float]]:
     """The rows of the table, in percent."""
-    rows = [line.split() for line in shown.splitlines() if line.startswith(("cross-entropy", "CRM"))]
-    return {row[0]: [float(word) for word in row[1:] if word != "%"] for row in rows}
+    found = {}
+    for name in NAMES:
+        rows = [line.removeprefix(name) for line in shown.splitlines() if line.startswith(name + "  ")]
+        for row in rows:
+            found[name] = [float(word) for word in row.split() if word != "%"]
+    return found
 
 
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,20 +29,21 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cli("demo", "--out", out, "--epochs", "20")
     assert first.exit_code == 0, first.stderr
     found = shares(first.stdout)
-    assert set(found) == {"cross-entropy", "CRM"}
+    assert set(found) == set(NAMES)
     clean, quarter, half, _ = range(4)
     assert found["cross-entropy"][clean] > 90
-    assert found["CRM"][clean] > 80
-    assert found["CRM"][quarter] > found["cross-entropy"][quarter]
-    assert found["CRM"][half] > 40 > 20 > found["cross-entropy"][half]
-    assert "Proved ℓ2 radii (LipLT, pairwise)" in first.stdout
+    for name in NAMES[1:]:
+        assert found[name][clean] > 80
+        assert found[name][quarter] > found["cross-entropy"][quarter]
+        assert found[name][half] > 40 > 20 > found["cross-entropy"][half]
+    assert "Proved ℓ2 radii (small gain, pairwise)" in first.stdout
     assert first.stdout.endswith(f"The whole curve: {out / 'certified.png'}\n")
     with Image.open(out / "certified.png") as picture:
         colours = picture.convert("RGB").getcolors(1 << 24)
         assert picture.size[0] >= 600
         assert colours is not None
         assert len(colours) > 50
-    assert sorted(path.name for path in out.iterdir()) == ["certified.png", "crm", "cross-entropy"]
+    assert sorted(path.name for path in out.iterdir()) == ["certified.png", "crm", "crm-smallgain", "cross-entropy"]
 
     def no_step(*_: object) -> None:
         raise AssertionError("nothing is left to train")
@@ -46,7 +53,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     second = cli("demo", "--out", out, "--epochs", "20")
     assert second.exit_code == 0, second.stderr
     assert second.stdout == first.stdout
-    assert second.stderr.count("is finished: nothing is left to do.") == 2
+    assert second.stderr.count("is finished: nothing is left to do.") == 3
     assert (out / "certified.png").exists()
 
     for other in (["--epochs", "21"], ["--epochs", "20", "--seed", "1"], []):
@@ -74,4 +81,4 @@ def test_without_matplotlib_only_the_picture_is_missing(tmp_path: Path, monkeypa
     result = cli("demo", "--out", tmp_path, "--epochs", "1")
     assert result.exit_code == 1
     assert "pip install 'lipcert[demo]'" in result.stderr
-    assert set(shares(result.stdout)) == {"cross-entropy", "CRM"}
+    assert set(shares(result.stdout)) == set(NAMES)
