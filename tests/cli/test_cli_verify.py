@@ -52,7 +52,7 @@ def test_a_certificate_is_accepted(run: Path, file: Path) -> None:
     document = parsed("verify", file, run)
     assert document["accepted"] is True
     assert {n for n, s in statuses(document).items() if s != "passed"} == {"history"}
-    assert document["claims"]["data"] == {"name": "digits", "split": "test", "samples": 360}
+    assert document["claims"]["data"] == {"name": "digits", "split": "test", "samples": 360, "of": 360}
     assert document["claims"]["accuracy_at"]["0.01"] == c.certified[0].share
     shown = cli("verify", file, run, COLUMNS="200")
     assert shown.exit_code == 0
