@@ -49,7 +49,8 @@ _ALL_HEADS = 24  # as many outputs are looked at one by one while D is searched;
 _SKETCH = 12
 _SMALL = 2.0e6  # entries of all rows together: so small a network is searched in float64
 _RANGE = 1e12  # of m_k: products of a few of these and their inverses are within float32
-_CLOSE = 1e-4  # of conjugate gradients for the final N: it errs by the square of it, times the condition of Q
+_CLOSE, _CLOSE_MANY = 1e-4, 3e-3  # of conjugate gradients for the final N, and if it is of many outputs; N errs by the
+# square of it, times the condition of Q
 _FLOOR = 1e-9  # of the mean of N's diagonal is added to it, so that it can be inverted
 _ROWS = 40
 _LOOKS_AHEAD = 3  # at which outputs a global bound depends on, where they are too many to look at all
@@ -168,13 +169,13 @@ def _final(loop: LoopMap, scaling: Scaling, scope: Scope, sketch: Tensor | None)
     shape = loop.target_shape(loop.depth + 1)
     if scope == "global" and sketch is not None:
         return _largest_gain(scaled, sketch)[0]
-    probe = Probe.random(scaled)
+    probe, close = Probe.random(scaled), _CLOSE if sketch is None else _CLOSE_MANY
     size = math.prod(shape)
     rows, solutions, results = [], [], []
     for i in range(0, size, _ROWS):
         some = torch.eye(size, dtype=loop.resolved.dtype, device=loop.resolved.device)[i : i + _ROWS]
         b = _right(scaled, some.reshape(len(some), *shape))
-        found = solve(scaled, b, None, probe, tolerance=_CLOSE)
+        found = solve(scaled, b, None, probe, tolerance=close)
         if found is None:
             raise BoundError("the search for a small-gain bound ended outside of its domain: use method='liplt'.")
         rows.append(b)

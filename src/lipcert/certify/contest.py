@@ -19,7 +19,7 @@ __all__ = ["SPARE", "Contest", "round_down"]
 SPARE = 2.0**-10
 """Of what rounding takes off a radius, by how much more is taken off: it is computed in the module's own precision, and
 who verifies a radius on another machine, without any tolerance for this, may find a little more."""
-_DOUBT = 2.5  # times the error of a margin: what another machine, which encloses it too, may find it smaller by
+_DOUBT = 2.0**-4  # of the width of a margin's enclosure, which is worst cases all over: machines differ by less
 
 
 def round_down(value: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Contest:
         return replace(self, still=self.still * (1 + share), growing=self.growing * (1 + share))
 
     def cautious(self) -> Contest:
-        """With margins as small as anybody may find them, and what :meth:`spared` takes off."""
+        """With margins as small as another machine may find them, and what :meth:`spared` takes off."""
         return replace(self.spared(), margins=round_down(self.margins - _DOUBT * self.doubt))
 
     def real(self) -> Tensor:

@@ -27,12 +27,14 @@ _LARGER = 16.0
 Watch: TypeAlias = Callable[[Node, Sequence[Tensor], Tensor], None]
 
 
-def exact_logits(graph: Graph, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def exact_logits(graph: Graph, batches: Iterable[Tensor], *, each: bool = False) -> tuple[Tensor, Tensor]:
     """Float64 logits of the real-arithmetic network, and for each a bound on its error.
 
     Args:
         graph: the network.
         batches: of shape (n, *input_shape), in any floating-point dtype; their numbers are taken as exact.
+        each: bound the errors of each sample by its own input, which takes twice as long, and is never more than in a
+            batch of any others.
 
     Returns:
         logits (N, C) and errors (N, C), both float64.
@@ -50,13 +52,15 @@ def exact_logits(graph: Graph, batches: Iterable[Tensor]) -> tuple[Tensor, Tenso
         loop = LoopMap(graph, graph.resolve(torch.float64))
         relative = path_error(loop)
         for batch in alike(batches):
-            found, error = enclosed(loop, batch, relative)
+            found, error = enclosed(loop, batch, relative, each=each)
             logits.append(found)
             errors.append(error)
     return torch.cat(logits), torch.cat(errors)
 
 
-def enclosed(loop: LoopMap, batch: Tensor, relative: float, watch: Watch | None = None) -> tuple[Tensor, Tensor]:
+def enclosed(
+    loop: LoopMap, batch: Tensor, relative: float, watch: Watch | None = None, *, each: bool = False
+) -> tuple[Tensor, Tensor]:
     """Logits of one batch, and bounds on their errors.
 
     The logits of a sample that is not finite are NaN: a ReLU may hide an infinity, but nothing is certified by that.
@@ -65,7 +69,9 @@ def enclosed(loop: LoopMap, batch: Tensor, relative: float, watch: Watch | None 
     finite = torch.isfinite(x)
     x = torch.where(finite, x, torch.zeros_like(x))
     found = loop.graph.evaluate(x, loop.resolved, watch)
-    largest = x.abs().amax(0, keepdim=True) if len(x) else x.new_zeros((1, *x.shape[1:]))
+    largest = x.abs()
+    if not each:
+        largest = largest.amax(0, keepdim=True) if len(x) else x.new_zeros((1, *x.shape[1:]))
     sizes = loop.graph.sizes(largest, loop.resolved, per_rounding=relative)[loop.graph.output]
     whole = finite.flatten(1).all(1).reshape(-1, *(1,) * (found.ndim - 1))
     return found.masked_fill(~whole, float("nan")), (relative * sizes).expand_as(found)

@@ -185,19 +185,25 @@ def certified(
 
 
 def contested(
-    graph: Graph, bound: UpperBound, batches: Iterable[Tensor], labels: Tensor | None, precision: str | None
+    graph: Graph,
+    bound: UpperBound,
+    batches: Iterable[Tensor],
+    labels: Tensor | None,
+    precision: str | None,
+    *,
+    each: bool = False,
 ) -> tuple[Radii, Contest]:
-    """The radii by the bound alone, and what local ones are made from."""
+    """The radii by the bound alone, and what local ones are made from; ``each`` as in :func:`exact_logits`."""
     graph.capture.check()
     if len(graph.output_shape) != 1:
         shape = ", ".join(map(str, graph.output_shape))
         raise ShapeError(f"radii are of logits (N, C); this module's output has shape (N, {shape}).")
     chosen = execution(graph, precision)
     if chosen == "real":
-        logits, errors = exact_logits(graph, batches)
+        logits, errors = exact_logits(graph, batches, each=each)
         rounding = None
     else:
-        logits, errors, rounding = executed_logits(graph, bound, batches, getattr(torch, chosen))
+        logits, errors, rounding = executed_logits(graph, bound, batches, getattr(torch, chosen), each=each)
     result = radii(
         logits,
         bound,

@@ -8,7 +8,8 @@ How claims are compared where two machines round differently:
 * the bound against the one that its norms give, within 1e-9 of it.
 * a radius in another precision against the largest that can be proved here, 1e-9 of it allowed. What rounding takes off
   it is computed in the module's precision, which differs from machine to machine; so who certifies takes off a
-  thousandth more, from the smallest margin that anybody may find (:meth:`lipcert.certify.contest.Contest.cautious`).
+  thousandth more (:meth:`lipcert.certify.contest.Contest.cautious`). Margins are enclosed more closely than there, each
+  by its own input, so that batches do not matter.
 * a local radius without any tolerance: it is proved here again, as it is.
 
 Claims that are too *small* are true, but they are not what was proved, so they are refused as altered; except local
@@ -57,7 +58,7 @@ def enclosed_margins(graph: Graph, samples: Samples, chosen: Tensor) -> tuple[Te
         a lower and an upper bound, (N, C) each, float64 on the CPU. Whoever computes them, on whichever machine, the
         true difference lies between the two.
     """
-    logits, errors = (v.cpu() for v in exact_logits(graph, samples.batches(BATCH)))
+    logits, errors = (v.cpu() for v in exact_logits(graph, samples.batches(BATCH), each=True))
     rows = torch.arange(len(logits))
     margins = logits[rows, chosen][:, None] - logits
     both = (errors[rows, chosen][:, None] + errors) * (1 + 2.0**-50)
@@ -183,7 +184,8 @@ class Recomputed:
         """The radii by the bound alone, as they are made, and what local ones are made from."""
         if self._contested is None:
             arithmetic = self.c.precision.arithmetic
-            self._contested = contested(self.graph, self.bound, data.batches(BATCH), data.labels, arithmetic)
+            batches = data.batches(BATCH)
+            self._contested = contested(self.graph, self.bound, batches, data.labels, arithmetic, each=True)
         return self._contested
 
     # --- norms and bound ----------------------------------------------------------------------------------

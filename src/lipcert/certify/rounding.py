@@ -323,7 +323,7 @@ def _check_tf32(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def executed_logits(
-    graph: Graph, bound: UpperBound, batches: Iterable[Tensor], dtype: torch.dtype
+    graph: Graph, bound: UpperBound, batches: Iterable[Tensor], dtype: torch.dtype, *, each: bool = False
 ) -> tuple[Tensor, Tensor, Rounding]:
     """Float64 logits, bounds on their errors, and what an execution in ``dtype`` adds to these within a ball.
 
@@ -332,6 +332,7 @@ def executed_logits(
         bound: of this network, at its present weights.
         batches: of shape (n, *input_shape).
         dtype: that the module runs in.
+        each: as in :func:`lipcert.certify.exact_logits`.
 
     Returns:
         as :func:`lipcert.certify.exact_logits`, and a :class:`Rounding`.
@@ -361,7 +362,7 @@ def executed_logits(
         for batch in alike(batches):
             far, sizes = _far(loop, batch)
             watch.reset(sizes)
-            found, error = enclosed(loop, batch, relative, watch)
+            found, error = enclosed(loop, batch, relative, watch, each=each)
             sources, final = recursion.run(watch, watch.errors[graph.output], found)
             reach = far if all(s.max() < arithmetic.limit for s in sizes) else torch.zeros_like(far)
             logits.append(found)

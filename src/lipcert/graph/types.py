@@ -7,6 +7,7 @@ so that a graph traced once follows the weights through training.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -399,12 +400,12 @@ class Graph:
         errs by at most ``γ_n`` times this, entry by entry.
 
         Args:
-            largest: (1, *input_shape), not negative.
+            largest: (n, *input_shape), not negative.
             resolved: the numbers.
             per_rounding: the γ_n with which the result will be multiplied; what errs absolutely is divided by it.
 
         Returns:
-            for each node up to the output (1, *shape).
+            for each node up to the output (n, *shape).
         """
         absolute, results = resolved.absolute(), list[Tensor]()
         for node in self.nodes[: self.output + 1]:
@@ -418,6 +419,8 @@ class Graph:
                 still = node.function(torch.zeros_like(operands[0]), resolved.live).abs()
                 size = still + operands[0] * resolved.slopes[node.index].lipschitz + node.departure / per_rounding
             else:
-                size = operands[0].max().expand(1, *node.shape)
+                rows = len(operands[0])
+                most = operands[0].reshape(rows, math.prod(operands[0].shape[1:])).amax(1)
+                size = most.reshape(rows, *(1,) * len(node.shape)).expand(rows, *node.shape)
             results.append(size + 2.0**-900)  # more than what underflow can take from it
         return results
