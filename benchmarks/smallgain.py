@@ -1,7 +1,8 @@
 """Product, LipLT and small gain of trained networks: bounds, certified accuracy and seconds; and a lower bound.
 
 ``LIPCERT_RUNS=DIR:DIR…`` names trained models, as `lipcert train` leaves them, with their data set found as usual.
-Each search takes ``LIPCERT_SECONDS`` (120) at most. ``LIPCERT_LARGE=1`` adds 8C2F with fresh weights on 3×64×64 in 200 classes, bounds only, which takes half an hour.
+Each search takes ``LIPCERT_SECONDS`` (120) at most. ``LIPCERT_LARGE=1`` adds 8C2F with fresh weights on 3×64×64 in 200
+classes, bounds only, which takes half an hour.
 """
 
 from __future__ import annotations
