@@ -188,9 +188,9 @@ def radii(
     classes = logits.shape[1]
     if labels is not None and labels.numel() and not bool(((labels >= 0) & (labels < classes)).all()):
         raise ShapeError(f"y must lie in 0…{classes - 1}; got {int(labels.min())}…{int(labels.max())}")
-    contest = contest_of(logits, bound, errors, rounding)
+    contest = contest_of(logits, bound, errors, rounding).cautious()
     real, runner_up = contest.real().min(1)
-    radius = real if rounding is None else torch.minimum(contest.cautious().executed().amin(1), real)
+    radius = real if rounding is None else torch.minimum(contest.executed().amin(1), real)
     kind = CertifiedRadii if bound.guarantee == "upper" else EstimatedRadii
     return kind(
         radius,

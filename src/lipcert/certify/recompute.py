@@ -2,14 +2,12 @@
 
 How claims are compared where two machines round differently:
 
-* a margin, and a radius in real arithmetic, against an *enclosure* of the true value: an honest one is never above its
-  upper end, as that is above the truth, whatever machine computed either. So what is accepted is true up to the width
-  of the enclosure, which is float64 rounding.
+* a margin, and a radius in real arithmetic, against the lower end of an *enclosure* of the true value: what is accepted
+  was proved here, but for 1e-9 of a radius. Whoever certifies encloses less closely (in batches), and takes a little
+  more off (:meth:`lipcert.certify.contest.Contest.cautious`), so that no honest claim is above it.
 * the bound against the one that its norms give, within 1e-9 of it.
-* a radius in another precision against the largest that can be proved here, 1e-9 of it allowed. What rounding takes off
-  it is computed in the module's precision, which differs from machine to machine; so who certifies takes off a
-  thousandth more (:meth:`lipcert.certify.contest.Contest.cautious`). Margins are enclosed more closely than there, each
-  by its own input, so that batches do not matter.
+* a radius in another precision in the same way. What rounding takes off it is computed in the module's precision, which
+  differs from machine to machine; so whoever certifies takes off a thousandth more.
 * a local radius without any tolerance: it is proved here again, as it is.
 
 Claims that are too *small* are true, but they are not what was proved, so they are refused as altered; except local
@@ -288,10 +286,10 @@ class Recomputed:
         lost = torch.nonzero(upper.masked_fill(own, torch.inf).min(1).values < 0).flatten()
         _refute(lost, lambda n: f"is not classified as {self.c.samples.prediction[n]}")
         runner_up = torch.tensor(self.c.samples.runner_up)[:, None]
-        low, high, wide = (v.gather(1, runner_up)[:, 0] for v in (lower, upper, width))
+        low, wide = (v.gather(1, runner_up)[:, 0] for v in (lower, width))
         _refute(
-            torch.nonzero(claimed > high).flatten(),
-            lambda n: f"has a margin of {float(high[n])!r} at most, not {float(claimed[n])!r}",
+            torch.nonzero(claimed > low).flatten(),
+            lambda n: f"has a margin of which {float(low[n])!r} is proved here, not {float(claimed[n])!r}",
         )
         altered = claimed < low - ALTERED * low.abs() - 4 * wide
         _refute(torch.nonzero(altered).flatten(), lambda n: f"has a margin of {float(low[n])!r}: it was changed")
@@ -304,25 +302,24 @@ class Recomputed:
     def radii(self, data: Samples) -> str:
         """Radii, from margins and the bound; in the module's precision from its rounding, too."""
         lower, upper = self.margins(data)
-        pairs, own = self.pairs[self.prediction], torch.nn.functional.one_hot(self.prediction, lower.shape[1]).bool()
+        pairs = self.pairs[self.prediction]
         claimed = torch.tensor(self.c.samples.real_radius, dtype=torch.float64)
-        most = (upper / pairs).masked_fill(own, torch.inf).min(1).values.clamp_min(0) * (1 + TOLERANCE)
         least, _ = real_radii(lower, self.pairs, self.prediction)
         wide = ((upper - lower) / pairs).max(1).values
-        self._compare("real_radius", claimed, least * (1 - ALTERED) - 4 * wide, most)
-        excess = float((claimed - least).max())
-        said = f"no real_radius is more than {max(excess, 0.0):.1g} above the one that was proved here"
+        self._compare("real_radius", claimed, least * (1 - ALTERED) - 4 * wide, least * (1 + TOLERANCE))
+        said = "no real_radius is above the one that was proved here"
         if self.c.precision.arithmetic == "real":
             return said
         found, contest = self.contested(data)
+        real = contest.real().amin(1)
         largest, smallest = (
-            torch.minimum(contest.spared(share).executed().amin(1), found.real).cpu() for share in (0.0, 3 * SPARE)
+            torch.minimum(contest.spared(share).executed().amin(1), real).cpu() for share in (0.0, 3 * SPARE)
         )
         low, high = smallest * (1 - ALTERED) - 4 * wide, largest * (1 + TOLERANCE)
-        # where two logits tie, another class may have been predicted here: then all radii are those of a tie
+        # where two logits tie, another class may have been predicted here: then all radii are 0
         tie = found.prediction.cpu() != self.prediction
         claimed = torch.tensor(self.c.samples.by_bound, dtype=torch.float64)
-        self._compare("radius", claimed, low.masked_fill(tie, 0.0), torch.where(tie, most, high))
+        self._compare("radius", claimed, low.masked_fill(tie, 0.0), high.masked_fill(tie, 0.0))
         return f"{said}, and none in {self.c.precision.arithmetic} above what rounding leaves of it"
 
     def local(self, data: Samples) -> str:
