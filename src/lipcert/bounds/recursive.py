@@ -15,7 +15,7 @@ from lipcert.errors import BoundError
 from lipcert.loop import LoopMap, Pair
 from lipcert.norms import Norm, estimate_norms, upper_norms
 
-__all__ = ["estimated", "proved"]
+__all__ = ["estimated", "proved", "typical_norms"]
 
 
 def _rows(loop: LoopMap, scope: Scope, *, upper: bool) -> dict[int, Tensor]:
@@ -44,12 +44,19 @@ def _finite(value: Tensor) -> Tensor:
     return value
 
 
-def estimated(loop: LoopMap, scope: Scope, seed: int) -> tuple[Tensor, dict[int, float]]:
-    """The bound with norms estimated from below, and the hidden constants m_k with these."""
+def estimated(loop: LoopMap, scope: Scope, seed: int) -> tuple[Tensor, dict[int, float], dict[Pair, float]]:
+    """The bound with norms estimated from below, the hidden constants m_k with these, and the norms themselves."""
     pairs = loop.pairs() if scope == "global" else hidden_pairs(loop)
     head = _rows(loop, scope, upper=False)
-    hidden, value = _evaluate(loop, estimate_norms(loop, pairs, seed=seed), head)
-    return _finite(value), {k: float(m) for k, m in hidden.items() if k}
+    norms = estimate_norms(loop, pairs, seed=seed)
+    hidden, value = _evaluate(loop, norms, head)
+    return _finite(value), {k: float(m) for k, m in hidden.items() if k}, typical_norms(loop, norms, head)
+
+
+def typical_norms(loop: LoopMap, norms: Mapping[Pair, Tensor], head: Mapping[int, Tensor]) -> dict[Pair, float]:
+    """One number for each block; of the head's rows, where there are several, their mean."""
+    found = {pair: float(norm) for pair, norm in norms.items()}
+    return found | {(loop.depth + 1, j): float(v.sum() / (v > 0).sum().clamp_min(1)) for j, v in head.items()}
 
 
 def proved(

@@ -18,7 +18,7 @@ from torch import Tensor
 from lipcert.bounds.evidence import Scaling
 from lipcert.bounds.gain import Probe, solve
 from lipcert.errors import BoundError
-from lipcert.loop import LoopMap
+from lipcert.loop import LoopMap, Pair
 from lipcert.norms.lanczos import leading_vectors
 from lipcert.scaled import ScaledMap, levels, weight_shapes
 
@@ -35,6 +35,7 @@ _WALL = 1 - 1e-6
 _LIMIT, _SAFE = 1 - 2e-5, 1 - 5e-4  # ‖S_z‖² at the end of a stage: what is not left as it is, and what it becomes
 _LOOKS = 60
 _STARTS = 100
+_NO_FLOW = 1e-12
 _LEAST = 1e-80  # of m_k: weights that are larger cannot stand in a certificate
 _LONGEST = 2.0  # of a step in log D, before η
 # stages: how sharp a maximum over heads is, and how much log 1/(1 − ‖S_z‖²) counts beside the objective, which keeps
@@ -43,27 +44,47 @@ _STAGES = ((1.0, 1e-2), (1.0, 1e-3))
 _SHARP_STAGES = ((4.0, 1e-2), (32.0, 1e-2), (256.0, 3e-3), (1024.0, 1e-3))
 
 
-def feasible_start(loop: LoopMap, hidden: Mapping[int, float]) -> Scaling:
-    """One weight a layer with ‖S_z‖ < 1, from Lipschitz constants m_k of x ↦ z_k: D_k = t^level/m_k.
+def feasible_start(loop: LoopMap, hidden: Mapping[int, float], norms: Mapping[Pair, float] | None = None) -> Scaling:
+    """One weight a layer with ‖S_z‖ < 1, from Lipschitz constants m_k of x ↦ z_k: D_k = t^level·√e_k/m_k.
 
-    ‖S_z‖ shrinks by t at least where the weights are multiplied by t^level, so some t is small enough.
+    With ‖A_kj‖ (k = K + 1 for y), LipLT sends a share s_kj = ‖A_kj‖·m_j/m_k of m_k to source j. Let 1 flow in at y, and
+    e_j = Σ_k s_kj·e_k be what comes by at z_j. As ‖z_k‖² ≤ m_k·Σ_j ‖A_kj‖·‖w_j‖²/m_j (Cauchy and Schwarz), t = 1 proves
+    LipLT's own bound; without the norms, e = 1. ‖S_z‖ shrinks by t at least, so some t is small enough.
 
     Raises:
         BoundError: a pass overflows.
     """
     steps, dtype = levels(loop), loop.resolved.dtype
     ones = weight_shapes(loop, "layer")
-    logs = [-math.log(max(hidden[k], _LEAST)) - 0.35 * steps[k] for k in range(1, loop.depth + 1)]
+    logs = [-math.log(max(hidden[k], _LEAST)) for k in range(1, loop.depth + 1)]
+    if norms:
+        logs = [v + 0.5 * math.log(e) for v, e in zip(logs, _flow(loop, hidden, norms), strict=True)]
+    else:
+        logs = [v - 0.35 * n for v, n in zip(logs, steps[1:], strict=False)]
     for _ in range(_STARTS):
         weights = [torch.full(s, math.exp(v), dtype=torch.float64) for s, v in zip(ones, logs, strict=True)]
         scaled = ScaledMap(loop, [d.to(dtype).to(loop.resolved.device) for d in weights], None)
         seen = Probe.random(scaled).iterate(scaled, 12)
-        if seen < 0.9:
+        if seen < (0.99 if norms else 0.9):
             return Scaling("layer", tuple(weights))
         if not math.isfinite(seen):
             break
-        logs = [v + steps[k] * math.log(0.85 / math.sqrt(seen)) for k, v in enumerate(logs, start=1)]
+        shrink = math.log(0.97 / math.sqrt(seen) if norms else 0.85 / math.sqrt(seen))
+        logs = [v + steps[k] * min(shrink, -1e-3) for k, v in enumerate(logs, start=1)]
     raise BoundError(f"there are no weights to start a small-gain bound from in {dtype}: use method='liplt'.")
+
+
+def _flow(loop: LoopMap, hidden: Mapping[int, float], norms: Mapping[Pair, float]) -> list[float]:
+    """e_1 … e_K; not below what leaves a weight that nothing depends on positive."""
+    last = loop.depth + 1
+    constants = {0: 1.0, **hidden}
+    constants[last] = sum(norms.get((last, j), 0.0) * constants[j] for j in range(last))
+    arrived = {last: 1.0}
+    for k in range(last, 0, -1):
+        for j in range(k):
+            share = norms.get((k, j), 0.0) * constants[j] / max(constants[k], _LEAST)
+            arrived[j] = arrived.get(j, 0.0) + min(share, 1.0) * arrived.get(k, 0.0)
+    return [max(arrived.get(k, 0.0), _NO_FLOW) for k in range(1, last)]
 
 
 def balance(

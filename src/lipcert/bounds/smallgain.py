@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lipcert.bounds.evidence import KINDS, Evidence, Kind, Scaling
 from lipcert.bounds.gain import Probe, solve
-from lipcert.bounds.recursive import estimated, proved
+from lipcert.bounds.recursive import estimated, proved, typical_norms
 from lipcert.bounds.result import Estimate, Scope, UpperBound
 from lipcert.bounds.scaling import Progress, Search, feasible_start
 from lipcert.errors import BoundError
@@ -116,6 +116,7 @@ def search(
     hidden: Mapping[int, float],
     *,
     scope: Scope,
+    norms: Mapping[Pair, float] | None = None,
     scaling: str = "auto",
     seconds: float = 60.0,
     start: Scaling | None = None,
@@ -125,7 +126,7 @@ def search(
 
     Args:
         loop: T in float64.
-        hidden: Lipschitz constants m_k of x ↦ z_k, roughly, to start from.
+        hidden, norms: Lipschitz constants m_k of x ↦ z_k and the norms they come from, roughly, to start from.
         scope: what is to be small: with ``"pairwise"`` the mean of log L_ab over all pairs, with ``"class"`` that of
             log L_a, with ``"global"`` the largest of all.
         scaling: ``"layer"``, ``"channel"``, ``"neuron"``, or ``"auto"``: the finest that is reached in half of
@@ -145,7 +146,7 @@ def search(
     heads, sketched = _heads(working, scope)
     wanted, smooth = objective(scope, sketched=sketched)
     found = Search(working, heads, wanted)
-    current = feasible_start(working, hidden) if start is None else start
+    current = feasible_start(working, hidden, norms) if start is None else start
     kinds: list[Kind] = [k for k in KINDS if scaling in (k, "auto")]
     if start is not None:
         kinds = [k for k in kinds if KINDS.index(k) >= KINDS.index(start.kind)]
@@ -341,11 +342,11 @@ def _bounded(loop: LoopMap, hidden: Mapping[int, float]) -> bool:
 
 def estimated_smallgain(loop: LoopMap, scope: Scope, seed: int, **options: Any) -> Estimate:
     """The bound as it would be if conjugate gradients and norms were exact; ``options`` as in :func:`search`."""
-    value, hidden = estimated(loop, scope, seed)
+    value, hidden, norms = estimated(loop, scope, seed)
     if not _bounded(loop, hidden):
         return Estimate(value, "smallgain", scope)
     try:
-        found, gain = search(loop, hidden, scope=scope, **options)
+        found, gain = search(loop, hidden, scope=scope, norms=norms, **options)
         sharp = _feasible_value(loop, whitening(gain), scope)
     except BoundError as error:  # an output that does not depend on the input, say
         warnings.warn(f"no small-gain bound was found, and LipLT's is used: {error}", stacklevel=2)
@@ -378,7 +379,8 @@ def proved_smallgain(
         sharp = None if evidence is None else evidence_value(loop, evidence, scope)
     elif _bounded(loop, base.hidden):
         try:
-            found, gain = search(loop, base.hidden, scope=scope, **options)
+            known = typical_norms(loop, {p: loop.resolved.scalar(n.upper) for p, n in base.norms.items()}, base.heads)
+            found, gain = search(loop, base.hidden, scope=scope, norms=known, **options)
             limit = deterministic_limit(dense_limit, failure)
             evidence = prove(loop, found, gain, dense=min(DENSE, limit), limit=limit, failure=failure / 2, slack=slack)
             sharp = evidence_value(loop, evidence, scope)

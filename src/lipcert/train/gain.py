@@ -106,8 +106,9 @@ class GainBound(DeferredBound):
     def _create_state(self, seed: int) -> None:
         loop, resolved = self._loop, self._loop.resolved
         classes = self.graph.output_shape[0]
-        hidden = hidden_bounds(loop, estimate_norms(loop, loop.pairs(), seed=seed, tolerance=1e-3))
-        start = feasible_start(loop, {k: max(float(m), 1e-6) for k, m in hidden.items()}).refined(loop, self.scaling)
+        norms = estimate_norms(loop, loop.pairs(), seed=seed, tolerance=1e-3)
+        hidden = {k: max(float(m), 1e-6) for k, m in hidden_bounds(loop, norms).items()}
+        start = feasible_start(loop, hidden, {p: float(n) for p, n in norms.items()}).refined(loop, self.scaling)
         found, _ = Search(loop, identity_heads(loop), self._objective).run(start, smooth=True, steps=_START_STEPS)
         for i, d in enumerate(found.weights, start=1):
             self.register_buffer(f"log_weights_{i}", d.log().to(dtype=resolved.dtype, device=resolved.device))
