@@ -1,8 +1,8 @@
 """Certified accuracy over the radius, of one network by every bound: numbers, and a plot for each run.
 
 ``LIPCERT_RUNS=DIR:DIR…`` names trained models, as `lipcert train` leaves them, with their data set found as usual. All
-curves are of the first ``LIPCERT_IMAGES`` (1000) test images, by proved bounds, in real arithmetic; the plots are
-written to ``LIPCERT_PLOTS`` (the present folder).
+curves are of the first ``LIPCERT_IMAGES`` (1000) test images, by proved bounds, in the arithmetic ``LIPCERT_PRECISION``
+(real); the plots are written to ``LIPCERT_PLOTS`` (the present folder).
 """
 
 from __future__ import annotations
@@ -50,11 +50,12 @@ def _plot(run: Run, curves: dict[str, Radii], file: Path) -> None:
 def main() -> None:
     """Print a table and write a plot for each run."""
     count, folder = int(os.environ.get("LIPCERT_IMAGES", "1000")), Path(os.environ.get("LIPCERT_PLOTS", "."))
+    precision = os.environ.get("LIPCERT_PRECISION", "real")
     for run in runs():
         graph, curves, bounds = trace(run.module, run.shape), dict[str, Radii](), dict[str, UpperBound]()
         batches, labels = run.first(count)
         epsilons = run.config.train.eval_epsilons
-        print(f"\n{run.name}: the first {len(labels):,} test images, proved, in real arithmetic")
+        print(f"\n{run.name}: the first {len(labels):,} test images, proved, {precision}")
         head = "".join(f"{f'at {e:.4g}':>12}" for e in epsilons)
         print(f"{'bound':>22} {'bound, s':>9} {'s an image':>11}{head} {'mean radius':>12}")
         for method, local in _METHODS:
@@ -64,7 +65,7 @@ def main() -> None:
                 assert isinstance(found, UpperBound)
                 bounds[method] = found
             middle = time.perf_counter()
-            result = certified(graph, bounds[method], batches, labels, "real", local=local)
+            result = certified(graph, bounds[method], batches, labels, precision, local=local)
             each = (time.perf_counter() - middle) / len(labels)
             name = _NAMES[method] + (" + local" if local else "")
             curves[name] = result

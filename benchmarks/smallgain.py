@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import resource
 import time
+from typing import Any
 
 import torch
 
 from benchmarks.runs import runs
 from lipcert import trace
-from lipcert.bounds import UpperBound, graph_bound, lower_bound
+from lipcert.bounds import Bound, UpperBound, graph_bound, lower_bound
 from lipcert.data import Batches
+from lipcert.graph import Graph
 from lipcert.models import build
 from lipcert.train.evaluate import certify_data
 
@@ -24,6 +26,14 @@ _CPU = torch.device("cpu")
 _ROWS = (("product", ""), ("liplt", ""), ("smallgain", "layer"), ("smallgain", "channel"), ("smallgain", "neuron"))
 _LARGE_ROWS = (("liplt", ""), ("smallgain", "layer"), ("smallgain", "channel"))
 _SECONDS = float(os.environ.get("LIPCERT_SECONDS", "120"))
+
+
+def _bounded(graph: Graph, method: str, scaling: str, **options: Any) -> tuple[Bound, float]:
+    """The pairwise bound, and the seconds that it takes."""
+    began = time.perf_counter()
+    choice = {"method": method, "scaling": scaling or "auto", "scope": "pairwise", "seconds": _SECONDS}
+    bound = graph_bound(graph, **choice, **options)
+    return bound, time.perf_counter() - began
 
 
 def _large() -> None:
@@ -34,17 +44,8 @@ def _large() -> None:
     off = ~torch.eye(200, dtype=torch.bool)
     for guarantee in ("estimate", "upper"):
         for method, scaling in _LARGE_ROWS:
-            began = time.perf_counter()
-            bound = graph_bound(
-                graph,
-                method=method,  # type: ignore[arg-type]
-                scope="pairwise",
-                guarantee=guarantee,  # type: ignore[arg-type]
-                scaling=scaling or "auto",
-                slack=8e-3,
-                seconds=_SECONDS,
-            )
-            seconds, memory = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            bound, seconds = _bounded(graph, method, scaling, guarantee=guarantee, slack=8e-3)
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             slack = f"{bound.slack:8.1e}" if isinstance(bound, UpperBound) else f"{'–':>8}"
             head = f"{method:>10} {scaling:>8} {guarantee:>10}"
             print(f"{head} {float(bound.value[off].mean()):9.5f} {slack} {seconds:8.1f} {memory:5.1f}", flush=True)
@@ -63,16 +64,7 @@ def main() -> None:
         at = "".join(f"{f'at {e:.4g}':>12}" for e in epsilons)
         print(f"{'method':>10} {'scaling':>8} {'mean L':>9} {'/ LipLT':>8} {'slack':>8} {'seconds':>8}{at}")
         for method, scaling in _ROWS:
-            began = time.perf_counter()
-            bound = graph_bound(
-                graph,
-                method=method,  # type: ignore[arg-type]
-                scope="pairwise",
-                guarantee="upper",
-                scaling=scaling or "auto",
-                seconds=_SECONDS,
-            )
-            seconds = time.perf_counter() - began
+            bound, seconds = _bounded(graph, method, scaling, guarantee="upper")
             assert isinstance(bound, UpperBound)
             values = bound.value[off]
             base = values if method == "liplt" else base

@@ -123,6 +123,9 @@ def test_lipschitz_bounds_given_are_counted_in() -> None:
     found = graph_bound(graph, method="smallgain", liplt=base, seconds=2, **options)  # type: ignore[arg-type]
     assert isinstance(found, UpperBound)
     assert found.failure >= 1.5e-6 * (1 - 1e-9)
+    for wrong in ({"scope": "class"}, {"method": "product"}):
+        with pytest.raises(BoundError, match="in the scope"):
+            graph_bound(graph, liplt=base, **{"method": "smallgain", **options, **wrong})  # type: ignore[arg-type]
 
 
 def test_a_method_that_refuses_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import lipcert
 from cases import CASES, named
+from known_traps import BETWEEN, two_weights
 from lipcert.bounds import UpperBound
 from lipcert.certify import CertifiedRadii, Samples, certify, make_certificate, verify
 from lipcert.certify.local import reproved
@@ -143,14 +144,11 @@ def test_a_large_bias_does_not_lend_a_radius() -> None:
 
 
 def test_the_known_trap_of_float32() -> None:
-    """In real arithmetic 0.247; float32 breaks at about 0.197."""
-    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 2)).eval()
-    with torch.no_grad():
-        net[0].weight.fill_(1.0)
-        net[2].weight.copy_(torch.tensor([[0.9890594482421875], [0.989059507846832275390625]]))
-        net[2].bias.copy_(torch.tensor([0.195054709911346435546875, 0.19505472481250762939453125]))
-    result = certify(net, torch.tensor([[1.0]]), local=True)
-    assert float(result.radius) < 0.19
+    """In real arithmetic the logits meet at 0, and no earlier; float32 runs into ties at once."""
+    net, x = two_weights(), torch.tensor([[BETWEEN]])
+    real = float(certify(net, x, local=True, precision="real").radius)
+    assert BETWEEN * (1 - 1e-3) <= real <= BETWEEN
+    assert float(certify(net, x, local=True).radius) < 1e-6
 
 
 def test_ties_infinities_and_no_samples() -> None:

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations
 import lipcert
 from cases import CASES, named
 from catalogue import Fn
+from flushing import flushing
 from lipcert.bounds.lipschitz import graph_bound
 from lipcert.certify.contest import _rounded
 from lipcert.certify.rounding import Rounding, executed_logits
@@ -131,12 +132,8 @@ def test_numbers_that_underflow(exponents: tuple[int, int, int], flush: bool) ->
     net, x = _mlp(*exponents), torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
     _, rounding = _executed(net, (6,), x)
     still, _ = _rounded(rounding, torch.zeros(16, dtype=torch.int64), 3)
-    torch.set_flush_denormal(flush)
-    try:
-        with torch.no_grad():
-            executed = net(x).double()
-    finally:
-        torch.set_flush_denormal(False)
+    with flushing(flush):
+        executed = net(x).double()
     wrong = executed - copy.deepcopy(net).double()(x.double())
     assert bool(((wrong[:, :1] - wrong).abs() <= still).all())
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,22 +9,10 @@ from torch import Tensor, nn
 import lipcert
 from cases import CASES
 from catalogue import Fn
+from flushing import flushing
 from lipcert.errors import LipcertError, ShapeError
 
 TINY = 2.0**-126  # float32's smallest normal number
-
-
-@contextmanager
-def _flushing(flush: bool) -> Iterator[None]:
-    """Subnormal numbers become zero, as the assumptions allow."""
-    if not torch.set_flush_denormal(flush):
-        assert platform.machine().lower() not in ("x86_64", "amd64"), "every such processor can"
-        pytest.skip("this processor cannot flush subnormal numbers")
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def _linear(weight: list[list[float]], bias: list[float]) -> nn.Linear:
@@ -44,7 +28,7 @@ def _holds(net: nn.Module, x: Tensor, away: Tensor, *, flush: bool = False) -> N
     for share in torch.linspace(0, 1, 41, dtype=torch.float64).tolist():
         point = (x.double() + share * away.double()).float()
         if float((point.double() - x.double()).norm()) < float(result.radius):
-            with _flushing(flush):
+            with flushing(flush):
                 y = net(point.clone())[0].double()
             rest = torch.arange(len(y)) != result.prediction[0]
             assert bool((y[result.prediction[0]] > y[rest]).all()), (point, y, result.radius)

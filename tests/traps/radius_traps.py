@@ -11,13 +11,10 @@ from slope_traps import SMALLEST, linear
 from torch import Tensor, nn
 
 from catalogue import Fn
+from known_traps import BETWEEN, WEIGHTS
 from lipcert.models.normalize import Normalize
 
 TRAPS: dict[str, Trap] = {}
-
-WEIGHTS = [[0.9890594482421875], [0.989059507846832275390625]]  # Murray 2026, arXiv 2603.13334
-LOGITS = [0.195054709911346435546875, 0.19505472481250762939453125]
-BETWEEN = 0.1972123235464096  # the float32 number at which a float32 run of these weights gives these logits
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ import foils
 import numpy as np
 import pytest
 import torch
-from radius_traps import BETWEEN, LOGITS, TRAPS
+from radius_traps import TRAPS
 from slope_traps import linear
 from torch import Tensor, nn
 
 import lipcert
+from known_traps import BETWEEN, LOGITS
 from lipcert.bounds import UpperBound
 from lipcert.certify import radii
 from lipcert.errors import BoundError, ModuleStateError

@@ -151,6 +151,8 @@ def graph_bound(
     check_choice("scaling", scaling, SCALINGS)
     check_scope(scope, graph)
     check_seconds(seconds)
+    if liplt is not None and (method, liplt.method, liplt.scope) != ("smallgain", "liplt", scope):
+        raise BoundError(f"liplt= is LipLT's bound in the scope {scope!r}, for method='smallgain' to start from.")
     graph.capture.check()
     if method == "best":
         if norms is not None:
@@ -174,7 +176,7 @@ def graph_bound(
                 start=start,
                 progress=progress,
                 seed=seed,
-                liplt=base,
+                liplt=base if which == "smallgain" else None,
             )
 
         return best(attempt, seconds)

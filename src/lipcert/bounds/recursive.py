@@ -53,7 +53,7 @@ def estimated(loop: LoopMap, scope: Scope, seed: int) -> tuple[Tensor, dict[int,
     return _finite(value), {k: float(m) for k, m in hidden.items() if k}, typical_norms(loop, norms, head)
 
 
-def typical_norms(loop: LoopMap, norms: Mapping[Pair, Tensor], head: Mapping[int, Tensor]) -> dict[Pair, float]:
+def typical_norms(loop: LoopMap, norms: Mapping[Pair, Tensor | float], head: Mapping[int, Tensor]) -> dict[Pair, float]:
     """One number for each block; of the head's rows, where there are several, their mean."""
     found = {pair: float(norm) for pair, norm in norms.items()}
     return found | {(loop.depth + 1, j): float(v.sum() / (v > 0).sum().clamp_min(1)) for j, v in head.items()}

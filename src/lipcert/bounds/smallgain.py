@@ -49,8 +49,8 @@ _ALL_HEADS = 24  # as many outputs are looked at one by one while D is searched;
 _SKETCH = 12
 _SMALL = 2.0e6  # entries of all rows together: so small a network is searched in float64
 _RANGE = 1e12  # of m_k: products of a few of these and their inverses are within float32
-_CLOSE, _CLOSE_MANY = 1e-4, 3e-3  # of conjugate gradients for the final N, and if it is of many outputs; N errs by the
-# square of it, times the condition of Q
+# Of conjugate gradients for the final N, and where it is of many outputs; it errs by the square, times Q's condition.
+_CLOSE, _CLOSE_MANY = 1e-4, 3e-3
 _FLOOR = 1e-9  # of the mean of N's diagonal is added to it, so that it can be inverted
 _ROWS = 40
 _LOOKS_AHEAD = 3  # at which outputs a global bound depends on, where they are too many to look at all
@@ -379,7 +379,7 @@ def proved_smallgain(
         sharp = None if evidence is None else evidence_value(loop, evidence, scope)
     elif _bounded(loop, base.hidden):
         try:
-            known = typical_norms(loop, {p: loop.resolved.scalar(n.upper) for p, n in base.norms.items()}, base.heads)
+            known = typical_norms(loop, {p: n.upper for p, n in base.norms.items()}, base.heads)
             found, gain = search(loop, base.hidden, scope=scope, norms=known, **options)
             limit = deterministic_limit(dense_limit, failure)
             evidence = prove(loop, found, gain, dense=min(DENSE, limit), limit=limit, failure=failure / 2, slack=slack)
