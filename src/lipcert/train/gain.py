@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.bounds.evidence import KINDS, Kind, Scaling
-from lipcert.bounds.gain import Probe, solve
+from lipcert.bounds.gain import Probe, product, solve
 from lipcert.bounds.options import check_choice
 from lipcert.bounds.recursion import hidden_bounds
 from lipcert.bounds.result import Scope
@@ -43,7 +43,9 @@ _BARRIER = 1e-2
 _LIMIT, _SAFE = 0.98, 0.95  # ‖S_z‖²: beyond the first, the weights are loosened to the second
 _SHARP = 32.0  # of the maximum over outputs that D is searched for where the scope is global
 _START_STEPS = 25
-_LOOSENINGS = 40
+_LOOSENINGS = 6  # before D is searched for from the start
+_LOOKS = 5
+_MOST_AT_ONCE, _LEAST_AT_ONCE = 0.5, 0.95  # of ‖S_z‖², by which D is loosened
 _STALE = 0.1  # of N, which may be missing before V is solved for anew
 
 
@@ -104,13 +106,8 @@ class GainBound(DeferredBound):
 
     # --- state --------------------------------------------------------------------------------------------
     def _create_state(self, seed: int) -> None:
-        loop, resolved = self._loop, self._loop.resolved
-        classes = self.graph.output_shape[0]
-        norms = estimate_norms(loop, loop.pairs(), seed=seed, tolerance=1e-3)
-        hidden = {k: max(float(m), 1e-6) for k, m in hidden_bounds(loop, norms).items()}
-        start = feasible_start(loop, hidden, {p: float(n) for p, n in norms.items()}).refined(loop, self.scaling)
-        found, _ = Search(loop, identity_heads(loop), self._objective).run(start, smooth=True, steps=_START_STEPS)
-        for i, d in enumerate(found.weights, start=1):
+        resolved, classes = self._loop.resolved, self.graph.output_shape[0]
+        for i, d in enumerate(self._searched(self._loop).weights, start=1):
             self.register_buffer(f"log_weights_{i}", d.log().to(dtype=resolved.dtype, device=resolved.device))
         scaled = self._scaled(resolved)
         size = len(scaled.divisors)
@@ -123,6 +120,13 @@ class GainBound(DeferredBound):
         if not self._solve(resolved):
             raise BoundError("the small-gain bound of these weights cannot be computed: they are too large.")
         self._settle(1)
+
+    def _searched(self, loop: LoopMap) -> Scaling:
+        """D by a search from LipLT's own bound."""
+        norms = estimate_norms(loop, loop.pairs(), seed=0, tolerance=1e-3)
+        hidden = {k: max(float(m), 1e-6) for k, m in hidden_bounds(loop, norms).items()}
+        start = feasible_start(loop, hidden, {p: float(n) for p, n in norms.items()}).refined(loop, self.scaling)
+        return Search(loop, identity_heads(loop), self._objective).run(start, smooth=True, steps=_START_STEPS)[0]
 
     def _logs(self) -> list[Tensor]:
         return [self.get_buffer(f"log_weights_{i}") for i in range(1, self._loop.depth + 1)]
@@ -217,45 +221,77 @@ class GainBound(DeferredBound):
         self.probes.copy_(probe.vectors)
 
     def _solve(self, resolved: Resolved) -> bool:
-        """V by conjugate gradients; D is loosened until ‖S_z‖ < 1. If that fails, all is as before."""
+        """V for these weights, with D loosened a little where ‖S_z‖ ≥ 1, or else searched for anew."""
+        if bool(torch.isfinite(self.vectors).all()) and self._loosened(resolved, self.vectors):
+            return True
+        return self._restart(resolved)
+
+    def _restart(self, resolved: Resolved) -> bool:
+        """D searched for from the start, and V; False, and all as before, if these weights have none."""
         before = [v.clone() for v in self._logs()]
-        steps = levels(self._loop)[1:]
-        resolved = resolved.with_tensors([t.detach() for t in resolved.tensors()])
-        heads = identity_heads(self._loop)
-        start = self.vectors if bool(torch.isfinite(self.vectors).all()) else None
+        try:
+            found = self._searched(self._loop.at(_detached(resolved)))
+        except BoundError:
+            return False
+        self._take([d.log() for d in found.weights])
+        if self._loosened(resolved, None):
+            return True
+        self._take(before)
+        return False
+
+    def _loosened(self, resolved: Resolved, start: Tensor | None) -> bool:
+        """V by conjugate gradients, at a D with ‖S_z‖ < 1 that is not far; if that fails, all is as before."""
+        before, loop = [v.clone() for v in self._logs()], self._loop.at(_detached(resolved))
         for _ in range(_LOOSENINGS):
-            loop = self._loop.at(resolved)
             scaled = ScaledMap(loop, [v.exp() for v in self._logs()], None)
             probe = Probe.random(scaled)
-            probe.iterate(scaled, 5)
-            b = scaled.sources.join(loop.adjoint([*[None] * loop.depth, heads])) / scaled.divisors
+            probe.iterate(scaled, _LOOKS)
+            b = scaled.sources.join(loop.adjoint([*[None] * loop.depth, identity_heads(loop)])) / scaled.divisors
             found = solve(scaled, b, start, probe, tolerance=1e-2, limit=60)
-            start = None
             if found is not None and probe.seen < _LIMIT:
                 self.vectors.copy_(found.vectors)
                 self.memory.copy_(found.vectors)
                 self.probes.copy_(probe.vectors)
                 return True
-            for v, n in zip(self._logs(), steps, strict=False):
-                v += n * math.log(0.9)
-        for v, logs in zip(self._logs(), before, strict=True):
-            v.copy_(logs)
+            start, square = None, probe.seen if math.isfinite(probe.seen) else math.inf
+            shrink = 0.5 * math.log(min(max(_SAFE / square, _MOST_AT_ONCE), _LEAST_AT_ONCE))
+            self._take([v + n * shrink for v, n in zip(self._logs(), levels(loop)[1:], strict=False)])
+        self._take(before)
         return False
+
+    def _take(self, logs: Sequence[Tensor]) -> None:
+        for v, new in zip(self._logs(), logs, strict=True):
+            v.copy_(new)
 
     def _settle(self, count: int) -> None:
         with ordinary_mode(), torch.no_grad():
-            resolved = self.graph.resolve(self.value.dtype, self.value.device)
-            resolved = resolved.with_tensors([t.detach() for t in resolved.tensors()])
+            resolved = _detached(self.graph.resolve(self.value.dtype, self.value.device))
             for _ in range(count):
                 self._pass(resolved, [], None)
 
     def refresh(self, iterations: int = 1) -> Tensor:
-        """Bring the state up to the present weights by as many passes (at least one); the value, no gradient."""
+        """Bring the state up to the present weights; the value, no gradient.
+
+        D is searched for anew where V is that of other weights, and then as many passes are made (at least one).
+        """
+        with ordinary_mode(), torch.no_grad():
+            resolved = _detached(self.graph.resolve(self.value.dtype, self.value.device))
+            if not self._current(resolved):
+                self._restart(resolved)
         self._settle(max(iterations, 1) + 1)
         return self.value.clone()
 
+    def _current(self, resolved: Resolved) -> bool:
+        """Whether V is that of these weights."""
+        scaled = self._scaled(resolved)
+        b = scaled.sources.join(scaled.loop.adjoint([*[None] * self._loop.depth, identity_heads(self._loop)]))
+        image, z = product(scaled, self.vectors)
+        gain = 2 * (b / scaled.divisors * self.vectors).sum(1) - self.vectors.square().sum(1) + z.square().sum(1)
+        missing = (b / scaled.divisors - self.vectors + image).square().sum(1)
+        return bool((missing <= _STALE * gain).all())
+
     def _step(self, resolved: Resolved, tensors: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:
-        detached = resolved.with_tensors([t.detach() for t in tensors])
+        detached = _detached(resolved)
         for _ in range(self.iterations - 1):
             self._pass(detached, [], None)
         if not bool(cotangent.abs().sum() > 0):  # nothing vulnerable in this batch: stay warm, touch no weight
@@ -263,3 +299,7 @@ class GainBound(DeferredBound):
             return [torch.zeros_like(t) for t in tensors]
         leaves = [t.detach().requires_grad_() for t in tensors]
         return self._pass(resolved.with_tensors(leaves), leaves, cotangent)
+
+
+def _detached(resolved: Resolved) -> Resolved:
+    return resolved.with_tensors([t.detach() for t in resolved.tensors()])
