@@ -18,12 +18,15 @@ from cases import CASES, loop_map, named, traced
 from chains import matrices, network
 from lipcert.bounds import UpperBound, graph_bound, smallgain
 from lipcert.bounds.evidence import Evidence, Scaling, fits
+from lipcert.bounds.output import fitted, functional_norms, whitening
+from lipcert.bounds.recursive import estimated
 from lipcert.bounds.result import Estimate, Scope
-from lipcert.bounds.smallgain import evidence_value, prove, whitening
+from lipcert.bounds.smallgain import evidence_value, prove, search
 from lipcert.errors import BoundError
 from lipcert.loop import LoopMap
-from lipcert.norms import Norm
+from lipcert.norms import Norm, dense
 from lipcert.norms.scaled import prove_scaled
+from lipcert.scaled import ScaledMap
 from scaled_reference import random_output, random_weights
 
 SCOPES = get_args(Scope)
@@ -238,6 +241,33 @@ def test_whitening() -> None:
     for nothing in (0.0, -1.0, math.nan, torch.zeros(3, 3).double(), -torch.eye(3).double()):
         with pytest.raises(BoundError, match="liplt"):
             whitening(nothing)
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.02, 0.5])
+def test_an_output_that_is_too_large_is_fitted(lost: float) -> None:
+    """N is too small along two directions: P is made smaller there, and the bound becomes what N would have given."""
+    loop = loop_map("mlp-deep")
+    with torch.no_grad():
+        scaling, gain = search(loop, estimated(loop, "class", 0)[1], scope="class", scaling="layer")
+        assert isinstance(gain, Tensor)
+        root = torch.linalg.cholesky(gain)
+        turn = torch.linalg.qr(torch.randn((3, 3), generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+        kept = torch.tensor([1.0, 1 - lost, 1 - lost / 2], dtype=torch.float64)
+        wrong = root @ (turn * kept) @ turn.T @ root.T
+        scaled = ScaledMap(loop, list(scaling.weights), None)
+        found, exact = fitted(scaled, whitening(wrong)), whitening(gain)
+        number = fitted(scaled, 10 / math.sqrt(float(torch.linalg.eigvalsh(gain)[-1])))
+    assert isinstance(found, Tensor)
+    assert isinstance(exact, Tensor)
+    assert isinstance(number, float)
+    values = []
+    for output in (found, exact, number):
+        matrix = dense.block(ScaledMap(loop, list(scaling.weights), output), (1, 0))
+        assert float(torch.linalg.matrix_norm(matrix, 2)) <= 1 + 1e-4
+        if isinstance(output, Tensor):
+            values.append(functional_norms(output, "class"))
+    torch.testing.assert_close(values[0], values[1], rtol=2e-3, atol=0)
+    assert 1 / number == pytest.approx(math.sqrt(float(torch.linalg.eigvalsh(gain)[-1])), rel=1e-3)
 
 
 # --- odd networks -----------------------------------------------------------------------------------------------------

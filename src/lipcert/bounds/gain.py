@@ -28,6 +28,8 @@ __all__ = ["Probe", "Solution", "product", "solve"]
 
 _INFEASIBLE = 1 - 1e-5
 _PROBES = 4
+_MOMENTUM = 0.2  # β: the best is a quarter of λ², λ being the largest eigenvalue that has no vector here
+_NOTHING = 1e-4
 
 
 def product(scaled: ScaledMap, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,11 +47,13 @@ def product(scaled: ScaledMap, rows: Tensor) -> tuple[Tensor, Tensor]:
 class Probe:
     """The leading vectors of S_zᵀS_z as far as they are known, (r, n) orthonormal, by subspace iteration.
 
-    Several, as they come close together where D is good, and change places.
+    Several, as they come close together where D is good, and change places. With ``memory``, which is like ``vectors``
+    and zero at first, by iteration with momentum: X ← S_zᵀS_z·X − β·X_before.
     """
 
     vectors: Tensor
     seen: float = 0.0
+    memory: Tensor | None = None
 
     @staticmethod
     def random(scaled: ScaledMap, seed: int = 0) -> Probe:
@@ -70,8 +74,18 @@ class Probe:
             return
         quotients, turn = torch.linalg.eigh(projected)
         self.seen = max(self.seen, float(quotients[-1]))
-        turned = turn.flip(1).T.to(images) @ images
-        self.vectors = torch.linalg.qr(turned.T)[0].T.contiguous()
+        turn = turn.flip(1).T.to(images)
+        turned = turn @ images
+        if self.memory is not None:
+            turned -= _MOMENTUM * (turn @ self.memory)
+        basis, size = torch.linalg.qr(turned.T)
+        if self.memory is not None:
+            scale = size.diagonal().abs()
+            if float(scale.min()) > _NOTHING * float(scale.max()):
+                self.memory = torch.linalg.solve_triangular(size.T, turn @ self.vectors, upper=False)
+            else:
+                self.memory = torch.zeros_like(self.memory)
+        self.vectors = basis.T.contiguous()
 
     def iterate(self, scaled: ScaledMap, count: int) -> float:
         """Some steps by themselves; returns what ‖S_z‖² was seen to be."""

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from lipcert.bounds.evidence import KINDS, Evidence, Kind, Scaling
 from lipcert.bounds.gain import Probe, solve
+from lipcert.bounds.output import fitted, functional_norms, whitening
 from lipcert.bounds.recursive import estimated, proved, typical_norms
 from lipcert.bounds.result import Estimate, Scope, UpperBound
 from lipcert.bounds.scaling import Progress, Search, feasible_start
 from lipcert.errors import BoundError
 from lipcert.loop import LoopMap, Pair
-from lipcert.norms.errors import TINY, gamma
 from lipcert.norms.result import Norm
 from lipcert.norms.scaled import prove_scaled
 from lipcert.norms.upper import DENSE, deterministic_limit
@@ -42,7 +42,6 @@ __all__ = [
     "prove",
     "proved_smallgain",
     "search",
-    "whitening",
 ]
 
 _ALL_HEADS = 24  # as many outputs are looked at one by one while D is searched; of more, a sketch
@@ -50,8 +49,8 @@ _SKETCH = 12
 _SMALL = 2.0e6  # entries of all rows together: so small a network is searched in float64
 _RANGE = 1e12  # of m_k: products of a few of these and their inverses are within float32
 # Of conjugate gradients for the final N, and where it is of many outputs; it errs by the square, times Q's condition.
-_CLOSE, _CLOSE_MANY = 1e-4, 3e-3
-_FLOOR = 1e-9  # of the mean of N's diagonal is added to it, so that it can be inverted
+# Of many outputs few directions are left with more than a thousandth to make up for, see bounds/output.py.
+_CLOSE, _CLOSE_MANY = 1e-4, 2e-2
 _ROWS = 40
 _LOOKS_AHEAD = 3  # at which outputs a global bound depends on, where they are too many to look at all
 _FINEST_SHARE = 0.5  # of the time there is: a finer scaling is begun while less has passed
@@ -219,26 +218,6 @@ def _largest_gain(scaled: ScaledMap, heads: Tensor, *, steps: int = 12) -> tuple
     return seen * (1 + 1e-3), heads
 
 
-def whitening(gain: Tensor | float) -> Tensor | float:
-    """P with PᵀP ≈ N⁻¹.
-
-    Raises:
-        BoundError: N is zero, or not what it should be.
-    """
-    if not isinstance(gain, Tensor):
-        if not 0 < gain < math.inf:
-            raise BoundError(f"there is no small-gain bound where the gain is {gain:g}: use method='liplt'.")
-        return 1 / math.sqrt(gain)
-    floor, eye = _FLOOR * float(gain.diagonal().mean()), torch.eye(len(gain), dtype=gain.dtype)
-    while floor < float(gain.diagonal().sum()):
-        root, info = torch.linalg.cholesky_ex(gain + floor * eye)
-        if not int(info):
-            found: Tensor = torch.linalg.solve_triangular(root, eye, upper=False)
-            return found
-        floor *= 100
-    raise BoundError("the gain matrix is not what it should be: use method='liplt'.")
-
-
 def prove(
     loop: LoopMap,
     scaling: Scaling,
@@ -258,7 +237,7 @@ def prove(
         dense, limit, failure, seed: see :func:`lipcert.norms.scaled.prove_scaled`.
         slack: relative excess to aim at in the bound.
     """
-    evidence = Evidence(scaling, whitening(gain))
+    evidence = Evidence(scaling, fitted(_scaled(_precision(loop, {}), scaling), whitening(gain)))
     norm = prove_scaled(
         evidence.map(loop),
         dense=dense,
@@ -297,42 +276,10 @@ def _feasible_value(loop: LoopMap, output: Tensor | float, scope: Scope) -> Tens
     if isinstance(output, Tensor) == (scope == "global"):
         raise BoundError("P of a small-gain bound must be a number where the scope is global, else a matrix.")
     if isinstance(output, Tensor):
-        return _functional_norms(output, scope).to(loop.resolved.device)
+        return functional_norms(output, scope).to(loop.resolved.device)
     if not output:
         raise BoundError("the number P of a small-gain bound is zero.")
     return loop.resolved.scalar(1 / abs(output) * (1 + 2.0**-40))
-
-
-def _times_power(value: Tensor, exponent: int) -> Tensor:
-    """``value·2^exponent``, in two halves, of which none overflows."""
-    return value * math.ldexp(1.0, exponent // 2) * math.ldexp(1.0, exponent - exponent // 2)
-
-
-def _functional_norms(output: Tensor, scope: Scope) -> Tensor:
-    """Upper bounds on ‖P⁻ᵀh‖ for the functionals h of a scope.
-
-    With X ≈ P⁻¹ and F = I − XP: h·y = (Xᵀh)·(Py) + h·Fy, and ‖y‖ ≤ ‖X‖/(1 − ‖F‖)·‖Py‖.
-    """
-    size = len(output)
-    # at a scale at which no square of what matters underflows
-    exponent = -math.frexp(float(output.abs().max()))[1]
-    output = _times_power(output, exponent)
-    inverse, info = torch.linalg.inv_ex(output)
-    if int(info) or not bool(torch.isfinite(inverse).all()):
-        raise BoundError("the matrix P of a small-gain bound has no inverse.")
-    eye = torch.eye(size, dtype=output.dtype)
-    residual = float((eye - inverse @ output).norm()) + 4 * gamma(size + 4) * float(inverse.norm() * output.norm())
-    residual *= 1 + 2.0**-30
-    if not residual < 0.5:
-        raise BoundError("the gain matrix is too ill-conditioned for a proof: use method='liplt'.")
-    rest = residual / (1 - residual) * float(inverse.norm()) * (1 + 2.0**-30)
-    if scope == "class":
-        norms: Tensor = inverse.norm(dim=1) * (1 + 2 * gamma(size + 8)) + rest
-        return _times_power(norms, exponent).clamp_min(TINY)
-    # row a of X is Xᵀe_a
-    differences = torch.cdist(inverse, inverse, compute_mode="donot_use_mm_for_euclid_dist")
-    values = differences * (1 + 2 * gamma(size + 8)) + (math.sqrt(2) * rest + 4 * 2.0**-53 * float(inverse.abs().max()))
-    return _times_power(values, exponent).clamp_min(TINY).fill_diagonal_(0.0)
 
 
 def _bounded(loop: LoopMap, hidden: Mapping[int, float]) -> bool:
@@ -347,7 +294,7 @@ def estimated_smallgain(loop: LoopMap, scope: Scope, seed: int, **options: Any) 
         return Estimate(value, "smallgain", scope)
     try:
         found, gain = search(loop, hidden, scope=scope, norms=norms, **options)
-        sharp = _feasible_value(loop, whitening(gain), scope)
+        sharp = _feasible_value(loop, fitted(_scaled(_precision(loop, hidden), found), whitening(gain)), scope)
     except BoundError as error:  # an output that does not depend on the input, say
         warnings.warn(f"no small-gain bound was found, and LipLT's is used: {error}", stacklevel=2)
         return Estimate(value, "smallgain", scope)

@@ -80,6 +80,7 @@ class GainBound(DeferredBound):
     vectors: Tensor
     memory: Tensor
     probes: Tensor
+    probe_memory: Tensor
 
     def __init__(
         self,
@@ -114,6 +115,7 @@ class GainBound(DeferredBound):
         self.register_buffer("vectors", scaled.divisors.new_zeros((classes, size)))
         self.register_buffer("memory", scaled.divisors.new_zeros((classes, size)))
         self.register_buffer("probes", Probe.random(scaled, seed).vectors)
+        self.register_buffer("probe_memory", torch.zeros_like(self.probes))
         shape = {"global": (), "class": (classes,), "pairwise": (classes, classes)}[self.scope]
         self.register_buffer("value", scaled.divisors.new_zeros(shape))
         self._register_counter(resolved)
@@ -168,8 +170,10 @@ class GainBound(DeferredBound):
             eye = torch.zeros_like(y)
             eye[:classes] = torch.eye(classes, dtype=y.dtype, device=y.device)
             (image,) = torch.autograd.grad([z, y], rows, [z.detach(), eye], retain_graph=cotangent is not None)
-            mine, hidden = rows[:classes], z[:classes]
-            gain = y[:classes] + y[:classes].T - (mine.detach() @ mine.detach().T - hidden @ hidden.T)
+            share = self._lacking(image)
+            mine = self.vectors + share @ self.probes
+            hidden, out = (v[:classes] + share @ v[classes:] for v in (z, y))
+            gain = out + out.T - (mine @ mine.T - hidden @ hidden.T)
             gain = (gain + gain.T) / 2
             value = self._formula(gain)
             gradients: list[Tensor | None] = []
@@ -177,11 +181,13 @@ class GainBound(DeferredBound):
                 gradients = [*torch.autograd.grad(value, leaves, cotangent.to(value.dtype), allow_unused=True)]
         with torch.no_grad():
             # what is missing of N_aa is rᵀQ⁻¹r, r being the residual: at least ‖r‖²
-            missing = (image[:classes] - self.vectors).square().sum(1)
+            residual = image[:classes] - self.vectors - share @ (self.probes - image[classes:])
+            missing = residual.square().sum(1)
             fresh = solved or bool((missing <= _STALE * gain.diagonal()).all())
             if fresh and bool(torch.isfinite(gain).all()):
                 self.value.copy_(value.detach())
-                self._move(scaled, gain.detach(), z.detach(), image)
+                solution, probes = (mine, hidden.detach()), (z[classes:].detach(), image[classes:])
+                self._move(scaled, gain.detach(), solution, residual, probes)
                 return gradients
             if not solved and self._solve(resolved):  # which also tells what is not finite
                 return self._pass(resolved, leaves, cotangent, solved=True)
@@ -189,22 +195,48 @@ class GainBound(DeferredBound):
             self.value.fill_(math.nan)
             return [torch.full_like(v, math.nan) for v in leaves]
 
-    def _move(self, scaled: ScaledMap, gain: Tensor, z: Tensor, image: Tensor) -> None:
-        """One step of V, of the probes, and of D."""
+    @torch.no_grad()
+    def _lacking(self, image: Tensor) -> Tensor:
+        """What V lacks of the probes, (C, r): it has the least error in the norm of Q, and heavy ball need not find it.
+
+        The leading vectors of S_zᵀS_z are what V converges most slowly in.
+        """
         classes = len(self.vectors)
-        residual = image[:classes] - self.vectors
+        residual, images = image[:classes] - self.vectors, image[classes:]
+        inner = (self.probes @ (self.probes - images).T).double()
+        if not bool(torch.isfinite(inner).all()):
+            return inner.new_full((classes, len(images)), math.nan).to(image)
+        least, turn = torch.linalg.eigh((inner + inner.T) / 2)
+        inverse = ((turn / least.clamp_min(1 - _LIMIT)) @ turn.T).to(image)
+        share: Tensor = residual @ self.probes.T @ inverse
+        return share
+
+    def _move(
+        self,
+        scaled: ScaledMap,
+        gain: Tensor,
+        solution: tuple[Tensor, Tensor],
+        residual: Tensor,
+        probes: tuple[Tensor, Tensor],
+    ) -> None:
+        """One step of V, of the probes, and of D.
+
+        Args:
+            scaled: S at the present weights.
+            gain: N.
+            solution: V with what it lacked of the probes, and S_z of it.
+            residual: T_yᵀ − Q·V of that V.
+            probes: S_z, and S_zᵀS_z, of the probes.
+        """
+        vectors, hidden = solution
         root = math.sqrt(_LEAST)
         following = (
-            self.vectors
-            + 4 / (1 + root) ** 2 * residual
-            + ((1 - root) / (1 + root)) ** 2 * (self.vectors - self.memory)
+            vectors + 4 / (1 + root) ** 2 * residual + ((1 - root) / (1 + root)) ** 2 * (self.vectors - self.memory)
         )
-        probe = Probe(self.probes)
+        probe = Probe(self.probes, memory=self.probe_memory)
         leading = self.probes.clone()
-        probe.advance(image[classes:])
-        moves = balance(
-            scaled, gain, self.vectors, z[:classes], leading, z[classes:], self._objective, _SHARP, _BARRIER
-        )[1]
+        probe.advance(probes[1])
+        moves = balance(scaled, gain, vectors, hidden, leading, probes[0], self._objective, _SHARP, _BARRIER)[1]
         pace = _PACE / (_CALM if self.scope == "global" else 1)
         logs = [v - pace * m for v, m in zip(self._logs(), moves, strict=True)]
         if probe.seen > _LIMIT:
@@ -216,9 +248,9 @@ class GainBound(DeferredBound):
             self.get_buffer(f"log_weights_{i}").copy_(v)
         after = ScaledMap(scaled.loop, [v.exp() for v in logs], None).divisors
         ratio = after / before
-        self.memory.copy_(self.vectors * ratio)
+        self.memory.copy_(vectors * ratio)
         self.vectors.copy_(following * ratio)
-        self.probes.copy_(probe.vectors)
+        self._follow(probe)
 
     def _solve(self, resolved: Resolved) -> bool:
         """V for these weights, with D loosened a little where ‖S_z‖ ≥ 1, or else searched for anew."""
@@ -251,13 +283,17 @@ class GainBound(DeferredBound):
             if found is not None and probe.seen < _LIMIT:
                 self.vectors.copy_(found.vectors)
                 self.memory.copy_(found.vectors)
-                self.probes.copy_(probe.vectors)
+                self._follow(Probe(probe.vectors))
                 return True
             start, square = None, probe.seen if math.isfinite(probe.seen) else math.inf
             shrink = 0.5 * math.log(min(max(_SAFE / square, _MOST_AT_ONCE), _LEAST_AT_ONCE))
             self._take([v + n * shrink for v, n in zip(self._logs(), levels(loop)[1:], strict=False)])
         self._take(before)
         return False
+
+    def _follow(self, probe: Probe) -> None:
+        self.probes.copy_(probe.vectors)
+        self.probe_memory.zero_() if probe.memory is None else self.probe_memory.copy_(probe.memory)
 
     def _take(self, logs: Sequence[Tensor]) -> None:
         for v, new in zip(self._logs(), logs, strict=True):
