@@ -24,7 +24,7 @@ from lipcert.train.evaluate import certify_data
 
 _CPU = torch.device("cpu")
 _ROWS = (("product", ""), ("liplt", ""), ("smallgain", "layer"), ("smallgain", "channel"), ("smallgain", "neuron"))
-_LARGE_ROWS = (("liplt", ""), ("smallgain", "layer"), ("smallgain", "channel"))
+_LARGE_ROWS = (("liplt", ""), ("smallgain", "layer"))
 _SECONDS = float(os.environ.get("LIPCERT_SECONDS", "120"))
 
 
