@@ -38,7 +38,13 @@ def _certified(folder: RunFolder, method: str, seconds: float, data: Path | None
     """Clean accuracy, and certified at each radius of the configuration, in per cent."""
     module, header = folder.load_model()
     graph, config = trace(module, tuple(header["input_shape"])), folder.config()
-    bound = graph_bound(graph, method=method, scope="pairwise", guarantee="upper", seconds=seconds)  # type: ignore[arg-type]
+    options = {
+        "scope": "pairwise",
+        "guarantee": "upper",
+        "scaling": config.bound.scaling or "channel",
+        "seconds": seconds,
+    }
+    bound = graph_bound(graph, method=method, **options)  # type: ignore[arg-type]
     assert isinstance(bound, UpperBound)
     found = certify_data(graph, bound, load(config.data.name, "test", root=data), device=_CPU, precision="real")
     return [100 * found.clean_accuracy, *(100 * found.robust_accuracy(e) for e in config.train.eval_epsilons)]
@@ -54,7 +60,7 @@ def main(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     longer: int = 0,
-    seconds: float = 60.0,
+    seconds: float = 300.0,
     data: Path | None = None,
     out: Path = Path("runs/training"),
 ) -> None:

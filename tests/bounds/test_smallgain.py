@@ -432,3 +432,33 @@ def test_prove_accepts_a_careless_search() -> None:
         value = evidence_value(loop, evidence, "class")
     seen = textbook.jacobians(CASES["mlp-deep"].module(), CASES["mlp-deep"].inputs(20)).norm(dim=2).amax(0)
     assert bool((value >= seen).all())
+
+
+def _decaying() -> nn.Sequential:
+    """24-40-40-80, the singular values of whose head fall as 0.6^i."""
+    net = network(matrices(24, 40, 40, 80, seed=0), seed=0).double()
+    head = net[-1].weight
+    with torch.no_grad():
+        u, s, v = torch.linalg.svd(head, full_matrices=False)
+        head.copy_(u * (s[0] * 0.6 ** torch.arange(len(s))) @ v)
+    return net
+
+
+def test_more_outputs_than_the_rank_of_the_gain_matrix() -> None:
+    """N is singular there, and what it lacks is much beside its least eigenvalues."""
+    graph = lipcert.trace(_decaying(), (24,))
+    loop = LoopMap(graph, graph.resolve(torch.float64))
+    with torch.no_grad():
+        scaling, gain = search(loop, estimated(loop, "class", 0)[1], scope="class", scaling="layer")
+        exact = smallgain._gain_matrix(ScaledMap(loop, list(scaling.weights), None), [None] * 80, 1e-8)[0]
+        assert isinstance(gain, Tensor)
+        values = [functional_norms(whitening(n), "class") for n in (gain, exact)]  # type: ignore[arg-type]
+    torch.testing.assert_close(values[0], values[1], rtol=2e-2, atol=0)
+
+
+def test_a_gain_next_to_nothing_is_no_overflow() -> None:
+    loop = loop_map("mlp-deep")
+    with torch.no_grad():
+        scaling = Scaling("neuron", tuple(random_weights(loop, "neuron")))
+        evidence = prove(loop, scaling, 1e-310, dense=2048, limit=2048, failure=0.0, slack=1e-3)
+    assert evidence.norm is not None

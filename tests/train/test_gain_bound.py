@@ -193,3 +193,29 @@ def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path) -> None:
 def test_a_run_that_blows_up_says_what_to_change(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"optimizer\.lr"):
         Trainer(tiny(SMALLGAIN, "optimizer.lr=1e30"), tmp_path / "run").fit()
+
+
+def test_it_changes_its_dtype_with_the_module() -> None:
+    net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 3))
+    bound = GainBound(net, (3,))
+    before = bound.refresh()
+    net.double()
+    bound.double()
+    torch.testing.assert_close(bound.refresh(20), before.double(), rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.03, 0.1])
+def test_it_follows_weights_that_move_fast(rate: float) -> None:
+    """Where ‖S_z‖ ≥ 1, N means nothing and what is made up for along the probes blows up: it must not be handed out."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(),
+                        nn.Linear(16, 4))  # fmt: skip
+    x, y = torch.randn(64, 8), torch.randint(4, (64,))
+    bound, optimizer = GainBound(net, (8,)), torch.optim.Adam(net.parameters(), lr=rate)
+    for _ in range(15):
+        optimizer.zero_grad()
+        (nn.functional.cross_entropy(net(x), y) + 0 * bound().sum()).backward()
+        optimizer.step()
+        value = float(bound.refresh(0).max())
+        fresh = float(GainBound(net, (8,)).refresh(10).max())
+        assert 0.9 * fresh < value < 3 * fresh

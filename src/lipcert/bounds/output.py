@@ -29,7 +29,8 @@ __all__ = ["fitted", "functional_norms", "whitening"]
 
 _FLOOR = 1e-9  # of the mean of N's diagonal is added to it, so that it can be inverted
 _DIRECTIONS, _ROUNDS = 8, 4  # in which P is made smaller one by one, before it is as a whole; of Dinkelbach's method
-_ENOUGH = 3e-5  # by which ‖S‖² may be above 1
+_ENOUGH = 1e-5  # by which ‖S‖ may be above 1
+_SENSELESS = 1e100
 _LOOKS, _CLOSE = 60, 1e-4  # products for each, and how close to the norm
 
 
@@ -49,7 +50,7 @@ def whitening(gain: Tensor | float) -> Tensor | float:
         if not int(info):
             found: Tensor = torch.linalg.solve_triangular(root, eye, upper=False)
             return found
-        floor *= 100
+        floor *= 4
     raise BoundError("the gain matrix is not what it should be: use method='liplt'.")
 
 
@@ -78,7 +79,7 @@ def _worst(scaled: ScaledMap, output: Tensor | float) -> tuple[float, Tensor | N
         part = output / math.sqrt(square)
         whole = ScaledMap(scaled.loop, scaled.weights, part.to(like) if isinstance(part, Tensor) else part)
         found = leading_vectors(whole, [(1, 0)], tolerance=_CLOSE, max_products=_LOOKS, seed=attempt, start=start)[1, 0]
-        if not float(found.norm) ** 2 > 1 + _ENOUGH:
+        if not 1 + _ENOUGH < float(found.norm) < _SENSELESS:
             break
         z, y = whole.values(found.vector[None])
         room = 1 - float(z.double().square().sum())

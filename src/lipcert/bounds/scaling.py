@@ -30,7 +30,7 @@ Progress = Callable[[str, float, float], None]
 _STEP = 0.5
 _TOLERANCE = 1e-2  # of conjugate gradients while D moves: N errs by its square
 _WORSE = 3e-3  # log J may grow by this much before a step is taken back: its values are that good
-_SETTLED = 2e-4
+_SETTLED, _SETTLED_ROUGHLY = 2e-4, 2e-3  # what four steps must bring of log J
 _WALL = 1 - 1e-6
 _LIMIT, _SAFE = 1 - 2e-5, 1 - 5e-4  # ‖S_z‖² at the end of a stage: what is not left as it is, and what it becomes
 _LOOKS = 60
@@ -155,6 +155,7 @@ class Search:
         smooth: bool = True,
         steps: int = 60,
         progress: Progress | None = None,
+        rough: bool = False,
     ) -> tuple[Scaling, float]:
         """Improve D from a feasible start; returns it and log J.
 
@@ -164,14 +165,16 @@ class Search:
             smooth: whether the objective needs no sharpening.
             steps: at most so many at each sharpness.
             progress: is told how it goes.
+            rough: stop where finer weights will bring more than further steps.
         """
         began = time.monotonic()
         like = self.b
         logs = [d.to(like).log() for d in start.weights]
         probe = Probe.random(self.scaled(logs))
         solution: Tensor | None = None
-        value = math.inf
-        for sharpness, barrier in _STAGES if smooth else _SHARP_STAGES:
+        value, settled = math.inf, _SETTLED_ROUGHLY if rough else _SETTLED
+        stages = _STAGES if smooth else _SHARP_STAGES
+        for sharpness, barrier in stages[: len(stages) // 2] if rough else stages:
             best: tuple[float, list[Tensor], list[Tensor], Tensor] | None = None
             step = most = _STEP / (1 + (0 if smooth else sharpness / 20))
             history: list[float] = []
@@ -211,7 +214,7 @@ class Search:
                     step = min(1.1 * step, most)
                     if progress is not None:
                         progress(start.kind, math.exp(now), time.monotonic() - began)
-                    if len(history) > 4 and min(history[:-4]) - min(history[-4:]) < _SETTLED:
+                    if len(history) > 4 and min(history[:-4]) - min(history[-4:]) < settled:
                         break
                 if time.monotonic() > deadline:
                     break
@@ -222,6 +225,12 @@ class Search:
             if time.monotonic() > deadline:
                 break
         return Scaling(start.kind, tuple(v.double().exp().cpu() for v in logs)), value
+
+    def reached(self, scaling: Scaling) -> float:
+        """Log J at D, without what keeps the search from ‖S_z‖ = 1; infinite where ‖S_z‖ ≥ 1."""
+        scaled = self.scaled([d.to(self.b).log() for d in scaling.weights])
+        found = solve(scaled, self.b / scaled.divisors, None, Probe.random(scaled), tolerance=_TOLERANCE)
+        return math.inf if found is None else float(self.objective(found.gain.double(), _SHARP_STAGES[-1][0]))
 
     def _within(self, logs: list[Tensor], solution: Tensor | None, probe: Probe) -> tuple[list[Tensor], Tensor | None]:
         """The same weights if ‖S_z‖ < 1 by a closer look, else such as make it so."""

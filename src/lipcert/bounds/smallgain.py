@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,8 +49,10 @@ _SKETCH = 12
 _SMALL = 2.0e6  # entries of all rows together: so small a network is searched in float64
 _RANGE = 1e12  # of m_k: products of a few of these and their inverses are within float32
 # Of conjugate gradients for the final N, and where it is of many outputs; it errs by the square, times Q's condition.
-# Of many outputs few directions are left with more than a thousandth to make up for, see bounds/output.py.
-_CLOSE, _CLOSE_MANY = 1e-4, 2e-2
+# Of many outputs few directions are left with more than a hundredth to make up for (bounds/output.py), unless N is
+# nearly singular: then what is missing is much beside its least eigenvalues.
+_CLOSE, _CLOSE_MANY, _CLOSE_SINGULAR = 1e-4, 2e-2, 1e-3
+_SINGULAR = 1e-2  # of the mean of N's diagonal
 _ROWS = 40
 _LOOKS_AHEAD = 3  # at which outputs a global bound depends on, where they are too many to look at all
 _FINEST_SHARE = 0.5  # of the time there is: a finer scaling is begun while less has passed
@@ -151,15 +153,23 @@ def search(
         kinds = [k for k in kinds if KINDS.index(k) >= KINDS.index(start.kind)]
     elif scaling != "auto":
         kinds = list(KINDS[: KINDS.index(kinds[0]) + 1])
-    for kind in kinds:
-        if scaling == "auto" and kind != kinds[0] and time.monotonic() - began > _FINEST_SHARE * seconds:
+    reached: list[tuple[float, Scaling]] = []
+    for i, kind in enumerate(kinds):
+        if scaling == "auto" and i and time.monotonic() - began > _FINEST_SHARE * seconds:
             break
         if sketched and scope == "global":  # the largest of all is not seen by heads at random
             _, heads = _largest_gain(_scaled(working, current), heads, steps=_LOOKS_AHEAD)
             found = Search(working, heads, wanted)
-        current, _ = found.run(
-            current.refined(working, kind), deadline=began + seconds, smooth=smooth, progress=progress
-        )
+        # A weight a layer is only where a finer scaling starts from; a weight a neuron needs the best of the channels'.
+        rough = kind == KINDS[0] != kinds[-1]
+        current = current.refined(working, kind)
+        current, _ = found.run(current, deadline=began + seconds, smooth=smooth, progress=progress, rough=rough)
+        reached.append((found.reached(current), current))
+    if current.kind == KINDS[0] != kinds[-1]:
+        current, _ = found.run(current, deadline=began + seconds, smooth=smooth, progress=progress)
+        reached.append((found.reached(current), current))
+    # a finer search may be held up by ‖S_z‖ ≥ 1 where a coarser one was not
+    current = min(reached, key=lambda pair: pair[0])[1]
     return current, _final(working, current, scope, found.heads if sketched else None)
 
 
@@ -169,13 +179,28 @@ def _final(loop: LoopMap, scaling: Scaling, scope: Scope, sketch: Tensor | None)
     shape = loop.target_shape(loop.depth + 1)
     if scope == "global" and sketch is not None:
         return _largest_gain(scaled, sketch)[0]
-    probe, close = Probe.random(scaled), _CLOSE if sketch is None else _CLOSE_MANY
     size = math.prod(shape)
+    if sketch is None:
+        gain = _gain_matrix(scaled, [None] * size, _CLOSE)[0]
+    else:
+        gain, starts = _gain_matrix(scaled, [None] * size, _CLOSE_MANY)
+        if float(torch.linalg.eigvalsh(gain)[0]) < _SINGULAR * float(gain.diagonal().mean()):
+            gain = _gain_matrix(scaled, starts, _CLOSE_SINGULAR)[0]
+    return float(torch.linalg.eigvalsh(gain)[-1]) if scope == "global" else gain.cpu()
+
+
+def _gain_matrix(
+    scaled: ScaledMap, starts: Sequence[Tensor | None], close: float
+) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """N of every output, and the solutions, from solutions to start from: one for each output."""
+    loop, probe = scaled.loop, Probe.random(scaled)
+    shape, size = loop.target_shape(loop.depth + 1), len(starts)
     rows, solutions, results = [], [], []
     for i in range(0, size, _ROWS):
         some = torch.eye(size, dtype=loop.resolved.dtype, device=loop.resolved.device)[i : i + _ROWS]
         b = _right(scaled, some.reshape(len(some), *shape))
-        found = solve(scaled, b, None, probe, tolerance=close)
+        known = [v for v in starts[i : i + _ROWS] if v is not None]
+        found = solve(scaled, b, torch.stack(known) if known else None, probe, tolerance=close)
         if found is None:
             raise BoundError("the search for a small-gain bound ended outside of its domain: use method='liplt'.")
         rows.append(b)
@@ -184,8 +209,7 @@ def _final(loop: LoopMap, scaling: Scaling, scope: Scope, sketch: Tensor | None)
     b, v, z = (torch.cat(parts).double() for parts in (rows, solutions, results))
     cross = b @ v.T
     gain = cross + cross.T - (v @ v.T - z @ z.T)  # off the diagonal too it errs by a square, unlike b·vᵀ
-    gain = (gain + gain.T) / 2
-    return float(torch.linalg.eigvalsh(gain)[-1]) if scope == "global" else gain.cpu()
+    return (gain + gain.T) / 2, [row for part in solutions for row in part]
 
 
 def _right(scaled: ScaledMap, heads: Tensor) -> Tensor:

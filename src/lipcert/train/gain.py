@@ -6,7 +6,8 @@ over G = ∂loss/∂L. One forward pass of the C rows V ≈ Q⁻¹T_yᵀ (:mod:`
 
 * N, to second order in what V lacks, and from it the bound in the scope asked for;
 * by one backward pass the residuals T_yᵀ − Q·V, with which V makes a step of the heavy-ball iteration (its spectrum is
-  known to lie in (0, 1]), and the probes one of subspace iteration;
+  known to lie in (0, 1]), after what it lacks of the probes is made up for, and the probes one of subspace iteration
+  with momentum;
 * by another the gradient of the loss in the weights through N, V and D held fixed (envelope theorem);
 * how ‖D·z‖² compares with ‖D·w‖² in each group, by which log D moves a little (:mod:`lipcert.bounds.scaling`).
 """
@@ -61,7 +62,7 @@ class GainBound(DeferredBound):
         scaling: what shares a weight: ``"layer"``, ``"channel"`` or ``"neuron"``.
         every: make the pass in every n-th backward pass only.
         iterations: of V in each pass; the first is part of the pass, each further one costs as much.
-        seed: of the start.
+        seed: of the first probes.
 
     Raises:
         BoundError: an option out of range, or a network without activations.
@@ -170,7 +171,9 @@ class GainBound(DeferredBound):
             eye = torch.zeros_like(y)
             eye[:classes] = torch.eye(classes, dtype=y.dtype, device=y.device)
             (image,) = torch.autograd.grad([z, y], rows, [z.detach(), eye], retain_graph=cotangent is not None)
-            share = self._lacking(image)
+            share, seen = self._lacking(image)
+            if seen > _LIMIT and not solved and self._solve(resolved):  # N would mean nothing
+                return self._pass(resolved, leaves, cotangent, solved=True)
             mine = self.vectors + share @ self.probes
             hidden, out = (v[:classes] + share @ v[classes:] for v in (z, y))
             gain = out + out.T - (mine @ mine.T - hidden @ hidden.T)
@@ -196,20 +199,20 @@ class GainBound(DeferredBound):
             return [torch.full_like(v, math.nan) for v in leaves]
 
     @torch.no_grad()
-    def _lacking(self, image: Tensor) -> Tensor:
-        """What V lacks of the probes, (C, r): it has the least error in the norm of Q, and heavy ball need not find it.
+    def _lacking(self, image: Tensor) -> tuple[Tensor, float]:
+        """What V lacks of the probes, (C, r), and ‖S_z‖² as they see it.
 
-        The leading vectors of S_zᵀS_z are what V converges most slowly in.
+        With it V has the least error in the norm of Q. The leading vectors of S_zᵀS_z are what heavy ball is slow in.
         """
         classes = len(self.vectors)
         residual, images = image[:classes] - self.vectors, image[classes:]
         inner = (self.probes @ (self.probes - images).T).double()
         if not bool(torch.isfinite(inner).all()):
-            return inner.new_full((classes, len(images)), math.nan).to(image)
+            return inner.new_full((classes, len(images)), math.nan).to(image), math.inf
         least, turn = torch.linalg.eigh((inner + inner.T) / 2)
         inverse = ((turn / least.clamp_min(1 - _LIMIT)) @ turn.T).to(image)
         share: Tensor = residual @ self.probes.T @ inverse
-        return share
+        return share, 1 - float(least[0])
 
     def _move(
         self,
@@ -239,7 +242,7 @@ class GainBound(DeferredBound):
         moves = balance(scaled, gain, vectors, hidden, leading, probes[0], self._objective, _SHARP, _BARRIER)[1]
         pace = _PACE / (_CALM if self.scope == "global" else 1)
         logs = [v - pace * m for v, m in zip(self._logs(), moves, strict=True)]
-        if probe.seen > _LIMIT:
+        if _LIMIT < probe.seen < math.inf:
             steps, shrink = levels(self._loop)[1:], 0.5 * math.log(_SAFE / probe.seen)
             logs = [v + n * shrink for v, n in zip(logs, steps, strict=False)]
         # V is kept in scaled units, which change with D
@@ -286,7 +289,7 @@ class GainBound(DeferredBound):
                 self._follow(Probe(probe.vectors))
                 return True
             start, square = None, probe.seen if math.isfinite(probe.seen) else math.inf
-            shrink = 0.5 * math.log(min(max(_SAFE / square, _MOST_AT_ONCE), _LEAST_AT_ONCE))
+            shrink = 0.5 * math.log(min(max(_SAFE / max(square, _SAFE), _MOST_AT_ONCE), _LEAST_AT_ONCE))
             self._take([v + n * shrink for v, n in zip(self._logs(), levels(loop)[1:], strict=False)])
         self._take(before)
         return False
@@ -320,7 +323,7 @@ class GainBound(DeferredBound):
     def _current(self, resolved: Resolved) -> bool:
         """Whether V is that of these weights."""
         scaled = self._scaled(resolved)
-        b = scaled.sources.join(scaled.loop.adjoint([*[None] * self._loop.depth, identity_heads(self._loop)]))
+        b = scaled.sources.join(scaled.loop.adjoint([*[None] * self._loop.depth, identity_heads(scaled.loop)]))
         image, z = product(scaled, self.vectors)
         gain = 2 * (b / scaled.divisors * self.vectors).sum(1) - self.vectors.square().sum(1) + z.square().sum(1)
         missing = (b / scaled.divisors - self.vectors + image).square().sum(1)
