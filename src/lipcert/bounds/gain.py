@@ -22,14 +22,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipcert.loop import LoopMap
 from lipcert.scaled import ScaledMap
 
-__all__ = ["Probe", "Solution", "product", "solve"]
+__all__ = ["Probe", "Solution", "head_rows", "product", "solve"]
 
 _INFEASIBLE = 1 - 1e-5
 _PROBES = 4
 _MOMENTUM = 0.2  # β: the best is a quarter of λ², λ being the largest eigenvalue that has no vector here
 _NOTHING = 1e-4
+
+
+def head_rows(loop: LoopMap, heads: Tensor) -> Tensor:
+    """T_yᵀ of each head (m, *output_shape), flat: (m, n); divided by the weights it is b of :func:`solve`."""
+    cotangents: list[Tensor | None] = [*[None] * loop.depth, heads]
+    return torch.cat([v.reshape(len(heads), -1) for v in loop.adjoint(cotangents)], dim=1)
 
 
 def product(scaled: ScaledMap, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lipcert.bounds.evidence import Scaling
-from lipcert.bounds.gain import Probe, solve
+from lipcert.bounds.gain import Probe, head_rows, solve
 from lipcert.errors import BoundError
 from lipcert.loop import LoopMap, Pair
 from lipcert.norms.lanczos import leading_vectors
@@ -139,7 +139,7 @@ class Search:
     def __init__(self, loop: LoopMap, heads: Tensor, objective: Callable[[Tensor, float], Tensor]) -> None:
         self.loop, self.objective = loop, objective
         self.heads = heads
-        self.b = _adjoint(loop, heads)
+        self.b = head_rows(loop, heads)
         self.products = 0
         self.gain: Tensor | None = None
 
@@ -243,10 +243,3 @@ class Search:
         probe.vectors = torch.linalg.qr(torch.cat([found.vector[None], probe.vectors[:-1]]).T)[0].T.contiguous()
         t = math.sqrt(_SAFE / square)
         return [v + n * math.log(t) for v, n in zip(logs, levels(self.loop)[1:], strict=False)], None
-
-
-def _adjoint(loop: LoopMap, heads: Tensor) -> Tensor:
-    """T_yᵀ of each head, flat: (m, Σ|sources|)."""
-    cotangents: list[Tensor | None] = [*[None] * loop.depth, heads]
-    back = loop.adjoint(cotangents)
-    return torch.cat([v.reshape(len(heads), -1) for v in back], dim=1)

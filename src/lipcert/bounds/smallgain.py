@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lipcert.bounds.evidence import KINDS, Evidence, Kind, Scaling
-from lipcert.bounds.gain import Probe, solve
+from lipcert.bounds.gain import Probe, head_rows, solve
 from lipcert.bounds.output import fitted, functional_norms, whitening
 from lipcert.bounds.recursive import estimated, proved, typical_norms
 from lipcert.bounds.result import Estimate, Scope, UpperBound
@@ -131,7 +131,7 @@ def search(
         scope: what is to be small: with ``"pairwise"`` the mean of log L_ab over all pairs, with ``"class"`` that of
             log L_a, with ``"global"`` the largest of all.
         scaling: ``"layer"``, ``"channel"``, ``"neuron"``, or ``"auto"``: the finest that is reached in half of
-            ``seconds``, each from the optimum of the one before.
+            ``seconds``, each from what the one before has found.
         seconds: when to stop the search; what is found then is used.
         start: D of an earlier bound of the same graph, instead of a start of its own.
         progress: is told how it goes.
@@ -153,7 +153,8 @@ def search(
         kinds = [k for k in kinds if KINDS.index(k) >= KINDS.index(start.kind)]
     elif scaling != "auto":
         kinds = list(KINDS[: KINDS.index(kinds[0]) + 1])
-    reached: list[tuple[float, Scaling]] = []
+    candidates: list[Scaling] = []
+    roughly = kinds[0] == "layer" and len(kinds) > 1
     for i, kind in enumerate(kinds):
         if scaling == "auto" and i and time.monotonic() - began > _FINEST_SHARE * seconds:
             break
@@ -161,61 +162,50 @@ def search(
             _, heads = _largest_gain(_scaled(working, current), heads, steps=_LOOKS_AHEAD)
             found = Search(working, heads, wanted)
         # A weight a layer is only where a finer scaling starts from; a weight a neuron needs the best of the channels'.
-        rough = kind == KINDS[0] != kinds[-1]
         current = current.refined(working, kind)
-        current, _ = found.run(current, deadline=began + seconds, smooth=smooth, progress=progress, rough=rough)
-        reached.append((found.reached(current), current))
-    if current.kind == KINDS[0] != kinds[-1]:
+        current, _ = found.run(
+            current, deadline=began + seconds, smooth=smooth, progress=progress, rough=roughly and not i
+        )
+        candidates.append(current)
+    if roughly and len(candidates) == 1:  # there was no time for a finer one
         current, _ = found.run(current, deadline=began + seconds, smooth=smooth, progress=progress)
-        reached.append((found.reached(current), current))
-    # a finer search may be held up by ‖S_z‖ ≥ 1 where a coarser one was not
-    current = min(reached, key=lambda pair: pair[0])[1]
+        candidates.append(current)
+    if len(candidates) > 1:  # a finer search may be held up by ‖S_z‖ ≥ 1 where a coarser one was not
+        current = min(candidates, key=found.reached)
     return current, _final(working, current, scope, found.heads if sketched else None)
 
 
 def _final(loop: LoopMap, scaling: Scaling, scope: Scope, sketch: Tensor | None) -> Tensor | float:
     """N at D, of every output; for a sketched global bound λ_max alone, by subspace iteration on N."""
     scaled = _scaled(loop, scaling)
-    shape = loop.target_shape(loop.depth + 1)
     if scope == "global" and sketch is not None:
         return _largest_gain(scaled, sketch)[0]
-    size = math.prod(shape)
-    if sketch is None:
-        gain = _gain_matrix(scaled, [None] * size, _CLOSE)[0]
-    else:
-        gain, starts = _gain_matrix(scaled, [None] * size, _CLOSE_MANY)
-        if float(torch.linalg.eigvalsh(gain)[0]) < _SINGULAR * float(gain.diagonal().mean()):
-            gain = _gain_matrix(scaled, starts, _CLOSE_SINGULAR)[0]
+    gain, vectors = _gain_matrix(scaled, _CLOSE if sketch is None else _CLOSE_MANY)
+    if sketch is not None and float(torch.linalg.eigvalsh(gain)[0]) < _SINGULAR * float(gain.diagonal().mean()):
+        gain, _ = _gain_matrix(scaled, _CLOSE_SINGULAR, vectors)
     return float(torch.linalg.eigvalsh(gain)[-1]) if scope == "global" else gain.cpu()
 
 
-def _gain_matrix(
-    scaled: ScaledMap, starts: Sequence[Tensor | None], close: float
-) -> tuple[Tensor, Sequence[Tensor | None]]:
-    """N of every output, and the solutions, from solutions to start from: one for each output."""
+def _gain_matrix(scaled: ScaledMap, close: float, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """N of every output, and the solutions V (C, n), to that tolerance and from such a start."""
     loop, probe = scaled.loop, Probe.random(scaled)
-    shape, size = loop.target_shape(loop.depth + 1), len(starts)
+    shape = loop.target_shape(loop.depth + 1)
+    size = math.prod(shape)
     rows, solutions, results = [], [], []
     for i in range(0, size, _ROWS):
         some = torch.eye(size, dtype=loop.resolved.dtype, device=loop.resolved.device)[i : i + _ROWS]
-        b = _right(scaled, some.reshape(len(some), *shape))
-        known = [v for v in starts[i : i + _ROWS] if v is not None]
-        found = solve(scaled, b, torch.stack(known) if known else None, probe, tolerance=close)
+        b = head_rows(loop, some.reshape(len(some), *shape)) / scaled.divisors
+        found = solve(scaled, b, None if start is None else start[i : i + _ROWS], probe, tolerance=close)
         if found is None:
             raise BoundError("the search for a small-gain bound ended outside of its domain: use method='liplt'.")
         rows.append(b)
         solutions.append(found.vectors)
         results.append(found.images)
-    b, v, z = (torch.cat(parts).double() for parts in (rows, solutions, results))
+    found_rows = torch.cat(solutions)
+    b, v, z = torch.cat(rows).double(), found_rows.double(), torch.cat(results).double()
     cross = b @ v.T
     gain = cross + cross.T - (v @ v.T - z @ z.T)  # off the diagonal too it errs by a square, unlike b·vᵀ
-    return (gain + gain.T) / 2, [row for part in solutions for row in part]
-
-
-def _right(scaled: ScaledMap, heads: Tensor) -> Tensor:
-    loop = scaled.loop
-    back = loop.adjoint([*[None] * loop.depth, heads])
-    return scaled.sources.join(back) / scaled.divisors
+    return (gain + gain.T) / 2, found_rows
 
 
 def _scaled(loop: LoopMap, scaling: Scaling) -> ScaledMap:
@@ -228,7 +218,7 @@ def _largest_gain(scaled: ScaledMap, heads: Tensor, *, steps: int = 12) -> tuple
     """λ_max of N by subspace iteration, a little more than what was seen, and leading vectors of N."""
     seen, start, probe = 0.0, None, Probe.random(scaled)
     for _ in range(steps):
-        found = solve(scaled, _right(scaled, heads), start, probe, tolerance=_CLOSE)
+        found = solve(scaled, head_rows(scaled.loop, heads) / scaled.divisors, start, probe, tolerance=_CLOSE)
         if found is None:
             raise BoundError("the search for a small-gain bound ended outside of its domain: use method='liplt'.")
         output = ScaledMap(scaled.loop, scaled.weights, 1.0)
@@ -261,6 +251,7 @@ def prove(
         dense, limit, failure, seed: see :func:`lipcert.norms.scaled.prove_scaled`.
         slack: relative excess to aim at in the bound.
     """
+    # whatever float32 makes of P, the norm is that of the P that stands in the evidence
     evidence = Evidence(scaling, fitted(_scaled(_precision(loop, {}), scaling), whitening(gain)))
     norm = prove_scaled(
         evidence.map(loop),

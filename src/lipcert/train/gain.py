@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.bounds.evidence import KINDS, Kind, Scaling
-from lipcert.bounds.gain import Probe, product, solve
+from lipcert.bounds.gain import Probe, head_rows, product, solve
 from lipcert.bounds.options import check_choice
 from lipcert.bounds.recursion import hidden_bounds
 from lipcert.bounds.result import Scope
@@ -172,8 +172,6 @@ class GainBound(DeferredBound):
             eye[:classes] = torch.eye(classes, dtype=y.dtype, device=y.device)
             (image,) = torch.autograd.grad([z, y], rows, [z.detach(), eye], retain_graph=cotangent is not None)
             share, seen = self._lacking(image)
-            if seen > _LIMIT and not solved and self._solve(resolved):  # N would mean nothing
-                return self._pass(resolved, leaves, cotangent, solved=True)
             mine = self.vectors + share @ self.probes
             hidden, out = (v[:classes] + share @ v[classes:] for v in (z, y))
             gain = out + out.T - (mine @ mine.T - hidden @ hidden.T)
@@ -183,10 +181,10 @@ class GainBound(DeferredBound):
             if cotangent is not None:
                 gradients = [*torch.autograd.grad(value, leaves, cotangent.to(value.dtype), allow_unused=True)]
         with torch.no_grad():
-            # what is missing of N_aa is rᵀQ⁻¹r, r being the residual: at least ‖r‖²
+            # What is missing of N_aa is rᵀQ⁻¹r, r being the residual: at least ‖r‖². Where ‖S_z‖ ≥ 1 N means nothing.
             residual = image[:classes] - self.vectors - share @ (self.probes - image[classes:])
             missing = residual.square().sum(1)
-            fresh = solved or bool((missing <= _STALE * gain.diagonal()).all())
+            fresh = solved or (seen <= _LIMIT and bool((missing <= _STALE * gain.diagonal()).all()))
             if fresh and bool(torch.isfinite(gain).all()):
                 self.value.copy_(value.detach())
                 solution, probes = (mine, hidden.detach()), (z[classes:].detach(), image[classes:])
@@ -281,7 +279,7 @@ class GainBound(DeferredBound):
             scaled = ScaledMap(loop, [v.exp() for v in self._logs()], None)
             probe = Probe.random(scaled)
             probe.iterate(scaled, _LOOKS)
-            b = scaled.sources.join(loop.adjoint([*[None] * loop.depth, identity_heads(loop)])) / scaled.divisors
+            b = head_rows(loop, identity_heads(loop)) / scaled.divisors
             found = solve(scaled, b, start, probe, tolerance=1e-2, limit=60)
             if found is not None and probe.seen < _LIMIT:
                 self.vectors.copy_(found.vectors)
@@ -323,10 +321,10 @@ class GainBound(DeferredBound):
     def _current(self, resolved: Resolved) -> bool:
         """Whether V is that of these weights."""
         scaled = self._scaled(resolved)
-        b = scaled.sources.join(scaled.loop.adjoint([*[None] * self._loop.depth, identity_heads(scaled.loop)]))
+        b = head_rows(scaled.loop, identity_heads(scaled.loop)) / scaled.divisors
         image, z = product(scaled, self.vectors)
-        gain = 2 * (b / scaled.divisors * self.vectors).sum(1) - self.vectors.square().sum(1) + z.square().sum(1)
-        missing = (b / scaled.divisors - self.vectors + image).square().sum(1)
+        gain = 2 * (b * self.vectors).sum(1) - self.vectors.square().sum(1) + z.square().sum(1)
+        missing = (b - self.vectors + image).square().sum(1)
         return bool((missing <= _STALE * gain).all())
 
     def _step(self, resolved: Resolved, tensors: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:
