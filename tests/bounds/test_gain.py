@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cases import loop_map, named
-from lipcert.bounds.gain import Probe, solve
+from lipcert.bounds.gain import Probe, product, solve
 from lipcert.bounds.scaling import Search, balance, feasible_start
 from lipcert.bounds.smallgain import identity_heads, objective
 from lipcert.errors import BoundError
@@ -75,9 +75,9 @@ def test_moves_have_the_sign_of_the_derivative(name: str, scope: str) -> None:
     scaled, wanted = _feasible(name, 0.5), objective(scope, sketched=False)[0]  # type: ignore[arg-type]
     found = solve(scaled, _right(scaled), None, Probe.random(scaled), tolerance=1e-12)
     assert found is not None
-    value, moves = balance(
-        scaled, found.gain, found.vectors, found.images, found.leading, found.leading_images, wanted, 1.0, 0.0
-    )
+    leading = Probe.random(scaled).vectors
+    images = product(scaled, leading)[1]
+    value, moves = balance(scaled, found.gain, found.vectors, found.images, leading, images, wanted, 1.0, 0.0)
 
     def at(weights: list[torch.Tensor]) -> float:
         return float(wanted(torch.from_numpy(gain(name, weights)), 1.0))

@@ -25,12 +25,13 @@ from torch import Tensor
 from lipcert.loop import LoopMap
 from lipcert.scaled import ScaledMap
 
-__all__ = ["Probe", "Solution", "head_rows", "product", "solve"]
+__all__ = ["INFEASIBLE", "Probe", "Solution", "head_rows", "product", "solve"]
 
-_INFEASIBLE = 1 - 1e-5
+INFEASIBLE = 1 - 1e-5  # ‖S_z‖²
 _PROBES = 4
 _MOMENTUM = 0.2  # β: the best is a quarter of λ², λ being the largest eigenvalue that has no vector here
 _NOTHING = 1e-4
+_OUTSIDE = 0.3
 
 
 def head_rows(loop: LoopMap, heads: Tensor) -> Tensor:
@@ -52,15 +53,20 @@ def product(scaled: ScaledMap, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Probe:
-    """The leading vectors of S_zᵀS_z as far as they are known, (r, n) orthonormal, by subspace iteration.
+    """The leading vectors of S_zᵀS_z as far as they are known, by subspace iteration with momentum.
 
-    Several, as they come close together where D is good, and change places. With ``memory``, which is like ``vectors``
-    and zero at first, by iteration with momentum: X ← S_zᵀS_z·X − β·X_before.
+    Several, as they come close together where D is good, and change places. A step is X ← S_zᵀS_z·X − β·X_before, made
+    orthonormal.
+
+    Attributes:
+        vectors: (r, n), X.
+        memory: (r, n), X_before in the basis of X; zero at first.
+        seen: the largest ‖S_z‖² seen since it was set to 0.
     """
 
     vectors: Tensor
+    memory: Tensor
     seen: float = 0.0
-    memory: Tensor | None = None
 
     @staticmethod
     def random(scaled: ScaledMap, seed: int = 0) -> Probe:
@@ -68,7 +74,8 @@ class Probe:
         generator = torch.Generator().manual_seed(seed)
         size = len(scaled.divisors)
         start = torch.randn((size, min(_PROBES, size)), generator=generator, dtype=torch.float64)
-        return Probe(torch.linalg.qr(start)[0].T.to(scaled.divisors).contiguous())
+        vectors = torch.linalg.qr(start)[0].T.to(scaled.divisors).contiguous()
+        return Probe(vectors, torch.zeros_like(vectors))
 
     def advance(self, images: Tensor) -> None:
         """One step, from S_zᵀS_z·vectors; the first vector is then the leading one.
@@ -82,17 +89,22 @@ class Probe:
         quotients, turn = torch.linalg.eigh(projected)
         self.seen = max(self.seen, float(quotients[-1]))
         turn = turn.flip(1).T.to(images)
-        turned = turn @ images
-        if self.memory is not None:
-            turned -= _MOMENTUM * (turn @ self.memory)
-        basis, size = torch.linalg.qr(turned.T)
-        if self.memory is not None:
-            scale = size.diagonal().abs()
-            if float(scale.min()) > _NOTHING * float(scale.max()):
-                self.memory = torch.linalg.solve_triangular(size.T, turn @ self.vectors, upper=False)
-            else:
-                self.memory = torch.zeros_like(self.memory)
+        basis, size = torch.linalg.qr((turn @ images - _MOMENTUM * (turn @ self.memory)).T)
+        scale = size.diagonal().abs()
+        if float(scale.min()) > _NOTHING * float(scale.max()):
+            self.memory = torch.linalg.solve_triangular(size.T, turn @ self.vectors, upper=False)
+        else:
+            self.memory = torch.zeros_like(self.memory)
         self.vectors = basis.T.contiguous()
+
+    def include(self, vector: Tensor) -> None:
+        """Take in a vector (n,) in place of the last one, unless it is nearly in their span."""
+        rest = vector / vector.norm()
+        for _ in range(2):
+            rest = rest - (rest @ self.vectors.T) @ self.vectors
+        if float(rest.norm()) > _OUTSIDE:
+            self.vectors = torch.cat([self.vectors[:-1], rest[None] / rest.norm()])
+            self.memory = torch.zeros_like(self.memory)
 
     def iterate(self, scaled: ScaledMap, count: int) -> float:
         """Some steps by themselves; returns what ‖S_z‖² was seen to be."""
@@ -110,16 +122,12 @@ class Solution:
         vectors: (m, n), Q⁻¹b approximately.
         images: (m, Σ|z|), S_z of them.
         gain: (m, m), N in the basis of the heads that b belongs to; not above it, up to rounding.
-        leading: (r, n), leading vectors of S_zᵀS_z as far as they are known, orthonormal.
-        leading_images: (r, Σ|z|), S_z of them.
         products: how many passes it took.
     """
 
     vectors: Tensor
     images: Tensor
     gain: Tensor
-    leading: Tensor
-    leading_images: Tensor
     products: int
 
 
@@ -138,7 +146,7 @@ def solve(
         scaled: the scaled map at the present weights.
         b: (m, n), T_yᵀh divided by the weights.
         start: (m, n), what to start from.
-        probe: followed as more rows.
+        probe: followed as more rows; takes in a direction in which ‖S_z‖ ≥ 1.
         tolerance: of the residual, relative to b, in every row.
         limit: of iterations.
     """
@@ -161,16 +169,20 @@ def solve(
     while count < limit and bool((rr > tolerance**2 * size).any()):
         image, _ = follow(p)
         curvature = (p * image).sum(1)
-        if probe.seen > _INFEASIBLE or bool((curvature < 0).any()) or not bool(torch.isfinite(curvature).all()):
+        if not bool(torch.isfinite(curvature).all()):
+            return None
+        if bool((curvature < 0).any()):
+            probe.include(p[int((curvature / p.square().sum(1).clamp_min(tiny)).argmin())])
+            return None
+        if probe.seen > INFEASIBLE:
             return None
         step = (rr / curvature.clamp_min(tiny)).masked_fill(rr == 0, 0.0)
         x, r = x + step[:, None] * p, r - step[:, None] * image
         new = r.square().sum(1)
         p, rr = r + (new / rr.clamp_min(tiny))[:, None] * p, new
-    leading = probe.vectors
     image, z = follow(x)
-    if probe.seen > _INFEASIBLE:
+    if probe.seen > INFEASIBLE:
         return None
     cross = b @ x.T
     gain = cross + cross.T - x @ image.T
-    return Solution(x, z[:rows], (gain + gain.T) / 2, leading, z[rows:], count)
+    return Solution(x, z[:rows], (gain + gain.T) / 2, count)

@@ -3,7 +3,9 @@
 At the best D, every group of entries that shares a weight has W·‖D·z‖² = W·‖D·w‖², summed over the solutions V of
 :mod:`lipcert.bounds.gain` with the objective's derivative W = ∂J/∂N. So log D moves by η·½·log(‖D·w‖²/‖D·z‖²), which
 knows no units; a step after which J has grown, or ‖S_z‖ ≥ 1, is taken back and η halved. A value is compared only when
-conjugate gradients have converged.
+conjugate gradients have converged, and ‖S_z‖ is looked at by Lanczos at each step: where D is good many singular values
+of S_z come close to 1, and a search that does not see them ends outside, or in front of a wall that is not where it
+thinks.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lipcert.bounds.evidence import Scaling
-from lipcert.bounds.gain import Probe, head_rows, solve
+from lipcert.bounds.gain import INFEASIBLE, Probe, Solution, head_rows, product, solve
 from lipcert.errors import BoundError
 from lipcert.loop import LoopMap, Pair
 from lipcert.norms.lanczos import leading_vectors
@@ -33,7 +36,9 @@ _WORSE = 3e-3  # log J may grow by this much before a step is taken back: its va
 _SETTLED, _SETTLED_ROUGHLY = 2e-4, 2e-3  # what four steps must bring of log J
 _WALL = 1 - 1e-6
 _LIMIT, _SAFE = 1 - 2e-5, 1 - 5e-4  # ‖S_z‖² at the end of a stage: what is not left as it is, and what it becomes
-_LOOKS = 60
+_LOOKS, _LOOK_CLOSE = 40, 1e-3  # products, of one row, to see ‖S_z‖² at each step, and how closely
+_LAST_LOOKS, _LAST_CLOSE = 60, 1e-5  # at the end of a stage
+_LOOSER, _LARGEST = 0.98, 4.0  # what ‖S_z‖² of infeasible weights becomes, where it is at most the second
 _STARTS = 100
 _NO_FLOW = 1e-12
 _LEAST = 1e-80  # of m_k: weights that are larger cannot stand in a certificate
@@ -127,6 +132,23 @@ def balance(
     return float(value.detach()) - barrier * float((1 - squares).log().sum()), moves
 
 
+@dataclass
+class _Point:
+    """Weights that were looked at: what was solved there, and what it says.
+
+    Attributes:
+        logs: log D.
+        found: V and N.
+        value: log J, and what the walls add.
+        moves: where to go from here; see :func:`balance`.
+    """
+
+    logs: list[Tensor]
+    found: Solution
+    value: float
+    moves: list[Tensor]
+
+
 class Search:
     """A search for D on one network.
 
@@ -168,60 +190,48 @@ class Search:
             rough: stop where finer weights will bring more than further steps.
         """
         began = time.monotonic()
-        like = self.b
-        logs = [d.to(like).log() for d in start.weights]
-        probe = Probe.random(self.scaled(logs))
-        solution: Tensor | None = None
+        logs = [d.to(self.b).log() for d in start.weights]
+        self._probe = Probe.random(self.scaled(logs))
+        self._seen: Tensor | None = None  # the leading vector of S_zᵀS_z when it was last looked at closely
+        solution: Tensor | None = None  # V, not in scaled units
         value, settled = math.inf, _SETTLED_ROUGHLY if rough else _SETTLED
         stages = _STAGES if smooth else _SHARP_STAGES
         for sharpness, barrier in stages[: len(stages) // 2] if rough else stages:
-            best: tuple[float, list[Tensor], list[Tensor], Tensor] | None = None
+            best: _Point | None = None
             step = most = _STEP / (1 + (0 if smooth else sharpness / 20))
             history: list[float] = []
             for _ in range(steps):
-                scaled = self.scaled(logs)
-                carried = None if solution is None else solution * scaled.divisors
-                found = solve(scaled, self.b / scaled.divisors, carried, probe, tolerance=_TOLERANCE)
-                self.products += found.products if found else 10
-                if found is None and best is None:  # a start that is not feasible after all
-                    logs = [v - 0.15 * n for v, n in zip(logs, levels(self.loop)[1:], strict=False)]
-                    solution = None
-                    continue
-                if found is not None:
-                    now, moves = balance(
-                        scaled,
-                        found.gain,
-                        found.vectors,
-                        found.images,
-                        found.leading,
-                        found.leading_images,
-                        self.objective,
-                        sharpness,
-                        barrier,
-                    )
-                if found is None or (best is not None and now > best[0] + _WORSE):
-                    assert best is not None
-                    step /= 2
-                    _, logs, moves, solution = best
-                    if step < most / 64:
-                        break
-                else:
-                    solution = found.vectors / scaled.divisors
-                    history.append(now)
-                    if best is None or now < best[0]:
-                        best = now, logs, moves, solution
-                        self.gain = found.gain
+                found = self._solved(logs, solution)
+                point = self._weighed(logs, found, sharpness, barrier)
+                if point is not None and (best is None or point.value <= best.value + _WORSE):
+                    history.append(point.value)
+                    if best is None or point.value < best.value:
+                        best, self.gain = point, point.found.gain
                     step = min(1.1 * step, most)
                     if progress is not None:
-                        progress(start.kind, math.exp(now), time.monotonic() - began)
+                        progress(start.kind, math.exp(point.value), time.monotonic() - began)
                     if len(history) > 4 and min(history[:-4]) - min(history[-4:]) < settled:
+                        break
+                elif best is None:  # a start that is not feasible after all
+                    logs, solution = self._loosened(logs), None
+                    continue
+                else:  # in looking further on, more may have been seen of the walls near the best
+                    step /= 2
+                    looked_at, best = best, self._weighed(best.logs, best.found, sharpness, barrier)
+                    if best is None:  # it was not feasible
+                        logs, solution, step, history = self._loosened(looked_at.logs), None, min(2 * step, most), []
+                        continue
+                    point = best
+                    if step < most / 64:
                         break
                 if time.monotonic() > deadline:
                     break
-                logs = [v - step * m for v, m in zip(logs, moves, strict=True)]
+                logs = [v - step * m for v, m in zip(point.logs, point.moves, strict=True)]
+                solution = point.found.vectors / self.scaled(point.logs).divisors
             if best is not None:
-                value, logs, _, solution = best
-            logs, solution = self._within(logs, solution, probe)
+                value, logs = best.value, best.logs
+                solution = best.found.vectors / self.scaled(logs).divisors
+            logs, solution = self._within(logs, solution)
             if time.monotonic() > deadline:
                 break
         return Scaling(start.kind, tuple(v.double().exp().cpu() for v in logs)), value
@@ -232,14 +242,65 @@ class Search:
         found = solve(scaled, self.b / scaled.divisors, None, Probe.random(scaled), tolerance=_TOLERANCE)
         return math.inf if found is None else float(self.objective(found.gain.double(), _SHARP_STAGES[-1][0]))
 
-    def _within(self, logs: list[Tensor], solution: Tensor | None, probe: Probe) -> tuple[list[Tensor], Tensor | None]:
-        """The same weights if ‖S_z‖ < 1 by a closer look, else such as make it so."""
+    def _solved(self, logs: list[Tensor], solution: Tensor | None) -> Solution | None:
+        """V and N at these weights; None where ‖S_z‖ ≥ 1 was seen."""
         scaled = self.scaled(logs)
-        found = leading_vectors(scaled, [(1, 0)], tolerance=1e-5, max_products=_LOOKS)[1, 0]
-        self.products += _LOOKS
-        square = float(found.norm) ** 2
+        carried = None if solution is None else solution * scaled.divisors
+        found = solve(scaled, self.b / scaled.divisors, carried, self._probe, tolerance=_TOLERANCE)
+        self.products += found.products if found else 10
+        return found
+
+    def _weighed(self, logs: list[Tensor], found: Solution | None, sharpness: float, barrier: float) -> _Point | None:
+        """What is to be thought of the weights, as far as the walls are known; None where ‖S_z‖ ≥ 1.
+
+        The few products of a solution that was nearly right before do not show the probes a direction that has only now
+        become steep: so one row is followed further, by Lanczos.
+        """
+        if found is None:
+            return None
+        scaled = self.scaled(logs)
+        self._look(scaled, tolerance=_LOOK_CLOSE, products=_LOOKS)
+        leading = self._probe.vectors
+        images = product(scaled, leading)[1]
+        if self._square(images) > INFEASIBLE:
+            return None
+        value, moves = balance(
+            scaled,
+            found.gain,
+            found.vectors,
+            found.images,
+            leading,
+            images,
+            self.objective,
+            sharpness,
+            barrier,
+        )
+        return _Point(logs, found, value, moves)
+
+    def _look(self, scaled: ScaledMap, *, tolerance: float, products: int) -> float:
+        """‖S_z‖² from below; what leads there is taken in among the probes."""
+        start = None if self._seen is None else {(1, 0): self._seen}
+        found = leading_vectors(scaled, [(1, 0)], tolerance=tolerance, max_products=products, start=start)[1, 0]
+        self._seen = found.vector
+        self._probe.include(found.vector)
+        return float(found.norm) ** 2
+
+    @staticmethod
+    def _square(images: Tensor) -> float:
+        """‖S_z‖² as seen by S_z of orthonormal rows."""
+        squares = (images @ images.T).double()
+        return float(torch.linalg.eigvalsh(squares)[-1]) if bool(torch.isfinite(squares).all()) else math.inf
+
+    def _loosened(self, logs: list[Tensor]) -> list[Tensor]:
+        """Weights with a smaller ‖S_z‖, by what the probes see of it."""
+        square = self._square(product(self.scaled(logs), self._probe.vectors)[1])
+        shrink = 0.5 * math.log(_LOOSER / min(max(square, 1.0), _LARGEST))
+        return [v + n * shrink for v, n in zip(logs, levels(self.loop)[1:], strict=False)]
+
+    def _within(self, logs: list[Tensor], solution: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+        """The same weights if ‖S_z‖ < 1 by a closer look, else such as make it so."""
+        square = self._look(self.scaled(logs), tolerance=_LAST_CLOSE, products=_LAST_LOOKS)
         if square <= _LIMIT:
             return logs, solution
-        probe.vectors = torch.linalg.qr(torch.cat([found.vector[None], probe.vectors[:-1]]).T)[0].T.contiguous()
         t = math.sqrt(_SAFE / square)
         return [v + n * math.log(t) for v, n in zip(logs, levels(self.loop)[1:], strict=False)], None

@@ -234,7 +234,7 @@ class GainBound(DeferredBound):
         following = (
             vectors + 4 / (1 + root) ** 2 * residual + ((1 - root) / (1 + root)) ** 2 * (self.vectors - self.memory)
         )
-        probe = Probe(self.probes, memory=self.probe_memory)
+        probe = Probe(self.probes, self.probe_memory)
         leading = self.probes.clone()
         probe.advance(probes[1])
         moves = balance(scaled, gain, vectors, hidden, leading, probes[0], self._objective, _SHARP, _BARRIER)[1]
@@ -284,7 +284,7 @@ class GainBound(DeferredBound):
             if found is not None and probe.seen < _LIMIT:
                 self.vectors.copy_(found.vectors)
                 self.memory.copy_(found.vectors)
-                self._follow(Probe(probe.vectors))
+                self._follow(probe)
                 return True
             start, square = None, probe.seen if math.isfinite(probe.seen) else math.inf
             shrink = 0.5 * math.log(min(max(_SAFE / max(square, _SAFE), _MOST_AT_ONCE), _LEAST_AT_ONCE))
@@ -294,7 +294,7 @@ class GainBound(DeferredBound):
 
     def _follow(self, probe: Probe) -> None:
         self.probes.copy_(probe.vectors)
-        self.probe_memory.zero_() if probe.memory is None else self.probe_memory.copy_(probe.memory)
+        self.probe_memory.copy_(probe.memory)
 
     def _take(self, logs: Sequence[Tensor]) -> None:
         for v, new in zip(self._logs(), logs, strict=True):
