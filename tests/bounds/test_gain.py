@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cases import loop_map, named
-from lipcert.bounds.gain import Probe, product, solve
+from lipcert.bounds.evidence import Scaling
+from lipcert.bounds.gain import INFEASIBLE, Probe, leading_part, product, solve
 from lipcert.bounds.scaling import Search, balance, feasible_start
 from lipcert.bounds.smallgain import identity_heads, objective
 from lipcert.errors import BoundError
@@ -101,6 +102,69 @@ def test_a_probe_of_what_is_not_finite() -> None:
     probe.advance(torch.full_like(before, torch.nan))
     assert probe.seen == torch.inf
     assert probe.vectors is before
+
+
+def test_a_probe_takes_in_what_is_outside_of_its_span() -> None:
+    scaled = _feasible(NAMES[0])
+    probe = Probe.random(scaled)
+    before, n = probe.vectors, len(scaled.divisors)
+    vector = torch.randn(n, dtype=before.dtype, generator=torch.Generator().manual_seed(5))
+    probe.include(3 * before[0] + 0.01 * vector)
+    assert probe.vectors is before
+    probe.include(vector)
+    torch.testing.assert_close(probe.vectors @ probe.vectors.T, torch.eye(len(before), dtype=before.dtype))
+    for kept in (*before[:-1], vector):
+        torch.testing.assert_close((kept @ probe.vectors.T) @ probe.vectors, kept)
+    probe.include(torch.zeros(n, dtype=before.dtype))
+    assert bool(torch.isfinite(probe.vectors).all())
+
+
+def test_the_leading_part_of_a_span() -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn((9, 7), generator=generator, dtype=torch.float64)
+    rows = torch.randn((4, 7), generator=generator, dtype=torch.float64)
+    rows = torch.cat([rows, rows[:1] + rows[1:2]])  # not independent
+    vectors, images = leading_part(rows, rows @ matrix.T, 3)
+    torch.testing.assert_close(vectors @ vectors.T, torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(images, vectors @ matrix.T)
+    basis = torch.linalg.qr(rows[:4].T)[0]
+    torch.testing.assert_close(images.norm(dim=1), torch.linalg.svdvals(matrix @ basis)[:3])
+
+
+@pytest.mark.parametrize("name", NAMES[::3])
+def test_a_search_leaves_what_is_not_feasible(name: str) -> None:
+    """From a start outside, too; and where it looks at weights again, what was known of the walls is not lost."""
+    loop, inside = loop_map(name), _feasible(name)
+    t = 1.2 / np.linalg.norm(matrix(name, inside.weights, None), 2)
+    while np.linalg.norm(matrix(name, inside.loosened(t).weights, None), 2) < 1.1:
+        t *= 1.2
+    start = Scaling("neuron", tuple(inside.loosened(t).weights))
+    search = Search(loop, identity_heads(loop), objective("class", sketched=False)[0])
+    again, changes = search._look_again, []
+
+    def look_again(point, *options):  # type: ignore[no-untyped-def]
+        found = again(point, *options)
+        changes.append(np.inf if found is None else found.value - point.value)
+        return found
+
+    search._look_again = look_again  # type: ignore[method-assign]
+    found, _ = search.run(start, steps=15)
+    assert np.linalg.norm(matrix(name, found.weights, None), 2) ** 2 <= max(INFEASIBLE, 1 - 2e-5)
+    assert min(changes, default=0.0) >= -1e-9
+
+
+def test_where_a_solution_fails_is_remembered() -> None:
+    """A direction of negative curvature becomes a probe: the next look at the walls sees it."""
+    name = NAMES[1]
+    scaled, t = _feasible(name), 1.0
+    while np.linalg.norm(matrix(name, scaled.loosened(t).weights, None), 2) < 1.02:
+        t *= 1.02
+    wide = scaled.loosened(t)
+    probe = Probe.random(wide)
+    probe.vectors = probe.vectors[-1:]
+    probe.memory = probe.memory[-1:]
+    assert solve(wide, _right(wide), None, probe, tolerance=1e-12) is None
+    assert float(torch.linalg.svdvals(product(wide, probe.vectors)[1])[0]) ** 2 > INFEASIBLE
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -25,7 +25,7 @@ from torch import Tensor
 from lipcert.loop import LoopMap
 from lipcert.scaled import ScaledMap
 
-__all__ = ["INFEASIBLE", "Probe", "Solution", "head_rows", "product", "solve"]
+__all__ = ["INFEASIBLE", "Probe", "Solution", "head_rows", "leading_part", "product", "solve"]
 
 INFEASIBLE = 1 - 1e-5  # ‖S_z‖²
 _PROBES = 4
@@ -49,6 +49,19 @@ def product(scaled: ScaledMap, rows: Tensor) -> tuple[Tensor, Tensor]:
             return torch.zeros_like(rows), z.detach()
         (back,) = torch.autograd.grad(z, leaf, z.detach(), allow_unused=True)
     return torch.zeros_like(rows) if back is None else back, z.detach()
+
+
+def leading_part(vectors: Tensor, images: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Of the span of some vectors (m, n), with images A·v, the leading right singular vectors of A there, and theirs.
+
+    The vectors may be any, but for their length; the result is orthonormal, the leading one first.
+    """
+    sizes, turn = torch.linalg.eigh((vectors @ vectors.T).double())
+    known = sizes > _NOTHING * sizes[-1]
+    basis = turn[:, known] / sizes[known].sqrt()
+    _, ritz = torch.linalg.eigh(basis.T @ (images @ images.T).double() @ basis)
+    weights = (basis @ ritz.flip(1)[:, :count]).T.to(vectors)
+    return weights @ vectors, weights @ images
 
 
 @dataclass
@@ -99,11 +112,9 @@ class Probe:
 
     def include(self, vector: Tensor) -> None:
         """Take in a vector (n,) in place of the last one, unless it is nearly in their span."""
-        rest = vector / vector.norm()
-        for _ in range(2):
-            rest = rest - (rest @ self.vectors.T) @ self.vectors
-        if float(rest.norm()) > _OUTSIDE:
-            self.vectors = torch.cat([self.vectors[:-1], rest[None] / rest.norm()])
+        unit = vector / vector.norm()
+        if float((unit - (unit @ self.vectors.T) @ self.vectors).norm()) > _OUTSIDE:
+            self.vectors = torch.linalg.qr(torch.cat([self.vectors[:-1], unit[None]]).T)[0].T.contiguous()
             self.memory = torch.zeros_like(self.memory)
 
     def iterate(self, scaled: ScaledMap, count: int) -> float:

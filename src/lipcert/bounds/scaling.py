@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lipcert.bounds.evidence import Scaling
-from lipcert.bounds.gain import INFEASIBLE, Probe, Solution, head_rows, product, solve
+from lipcert.bounds.gain import INFEASIBLE, Probe, Solution, head_rows, leading_part, product, solve
 from lipcert.errors import BoundError
 from lipcert.loop import LoopMap, Pair
 from lipcert.norms.lanczos import leading_vectors
@@ -139,12 +139,15 @@ class _Point:
     Attributes:
         logs: log D.
         found: V and N.
+        leading, images: leading vectors of S_zᵀS_z, orthonormal, and S_z of them.
         value: log J, and what the walls add.
         moves: where to go from here; see :func:`balance`.
     """
 
     logs: list[Tensor]
     found: Solution
+    leading: Tensor
+    images: Tensor
     value: float
     moves: list[Tensor]
 
@@ -201,8 +204,7 @@ class Search:
             step = most = _STEP / (1 + (0 if smooth else sharpness / 20))
             history: list[float] = []
             for _ in range(steps):
-                found = self._solved(logs, solution)
-                point = self._weighed(logs, found, sharpness, barrier)
+                point = self._look(logs, solution, sharpness, barrier)
                 if point is not None and (best is None or point.value <= best.value + _WORSE):
                     history.append(point.value)
                     if best is None or point.value < best.value:
@@ -217,11 +219,12 @@ class Search:
                     continue
                 else:  # in looking further on, more may have been seen of the walls near the best
                     step /= 2
-                    looked_at, best = best, self._weighed(best.logs, best.found, sharpness, barrier)
-                    if best is None:  # it was not feasible
-                        logs, solution, step, history = self._loosened(looked_at.logs), None, min(2 * step, most), []
+                    point = self._look_again(best, sharpness, barrier)
+                    if point is None:  # it was not feasible
+                        logs, solution, step, history = self._loosened(best.logs), None, min(2 * step, most), []
+                        best = None
                         continue
-                    point = best
+                    best = point
                     if step < most / 64:
                         break
                 if time.monotonic() > deadline:
@@ -242,42 +245,42 @@ class Search:
         found = solve(scaled, self.b / scaled.divisors, None, Probe.random(scaled), tolerance=_TOLERANCE)
         return math.inf if found is None else float(self.objective(found.gain.double(), _SHARP_STAGES[-1][0]))
 
-    def _solved(self, logs: list[Tensor], solution: Tensor | None) -> Solution | None:
-        """V and N at these weights; None where ‖S_z‖ ≥ 1 was seen."""
-        scaled = self.scaled(logs)
-        carried = None if solution is None else solution * scaled.divisors
-        found = solve(scaled, self.b / scaled.divisors, carried, self._probe, tolerance=_TOLERANCE)
-        self.products += found.products if found else 10
-        return found
-
-    def _weighed(self, logs: list[Tensor], found: Solution | None, sharpness: float, barrier: float) -> _Point | None:
-        """What is to be thought of the weights, as far as the walls are known; None where ‖S_z‖ ≥ 1.
+    def _look(self, logs: list[Tensor], solution: Tensor | None, sharpness: float, barrier: float) -> _Point | None:
+        """Solve at these weights, and see where to go; None where ‖S_z‖ ≥ 1 was seen.
 
         The few products of a solution that was nearly right before do not show the probes a direction that has only now
         become steep: so one row is followed further, by Lanczos.
         """
+        scaled = self.scaled(logs)
+        carried = None if solution is None else solution * scaled.divisors
+        found = solve(scaled, self.b / scaled.divisors, carried, self._probe, tolerance=_TOLERANCE)
+        self.products += found.products if found else 10
         if found is None:
             return None
-        scaled = self.scaled(logs)
-        self._look(scaled, tolerance=_LOOK_CLOSE, products=_LOOKS)
+        self._steepest(scaled, tolerance=_LOOK_CLOSE, products=_LOOKS)
         leading = self._probe.vectors
-        images = product(scaled, leading)[1]
+        return self._weighed(logs, found, leading, product(scaled, leading)[1], sharpness, barrier)
+
+    def _look_again(self, point: _Point, sharpness: float, barrier: float) -> _Point | None:
+        """The same weights, with what is known now of the walls; None where they turn out not to be feasible."""
+        new = self._probe.vectors
+        images = torch.cat([point.images, product(self.scaled(point.logs), new)[1]])
+        leading, images = leading_part(torch.cat([point.leading, new]), images, len(new))
+        self._probe = Probe(leading, torch.zeros_like(leading))
+        return self._weighed(point.logs, point.found, leading, images, sharpness, barrier)
+
+    def _weighed(
+        self, logs: list[Tensor], found: Solution, leading: Tensor, images: Tensor, sharpness: float, barrier: float
+    ) -> _Point | None:
         if self._square(images) > INFEASIBLE:
             return None
+        gain, vectors = found.gain, found.vectors
         value, moves = balance(
-            scaled,
-            found.gain,
-            found.vectors,
-            found.images,
-            leading,
-            images,
-            self.objective,
-            sharpness,
-            barrier,
+            self.scaled(logs), gain, vectors, found.images, leading, images, self.objective, sharpness, barrier
         )
-        return _Point(logs, found, value, moves)
+        return _Point(logs, found, leading, images, value, moves)
 
-    def _look(self, scaled: ScaledMap, *, tolerance: float, products: int) -> float:
+    def _steepest(self, scaled: ScaledMap, *, tolerance: float, products: int) -> float:
         """‖S_z‖² from below; what leads there is taken in among the probes."""
         start = None if self._seen is None else {(1, 0): self._seen}
         found = leading_vectors(scaled, [(1, 0)], tolerance=tolerance, max_products=products, start=start)[1, 0]
@@ -299,7 +302,7 @@ class Search:
 
     def _within(self, logs: list[Tensor], solution: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
         """The same weights if ‖S_z‖ < 1 by a closer look, else such as make it so."""
-        square = self._look(self.scaled(logs), tolerance=_LAST_CLOSE, products=_LAST_LOOKS)
+        square = self._steepest(self.scaled(logs), tolerance=_LAST_CLOSE, products=_LAST_LOOKS)
         if square <= _LIMIT:
             return logs, solution
         t = math.sqrt(_SAFE / square)
