@@ -90,7 +90,7 @@ if __name__ == "__main__":
     parser.add_argument("overrides", nargs="*", default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--longer", type=int, default=0, help="epochs more, for a third way")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of the search for each small-gain bound")
+    parser.add_argument("--seconds", type=float, default=300.0, help="of the search for each small-gain bound")
     parser.add_argument("--data", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("runs/training"))
     main(**vars(parser.parse_args()))

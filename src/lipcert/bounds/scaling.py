@@ -165,8 +165,7 @@ class Search:
         self.loop, self.objective = loop, objective
         self.heads = heads
         self.b = head_rows(loop, heads)
-        self.products = 0
-        self.gain: Tensor | None = None
+        self._seen: Tensor | None = None  # the leading vector of S_zᵀS_z when it was last looked at closely
 
     def scaled(self, logs: Sequence[Tensor]) -> ScaledMap:
         """S without y at these weights."""
@@ -195,7 +194,7 @@ class Search:
         began = time.monotonic()
         logs = [d.to(self.b).log() for d in start.weights]
         self._probe = Probe.random(self.scaled(logs))
-        self._seen: Tensor | None = None  # the leading vector of S_zᵀS_z when it was last looked at closely
+        self._seen = None
         solution: Tensor | None = None  # V, not in scaled units
         value, settled = math.inf, _SETTLED_ROUGHLY if rough else _SETTLED
         stages = _STAGES if smooth else _SHARP_STAGES
@@ -208,7 +207,7 @@ class Search:
                 if point is not None and (best is None or point.value <= best.value + _WORSE):
                     history.append(point.value)
                     if best is None or point.value < best.value:
-                        best, self.gain = point, point.found.gain
+                        best = point
                     step = min(1.1 * step, most)
                     if progress is not None:
                         progress(start.kind, math.exp(point.value), time.monotonic() - began)
@@ -230,10 +229,9 @@ class Search:
                 if time.monotonic() > deadline:
                     break
                 logs = [v - step * m for v, m in zip(point.logs, point.moves, strict=True)]
-                solution = point.found.vectors / self.scaled(point.logs).divisors
+                solution = self._solution(point)
             if best is not None:
-                value, logs = best.value, best.logs
-                solution = best.found.vectors / self.scaled(logs).divisors
+                value, logs, solution = best.value, best.logs, self._solution(best)
             logs, solution = self._within(logs, solution)
             if time.monotonic() > deadline:
                 break
@@ -245,6 +243,10 @@ class Search:
         found = solve(scaled, self.b / scaled.divisors, None, Probe.random(scaled), tolerance=_TOLERANCE)
         return math.inf if found is None else float(self.objective(found.gain.double(), _SHARP_STAGES[-1][0]))
 
+    def _solution(self, point: _Point) -> Tensor:
+        """V, not in scaled units: what to start from at other weights."""
+        return point.found.vectors / self.scaled(point.logs).divisors
+
     def _look(self, logs: list[Tensor], solution: Tensor | None, sharpness: float, barrier: float) -> _Point | None:
         """Solve at these weights, and see where to go; None where ‖S_z‖ ≥ 1 was seen.
 
@@ -254,7 +256,6 @@ class Search:
         scaled = self.scaled(logs)
         carried = None if solution is None else solution * scaled.divisors
         found = solve(scaled, self.b / scaled.divisors, carried, self._probe, tolerance=_TOLERANCE)
-        self.products += found.products if found else 10
         if found is None:
             return None
         self._steepest(scaled, tolerance=_LOOK_CLOSE, products=_LOOKS)
