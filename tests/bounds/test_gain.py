@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from cases import loop_map, named
 from lipcert.bounds.evidence import Scaling
 from lipcert.bounds.gain import INFEASIBLE, Probe, leading_part, product, solve
-from lipcert.bounds.scaling import Search, balance, feasible_start
+from lipcert.bounds.scaling import Search, away, balance, feasible_start, looser, steepest
 from lipcert.bounds.smallgain import identity_heads, objective
 from lipcert.errors import BoundError
 from lipcert.scaled import ScaledMap
@@ -129,6 +130,25 @@ def test_the_leading_part_of_a_span() -> None:
     torch.testing.assert_close(images, vectors @ matrix.T)
     basis = torch.linalg.qr(rows[:4].T)[0]
     torch.testing.assert_close(images.norm(dim=1), torch.linalg.svdvals(matrix @ basis)[:3])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_give_way_to_one_direction(name: str) -> None:
+    """To first order, ‖S_z·v‖² of the same (x, w) falls as asked for; and less is given up than by loosening all."""
+    scaled = _feasible(name)
+    square, vector = steepest(scaled, tolerance=1e-12, products=200)
+    assert square == pytest.approx(
+        np.linalg.norm(matrix(name, scaled.weights, None), 2) ** 2, rel=2e-6
+    )  # slopes are rounded up
+    image = product(scaled, vector[None])[1][0]
+    for part in (1e-2, 1e-4):
+        moves = away(scaled, vector, image, square * math.exp(-part))
+        moved = ScaledMap(scaled.loop, [d * (-m).exp() for d, m in zip(scaled.weights, moves, strict=True)], None)
+        same = (vector / scaled.divisors * moved.divisors)[None]
+        fallen = math.log(square * float(same.square().sum() / product(moved, same)[1].square().sum()))
+        assert fallen == pytest.approx(part, rel=10 * part)
+        given, everything = (sum(float(m.abs().sum()) for m in v) for v in (moves, looser(scaled, part)))
+        assert given <= everything * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES[::3])

@@ -147,6 +147,30 @@ def test_weights_that_jump(factor: float) -> None:
         assert float(jumped.max()) <= 3 * float(settled.max())
 
 
+def test_a_steep_direction_that_the_probes_do_not_know_is_seen_in_time() -> None:
+    """Some passes later D has given way to it, and to it alone; what is handed out was not above what it had to be."""
+    net = _net()
+    bound = GainBound(net, (3,), scaling="neuron")
+    bound.refresh(50)
+    before = [v.clone() for v in bound._logs()]
+    resolved = bound.graph.resolve(bound.value.dtype, bound.value.device)
+    scaled = bound._scaled(resolved)
+    with torch.no_grad():
+        matrix = scaled.apply(torch.eye(len(scaled.divisors), dtype=torch.float64)).T[3:]
+        size = torch.linalg.matrix_norm(matrix, 2)
+        vectors = torch.linalg.svd(matrix)[2]
+        bound.probes.copy_(vectors[-len(bound.probes) :])  # those that know least
+        bound.probe_memory.zero_()
+        for layer in (0, 2, 4):
+            net[layer].weight.mul_(float(0.995 / size))
+        for _ in range(8):
+            bound._glance(bound.graph.resolve(bound.value.dtype, bound.value.device))
+        scaled = bound._scaled(bound.graph.resolve(bound.value.dtype, bound.value.device))
+        matrix = scaled.apply(torch.eye(len(scaled.divisors), dtype=torch.float64)).T[3:]
+        assert float(torch.linalg.matrix_norm(matrix, 2)) ** 2 < 0.97
+        assert any(not torch.equal(a, b) for a, b in zip(before, bound._logs(), strict=True))
+
+
 @pytest.mark.parametrize("layer", [0, 2, 4])
 def test_a_layer_that_dies(layer: int) -> None:
     net = _net()

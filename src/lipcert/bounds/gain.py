@@ -29,8 +29,9 @@ __all__ = ["INFEASIBLE", "Probe", "Solution", "head_rows", "leading_part", "prod
 
 INFEASIBLE = 1 - 1e-5  # ‖S_z‖²
 _PROBES = 4
-_MOMENTUM = 0.2  # β: the best is a quarter of λ², λ being the largest eigenvalue that has no vector here
+_MOMENTUM = 0.2  # β at most
 _NOTHING = 1e-4
+_DEPENDENT = 1024  # of the precision, the square of what a vector must add to a span
 _OUTSIDE = 0.3
 
 
@@ -57,7 +58,7 @@ def leading_part(vectors: Tensor, images: Tensor, count: int) -> tuple[Tensor, T
     The vectors may be any, but for their length; the result is orthonormal, the leading one first.
     """
     sizes, turn = torch.linalg.eigh((vectors @ vectors.T).double())
-    known = sizes > _NOTHING * sizes[-1]
+    known = sizes > _DEPENDENT * torch.finfo(vectors.dtype).eps * sizes[-1]
     basis = turn[:, known] / sizes[known].sqrt()
     _, ritz = torch.linalg.eigh(basis.T @ (images @ images.T).double() @ basis)
     weights = (basis @ ritz.flip(1)[:, :count]).T.to(vectors)
@@ -69,7 +70,8 @@ class Probe:
     """The leading vectors of S_zᵀS_z as far as they are known, by subspace iteration with momentum.
 
     Several, as they come close together where D is good, and change places. A step is X ← S_zᵀS_z·X − β·X_before, made
-    orthonormal.
+    orthonormal. The best β is λ²/4, λ being the largest eigenvalue that has no vector here; the least of those that
+    have one is taken for it, as eigenvalues below 2√β are not told apart.
 
     Attributes:
         vectors: (r, n), X.
@@ -102,7 +104,8 @@ class Probe:
         quotients, turn = torch.linalg.eigh(projected)
         self.seen = max(self.seen, float(quotients[-1]))
         turn = turn.flip(1).T.to(images)
-        basis, size = torch.linalg.qr((turn @ images - _MOMENTUM * (turn @ self.memory)).T)
+        momentum = min(_MOMENTUM, max(float(quotients[0]), 0.0) ** 2 / 4)
+        basis, size = torch.linalg.qr((turn @ images - momentum * (turn @ self.memory)).T)
         scale = size.diagonal().abs()
         if float(scale.min()) > _NOTHING * float(scale.max()):
             self.memory = torch.linalg.solve_triangular(size.T, turn @ self.vectors, upper=False)

@@ -25,7 +25,7 @@ from lipcert.loop import LoopMap, Pair
 from lipcert.norms.lanczos import leading_vectors
 from lipcert.scaled import ScaledMap, levels, weight_shapes
 
-__all__ = ["Progress", "Search", "balance", "feasible_start"]
+__all__ = ["Progress", "Search", "away", "balance", "feasible_start", "looser", "steepest"]
 
 Progress = Callable[[str, float, float], None]
 """Called with the scaling, a typical value of the bound, and the seconds so far."""
@@ -43,6 +43,7 @@ _STARTS = 100
 _NO_FLOW = 1e-12
 _LEAST = 1e-80  # of m_k: weights that are larger cannot stand in a certificate
 _LONGEST = 2.0  # of a step in log D, before η
+_LITTLE = 1e-2  # of the average share in a vector: what has less does not move away from it
 # stages: how sharp a maximum over heads is, and how much log 1/(1 − ‖S_z‖²) counts beside the objective, which keeps
 # the weights away from where S_z cannot be told from infeasible
 _STAGES = ((1.0, 1e-2), (1.0, 1e-3))
@@ -130,6 +131,43 @@ def balance(
         for u, d, f in zip(ups, downs, floors, strict=True)
     ]
     return float(value.detach()) - barrier * float((1 - squares).log().sum()), moves
+
+
+def away(scaled: ScaledMap, vector: Tensor, image: Tensor, target: float) -> list[Tensor]:
+    """How far log D is to go down for ‖S_z·v‖² of a unit v (n,) to fall to ``target``, by its derivative.
+
+    Each weight goes along its balance for that vector, ½·log(‖D·z‖²/‖D·w‖²), where what does not take part in it stays
+    nearly where it is. Where that does not lead there, all are loosened.
+
+    Args:
+        scaled: S at the present weights.
+        vector, image: v, and S_z·v.
+        target: below ‖S_z·v‖².
+    """
+    square = float(image.square().sum())
+    ups, downs = (scaled.group_sums(v[None].square(), results=r) for v, r in ((image, True), (vector, False)))
+    floors = [square * _LITTLE / d.numel() for d in scaled.weights]
+    moves = [0.5 * ((u + f) / (d + f)).log() for u, d, f in zip(ups, downs, floors, strict=True)]
+    slope = sum(2 * float(((u / square - d) * m).sum()) for u, d, m in zip(ups, downs, moves, strict=True))
+    wanted = math.log(square / target)
+    if 0 < wanted < slope:
+        return [wanted / slope * m for m in moves]
+    return looser(scaled, wanted)
+
+
+def looser(scaled: ScaledMap, wanted: float) -> list[Tensor]:
+    """How far log D is to go down for log‖S_z‖² to fall by as much at least: t^level, t² = exp(−wanted)."""
+    steps = levels(scaled.loop)[1:]
+    return [torch.full_like(d, 0.5 * n * wanted) for d, n in zip(scaled.weights, steps, strict=False)]
+
+
+def steepest(
+    scaled: ScaledMap, start: Tensor | None = None, *, tolerance: float, products: int, seed: int = 0
+) -> tuple[float, Tensor]:
+    """‖S_z‖² from below, and the vector (n,) at which it is reached, by Lanczos from one vector and a random one."""
+    known = None if start is None else {(1, 0): start}
+    found = leading_vectors(scaled, [(1, 0)], tolerance=tolerance, max_products=products, start=known, seed=seed)
+    return float(found[1, 0].norm) ** 2, found[1, 0].vector
 
 
 @dataclass
@@ -283,11 +321,9 @@ class Search:
 
     def _steepest(self, scaled: ScaledMap, *, tolerance: float, products: int) -> float:
         """‖S_z‖² from below; what leads there is taken in among the probes."""
-        start = None if self._seen is None else {(1, 0): self._seen}
-        found = leading_vectors(scaled, [(1, 0)], tolerance=tolerance, max_products=products, start=start)[1, 0]
-        self._seen = found.vector
-        self._probe.include(found.vector)
-        return float(found.norm) ** 2
+        square, self._seen = steepest(scaled, self._seen, tolerance=tolerance, products=products)
+        self._probe.include(self._seen)
+        return square
 
     @staticmethod
     def _square(images: Tensor) -> float:
@@ -297,14 +333,15 @@ class Search:
 
     def _loosened(self, logs: list[Tensor]) -> list[Tensor]:
         """Weights with a smaller ‖S_z‖, by what the probes see of it."""
-        square = self._square(product(self.scaled(logs), self._probe.vectors)[1])
-        shrink = 0.5 * math.log(_LOOSER / min(max(square, 1.0), _LARGEST))
-        return [v + n * shrink for v, n in zip(logs, levels(self.loop)[1:], strict=False)]
+        scaled = self.scaled(logs)
+        square = self._square(product(scaled, self._probe.vectors)[1])
+        moves = looser(scaled, math.log(min(max(square, 1.0), _LARGEST) / _LOOSER))
+        return [v - m for v, m in zip(logs, moves, strict=True)]
 
     def _within(self, logs: list[Tensor], solution: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
         """The same weights if ‖S_z‖ < 1 by a closer look, else such as make it so."""
-        square = self._steepest(self.scaled(logs), tolerance=_LAST_CLOSE, products=_LAST_LOOKS)
+        scaled = self.scaled(logs)
+        square = self._steepest(scaled, tolerance=_LAST_CLOSE, products=_LAST_LOOKS)
         if square <= _LIMIT:
             return logs, solution
-        t = math.sqrt(_SAFE / square)
-        return [v + n * math.log(t) for v, n in zip(logs, levels(self.loop)[1:], strict=False)], None
+        return [v - m for v, m in zip(logs, looser(scaled, math.log(square / _SAFE)), strict=True)], None

@@ -10,6 +10,9 @@ over G = ∂loss/∂L. One forward pass of the C rows V ≈ Q⁻¹T_yᵀ (:mod:`
   with momentum;
 * by another the gradient of the loss in the weights through N, V and D held fixed (envelope theorem);
 * how ‖D·z‖² compares with ‖D·w‖² in each group, by which log D moves a little (:mod:`lipcert.bounds.scaling`).
+
+D gives way to a direction in which ‖S_z‖ comes near 1, and to that direction alone: to loosen all of D costs far more
+of the bound. For the same reason every few passes one row is followed further, for directions that the probes miss.
 """
 
 from __future__ import annotations
@@ -21,18 +24,18 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.bounds.evidence import KINDS, Kind, Scaling
-from lipcert.bounds.gain import Probe, head_rows, product, solve
+from lipcert.bounds.gain import Probe, head_rows, leading_part, product, solve
 from lipcert.bounds.options import check_choice
 from lipcert.bounds.recursion import hidden_bounds
 from lipcert.bounds.result import Scope
-from lipcert.bounds.scaling import Search, balance, feasible_start
+from lipcert.bounds.scaling import Search, away, balance, feasible_start, looser, steepest
 from lipcert.bounds.smallgain import identity_heads, objective
 from lipcert.errors import BoundError, ShapeError
 from lipcert.graph.capture import ordinary_mode
 from lipcert.graph.types import Resolved
 from lipcert.loop import LoopMap
 from lipcert.norms import estimate_norms
-from lipcert.scaled import ScaledMap, levels
+from lipcert.scaled import ScaledMap
 from lipcert.train.deferred import DeferredBound
 
 __all__ = ["GainBound"]
@@ -41,12 +44,15 @@ _LEAST = 0.04  # the least eigenvalue of Q that the heavy-ball iteration is made
 _PACE = 0.04  # of log D towards its balance, each step; at 0.1 it circles around it, and V never catches up
 _CALM = 2.5  # by how much less where the maximum over outputs is sharp
 _BARRIER = 1e-2
-_LIMIT, _SAFE = 0.98, 0.95  # ‖S_z‖²: beyond the first, the weights are loosened to the second
+_LIMIT = 0.985  # ‖S_z‖² beyond which N is not handed out
+_FIRM, _NEAR, _SAFE = 0.98, 0.965, 0.95  # what it is after V was solved for, where D gives way, and to what
+_TURN, _GLANCE = 8, 16  # every so many passes one row is followed by so many products, for what the probes do not see
 _SHARP = 32.0  # of the maximum over outputs that D is searched for where the scope is global
 _START_STEPS = 25
 _LOOSENINGS = 6  # before D is searched for from the start
-_LOOKS = 5
-_MOST_AT_ONCE, _LEAST_AT_ONCE = 0.5, 0.95  # of ‖S_z‖², by which D is loosened
+_LOOK = 40  # products, of one row, before V is solved for
+_CLOSE = 1e-3
+_MOST, _DIRECT = 2.0, 4  # ‖S_z‖² that is taken back at once; how often by what is steepest alone
 _STALE = 0.1  # of N, which may be missing before V is solved for anew
 
 
@@ -82,6 +88,7 @@ class GainBound(DeferredBound):
     memory: Tensor
     probes: Tensor
     probe_memory: Tensor
+    turn: Tensor
 
     def __init__(
         self,
@@ -117,6 +124,7 @@ class GainBound(DeferredBound):
         self.register_buffer("memory", scaled.divisors.new_zeros((classes, size)))
         self.register_buffer("probes", Probe.random(scaled, seed).vectors)
         self.register_buffer("probe_memory", torch.zeros_like(self.probes))
+        self.register_buffer("turn", torch.zeros((), dtype=torch.int64))
         shape = {"global": (), "class": (classes,), "pairwise": (classes, classes)}[self.scope]
         self.register_buffer("value", scaled.divisors.new_zeros(shape))
         self._register_counter(resolved)
@@ -134,8 +142,11 @@ class GainBound(DeferredBound):
     def _logs(self) -> list[Tensor]:
         return [self.get_buffer(f"log_weights_{i}") for i in range(1, self._loop.depth + 1)]
 
+    def _exponentials(self) -> list[Tensor]:
+        return [v.exp() for v in self._logs()]
+
     def _scaled(self, resolved: Resolved) -> ScaledMap:
-        return ScaledMap(self._loop.at(resolved), [v.exp() for v in self._logs()], 1.0)
+        return ScaledMap(self._loop.at(resolved), self._exponentials(), 1.0)
 
     @property
     def weights(self) -> Scaling:
@@ -163,6 +174,8 @@ class GainBound(DeferredBound):
 
         Where V is that of other weights it is solved for, once, and the pass is made again.
         """
+        if not solved:
+            self._glance(resolved)
         scaled, classes = self._scaled(resolved), len(self.vectors)
         with torch.enable_grad():
             rows = torch.cat([self.vectors, self.probes]).detach().requires_grad_()
@@ -234,27 +247,41 @@ class GainBound(DeferredBound):
         following = (
             vectors + 4 / (1 + root) ** 2 * residual + ((1 - root) / (1 + root)) ** 2 * (self.vectors - self.memory)
         )
-        probe = Probe(self.probes, self.probe_memory)
-        leading = self.probes.clone()
+        probe, leading = Probe(self.probes, self.probe_memory), self.probes.clone()
         probe.advance(probes[1])
         moves = balance(scaled, gain, vectors, hidden, leading, probes[0], self._objective, _SHARP, _BARRIER)[1]
         pace = _PACE / (_CALM if self.scope == "global" else 1)
         logs = [v - pace * m for v, m in zip(self._logs(), moves, strict=True)]
-        if _LIMIT < probe.seen < math.inf:
-            steps, shrink = levels(self._loop)[1:], 0.5 * math.log(_SAFE / probe.seen)
-            logs = [v + n * shrink for v, n in zip(logs, steps, strict=False)]
-        # V is kept in scaled units, which change with D
-        before = scaled.divisors
-        for i, v in enumerate(logs, start=1):
-            self.get_buffer(f"log_weights_{i}").copy_(v)
-        after = ScaledMap(scaled.loop, [v.exp() for v in logs], None).divisors
-        ratio = after / before
-        self.memory.copy_(vectors * ratio)
-        self.vectors.copy_(following * ratio)
+        if _NEAR < probe.seen < math.inf:
+            ((top,), (image,)) = leading_part(leading, probes[0], 1)
+            logs = [v - m for v, m in zip(logs, away(scaled, top, image, _SAFE), strict=True)]
+        self.memory.copy_(vectors)
+        self.vectors.copy_(following)
         self._follow(probe)
+        self._take(scaled.loop, logs)
+
+    def _glance(self, resolved: Resolved) -> None:
+        """Now and then, see whether there is a steep direction that the probes do not know, and give way to it."""
+        self.turn += 1
+        if int(self.turn) % _TURN:
+            return
+        loop = self._loop.at(_detached(resolved))
+        scaled, probe = ScaledMap(loop, self._exponentials(), None), Probe(self.probes, self.probe_memory)
+        square, vector = steepest(scaled, tolerance=_CLOSE, products=_GLANCE, seed=int(self.turn))
+        if math.isfinite(square):
+            probe.include(vector)
+            self._follow(probe)
+            if square > _LIMIT:
+                self._give_way(scaled, probe)
+
+    def _give_way(self, scaled: ScaledMap, probe: Probe) -> None:
+        """Move D by what is steepest among the probes."""
+        ((top,), (image,)) = leading_part(probe.vectors, product(scaled, probe.vectors)[1], 1)
+        moves = away(scaled, top, image, _SAFE * min(1.0, float(image.square().sum())))
+        self._take(scaled.loop, [v - m for v, m in zip(self._logs(), moves, strict=True)])
 
     def _solve(self, resolved: Resolved) -> bool:
-        """V for these weights, with D loosened a little where ‖S_z‖ ≥ 1, or else searched for anew."""
+        """V for these weights, with D moved a little where ‖S_z‖ is near 1, or else searched for anew."""
         if bool(torch.isfinite(self.vectors).all()) and self._loosened(resolved, self.vectors):
             return True
         return self._restart(resolved)
@@ -266,39 +293,54 @@ class GainBound(DeferredBound):
             found = self._searched(self._loop.at(_detached(resolved)))
         except BoundError:
             return False
-        self._take([d.log() for d in found.weights])
+        loop = self._loop.at(_detached(resolved))
+        self._take(loop, [d.log() for d in found.weights])
+        self._follow(Probe.random(ScaledMap(loop, self._exponentials(), None)))
         if self._loosened(resolved, None):
             return True
-        self._take(before)
+        self._take(loop, before)
         return False
 
     def _loosened(self, resolved: Resolved, start: Tensor | None) -> bool:
-        """V by conjugate gradients, at a D with ‖S_z‖ < 1 that is not far; if that fails, all is as before."""
+        """V by conjugate gradients, at a D with ‖S_z‖ < 1 that is not far; if that fails, D is as before."""
         before, loop = [v.clone() for v in self._logs()], self._loop.at(_detached(resolved))
-        for _ in range(_LOOSENINGS):
-            scaled = ScaledMap(loop, [v.exp() for v in self._logs()], None)
-            probe = Probe.random(scaled)
-            probe.iterate(scaled, _LOOKS)
-            b = head_rows(loop, identity_heads(loop)) / scaled.divisors
-            found = solve(scaled, b, start, probe, tolerance=1e-2, limit=60)
-            if found is not None and probe.seen < _LIMIT:
-                self.vectors.copy_(found.vectors)
-                self.memory.copy_(found.vectors)
-                self._follow(probe)
-                return True
-            start, square = None, probe.seen if math.isfinite(probe.seen) else math.inf
-            shrink = 0.5 * math.log(min(max(_SAFE / max(square, _SAFE), _MOST_AT_ONCE), _LEAST_AT_ONCE))
-            self._take([v + n * shrink for v, n in zip(self._logs(), levels(loop)[1:], strict=False)])
-        self._take(before)
+        probe = Probe(self.probes, self.probe_memory)
+        for turn in range(_LOOSENINGS):
+            scaled = ScaledMap(loop, self._exponentials(), None)
+            square, vector = steepest(scaled, probe.vectors[0], tolerance=_CLOSE, products=_LOOK)
+            if not math.isfinite(square):
+                break
+            probe.include(vector)
+            if square < _FIRM:
+                b = head_rows(loop, identity_heads(loop)) / scaled.divisors
+                found = solve(scaled, b, start, probe, tolerance=1e-2, limit=60)
+                if found is not None and probe.seen < _LIMIT:
+                    self.vectors.copy_(found.vectors)
+                    self.memory.copy_(found.vectors)
+                    self._follow(probe)
+                    return True
+                square = max(square, 1.0)
+            start = None
+            if square < _MOST and turn < _DIRECT:
+                self._give_way(scaled, probe)
+            else:
+                moves = looser(scaled, math.log(min(square, _MOST) / _SAFE))
+                self._take(loop, [v - m for v, m in zip(self._logs(), moves, strict=True)])
+        self._take(loop, before)
         return False
 
     def _follow(self, probe: Probe) -> None:
         self.probes.copy_(probe.vectors)
         self.probe_memory.copy_(probe.memory)
 
-    def _take(self, logs: Sequence[Tensor]) -> None:
+    def _take(self, loop: LoopMap, logs: Sequence[Tensor]) -> None:
+        """These weights; V, which is kept in scaled units, changes with them."""
+        before = ScaledMap(loop, self._exponentials(), None).divisors
         for v, new in zip(self._logs(), logs, strict=True):
             v.copy_(new)
+        ratio = ScaledMap(loop, self._exponentials(), None).divisors / before
+        self.vectors.mul_(ratio)
+        self.memory.mul_(ratio)
 
     def _settle(self, count: int) -> None:
         with ordinary_mode(), torch.no_grad():
