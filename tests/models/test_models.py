@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from lipcert.errors import ConfigError, ShapeError
+from lipcert.layers.activations import ACTIVATIONS
 from lipcert.models import MaxMin, Normalize, available, build, options_of, register, registry
-from lipcert.models.activations import ACTIVATIONS
 
 
 def weights(model: nn.Module) -> int:

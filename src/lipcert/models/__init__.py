@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from lipcert.layers import MaxMin
+
 # Importing a file of builders registers them.
-from lipcert.models import convnets, mlp, resnet
-from lipcert.models.activations import MaxMin
+from lipcert.models import convnets, lipres, mlp, resnet
 from lipcert.models.normalize import Normalize
 from lipcert.models.registry import available, build, options_of, register
 
@@ -14,6 +15,7 @@ __all__ = [
     "available",
     "build",
     "convnets",
+    "lipres",
     "mlp",
     "options_of",
     "register",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from lipcert.errors import ConfigError
-from lipcert.models.activations import make_activation
+from lipcert.layers.activations import make_activation
 from lipcert.models.registry import register
 
 __all__ = ["convnet", "eight_c_two_f", "four_c_three_f", "six_c_two_f"]
@@ -39,7 +39,7 @@ def convnet(
         hidden: widths of the fully connected layers before the last.
         input_shape: (C, H, W).
         num_classes: width of the last layer.
-        activation: see :data:`lipcert.models.activations.ACTIVATIONS`.
+        activation: see :data:`lipcert.layers.activations.ACTIVATIONS`.
 
     Raises:
         ConfigError: the input is not (C, H, W) or too small, or the activation does not fit.
@@ -116,7 +116,7 @@ def eight_c_two_f(
         input_shape: (C, H, W).
         num_classes: width of the last layer.
         padding: ``"code"`` (p = 0) or ``"paper"`` (p = 1).
-        activation: see :data:`lipcert.models.activations.ACTIVATIONS`.
+        activation: see :data:`lipcert.layers.activations.ACTIVATIONS`.
 
     Raises:
         ConfigError: another padding, an input that is too small, or an activation that does not fit.

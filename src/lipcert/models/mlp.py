@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lipcert.models.activations import make_activation
+from lipcert.layers.activations import make_activation
 from lipcert.models.options import positive_integers
 from lipcert.models.registry import register
 
@@ -29,7 +29,7 @@ def mlp(
         input_shape: of any length; flattened.
         num_classes: width of the last layer.
         widths: of the hidden layers; none gives a linear classifier.
-        activation: see :data:`lipcert.models.activations.ACTIVATIONS`.
+        activation: see :data:`lipcert.layers.activations.ACTIVATIONS`.
 
     Raises:
         ConfigError: a width that is not a positive integer, or an activation that does not fit.

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.errors import ConfigError, ShapeError
+from lipcert.graph import trace
 from lipcert.hints import did_you_mean
 
-__all__ = ["ACTIVATIONS", "MaxMin", "make_activation"]
+__all__ = ["ACTIVATIONS", "MaxMin", "make_activation", "slopes_of"]
 
 
 class MaxMin(nn.Module):
@@ -71,3 +72,13 @@ def make_activation(name: str, channels: int) -> nn.Module:
     if name == "maxmin" and channels % 2:
         raise ConfigError(f"activation 'maxmin' sorts pairs of channels: {channels} is odd; use even widths")
     return ACTIVATIONS[name]()
+
+
+def slopes_of(activation: nn.Module, channels: int) -> tuple[float, float]:
+    """(c, r) of an activation, the largest over its channels."""
+    graph = trace(activation.eval(), (channels,))
+    (node,) = graph.nonlinear
+    slopes = graph.resolve(torch.float64).slopes.get(node.index)
+    if slopes is None:  # it sorts: no centre
+        return 0.0, 1.0
+    return float(torch.as_tensor(slopes.centre).max()), float(torch.as_tensor(slopes.radius).max())

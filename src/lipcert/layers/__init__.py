@@ -1,0 +1,27 @@
+"""Layers with a Lipschitz bound of their own, and the activations that models are built with."""
+
+from __future__ import annotations
+
+from lipcert.layers.activations import ACTIVATIONS, MaxMin, make_activation
+from lipcert.layers.fold import fold
+from lipcert.layers.linear import LipschitzConv2d, LipschitzLinear, PairwiseLinear
+from lipcert.layers.normalised import Normalised
+from lipcert.layers.parts import Pool
+from lipcert.layers.residual import ResidualConv2d, ResidualLinear
+from lipcert.layers.smallgain import SmallGainConv2d, SmallGainLinear
+
+__all__ = [
+    "ACTIVATIONS",
+    "LipschitzConv2d",
+    "LipschitzLinear",
+    "MaxMin",
+    "Normalised",
+    "PairwiseLinear",
+    "Pool",
+    "ResidualConv2d",
+    "ResidualLinear",
+    "SmallGainConv2d",
+    "SmallGainLinear",
+    "fold",
+    "make_activation",
+]

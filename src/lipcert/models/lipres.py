@@ -1,0 +1,122 @@
+"""Residual networks of layers that are 1-Lipschitz by construction."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import nn
+
+from lipcert.errors import ConfigError
+from lipcert.layers import (
+    LipschitzConv2d,
+    LipschitzLinear,
+    PairwiseLinear,
+    ResidualConv2d,
+    SmallGainConv2d,
+    make_activation,
+)
+from lipcert.models.options import positive_integers
+from lipcert.models.registry import register
+
+__all__ = ["lipres"]
+
+_BLOCKS = {"residual": ResidualConv2d, "smallgain": SmallGainConv2d}
+_HEADS = ("linear", "pairwise")
+_SIZES = {
+    "s": ((32, 64, 128), (1, 1, 1), 256),
+    "m": ((64, 128, 256), (2, 2, 2), 512),
+    "l": ((64, 128, 256), (4, 4, 4), 512),
+}
+
+
+def lipres(
+    widths: Sequence[int],
+    blocks: Sequence[int],
+    hidden: int,
+    *,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    block: str = "smallgain",
+    head: str = "linear",
+    activation: str = "relu",
+) -> nn.Sequential:
+    """Stages of residual blocks, each stage at half the size of the one before; all but the last layer is 1-Lipschitz.
+
+    A convolution of kernel 4 and stride 2; then for each stage its blocks, and between two stages a
+    :class:`~lipcert.layers.ResidualConv2d` of stride 2; flatten, a fully connected layer, the logits.
+
+    Args:
+        widths: channels of the stages.
+        blocks: how many blocks each stage has.
+        hidden: width of the fully connected layer before the last.
+        input_shape: (C, H, W); 2^stages must divide H and W, which zeros around the image see to where they do not.
+        num_classes: C.
+        block: ``"residual"`` (:class:`~lipcert.layers.ResidualConv2d`: 1-Lipschitz by LipLT of the block) or
+            ``"smallgain"`` (:class:`~lipcert.layers.SmallGainConv2d`: by small gain, in closed form).
+        head: ``"linear"``, or ``"pairwise"``: every difference of two logits of the whole network is 1-Lipschitz.
+        activation: see ``lipcert.layers.ACTIVATIONS``.
+
+    Raises:
+        ConfigError: an input that is not (C, H, W), or an option that does not fit.
+    """
+    if len(input_shape) != 3:
+        raise ConfigError(f"lipres takes images (channels, height, width); got {input_shape}")
+    if block not in _BLOCKS:
+        raise ConfigError(f"lipres: block must be one of {', '.join(map(repr, _BLOCKS))}; got {block!r}")
+    if head not in _HEADS:
+        raise ConfigError(f"lipres: head must be one of {', '.join(map(repr, _HEADS))}; got {head!r}")
+    widths = positive_integers("lipres: widths", widths)
+    blocks = positive_integers("lipres: blocks", blocks, length=len(widths))
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    unit = 2 ** len(widths)
+    height, width = (-(-n // unit) * unit for n in input_shape[1:])
+    if (height, width) != input_shape[1:]:
+        missing = (height - input_shape[1], width - input_shape[2])
+        layers["pad"] = nn.ZeroPad2d((missing[1] // 2, -(-missing[1] // 2), missing[0] // 2, -(-missing[0] // 2)))
+    shape: tuple[int, ...] = (input_shape[0], height, width)
+    stem = LipschitzConv2d(shape, widths[0], 4, stride=2, padding=1)
+    layers["stem"], shape = stem, stem.output_shape
+    for stage, (channels, count) in enumerate(zip(widths, blocks, strict=True), 1):
+        if stage > 1:
+            down = ResidualConv2d(shape, channels, stride=2, activation=activation)
+            layers[f"down{stage}"], shape = down, down.output_shape
+        for i in range(1, count + 1):
+            layers[f"stage{stage}_block{i}"] = _BLOCKS[block](shape, activation=activation)
+    layers["flatten"] = nn.Flatten()
+    features = shape[0] * shape[1] * shape[2]
+    layers["fc1"], layers["act"] = LipschitzLinear(features, hidden), make_activation(activation, hidden)
+    layers["fc2"] = nn.Linear(hidden, num_classes) if head == "linear" else PairwiseLinear(hidden, num_classes)
+    return nn.Sequential(layers)
+
+
+def _sized(size: str) -> None:
+    widths, blocks, hidden = _SIZES[size]
+
+    def builder(
+        *,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        block: str = "smallgain",
+        head: str = "linear",
+        activation: str = "relu",
+    ) -> nn.Sequential:
+        return lipres(
+            widths,
+            blocks,
+            hidden,
+            input_shape=input_shape,
+            num_classes=num_classes,
+            block=block,
+            head=head,
+            activation=activation,
+        )
+
+    builder.__doc__ = (
+        f":func:`lipres` with stages of {widths} channels and {blocks} blocks, and {hidden} hidden features."
+    )
+    register(f"lipres-{size}")(builder)
+
+
+for _size in _SIZES:
+    _sized(_size)

@@ -1,0 +1,248 @@
+"""Layers with a bound of their own: the bound holds, is reached, has the right gradient, and survives what users do."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lipcert
+from lipcert.errors import BoundError, ConfigError, ShapeError
+from lipcert.layers import (
+    LipschitzConv2d,
+    LipschitzLinear,
+    Normalised,
+    PairwiseLinear,
+    Pool,
+    ResidualConv2d,
+    ResidualLinear,
+    SmallGainConv2d,
+    SmallGainLinear,
+    fold,
+)
+from lipcert.loop import LoopMap
+from lipcert.scaled import ScaledMap
+
+# name: (layer of κ, shape of one input)
+LAYERS: dict[str, tuple[Callable[[float], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda k: LipschitzLinear(6, 4, lipschitz=k), (6,)),
+    "linear, wide": (lambda k: LipschitzLinear(3, 7, bias=False, lipschitz=k), (3,)),
+    "conv": (lambda k: LipschitzConv2d((2, 6, 6), 3, 3, lipschitz=k), (2, 6, 6)),
+    "conv, strided": (lambda k: LipschitzConv2d((2, 6, 6), 5, 4, stride=2, padding=1, lipschitz=k), (2, 6, 6)),
+    "residual": (lambda k: ResidualLinear(6, lipschitz=k), (6,)),
+    "residual, narrow": (lambda k: ResidualLinear(6, 3, activation="tanh", lipschitz=k), (6,)),
+    "residual, learned": (lambda k: ResidualLinear(6, 9, out_features=4, shortcut="learned", lipschitz=k), (6,)),
+    "residual, maxmin": (lambda k: ResidualLinear(6, activation="maxmin", lipschitz=k), (6,)),
+    "residual conv": (lambda k: ResidualConv2d((2, 6, 6), lipschitz=k), (2, 6, 6)),
+    "residual conv, gelu": (lambda k: ResidualConv2d((2, 6, 6), hidden=3, activation="gelu", lipschitz=k), (2, 6, 6)),
+    "residual conv, strided": (lambda k: ResidualConv2d((2, 6, 6), 4, stride=2, lipschitz=k), (2, 6, 6)),
+    "residual conv, pool": (lambda k: ResidualConv2d((2, 6, 6), 4, stride=2, shortcut="pool", lipschitz=k), (2, 6, 6)),
+    "small gain": (lambda k: SmallGainLinear(6, 8, lipschitz=k), (6,)),
+    "small gain, leaky": (lambda k: SmallGainLinear(6, 4, activation="leaky-relu", lipschitz=k), (6,)),
+    "small gain conv": (lambda k: SmallGainConv2d((2, 5, 5), 3, lipschitz=k), (2, 5, 5)),
+}
+SMALL_GAIN = [name for name in LAYERS if name.startswith("small gain")]
+NORMALISED = [name for name in LAYERS if name not in SMALL_GAIN]
+
+
+def _layer(name: str, kappa: float = 1.0, *, size: float = 1.0, seed: int = 0) -> tuple[nn.Module, tuple[int, ...]]:
+    """A layer with random weights of that size."""
+    torch.manual_seed(seed)
+    make, shape = LAYERS[name]
+    layer = make(kappa)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.copy_(size * torch.randn(p.shape))
+    return layer, shape
+
+
+def _steepest(layer: nn.Module, shape: tuple[int, ...]) -> float:
+    """The largest Jacobian norm at some points, in float64."""
+    layer = copy.deepcopy(layer).double()
+    largest = 0.0
+    for scale in (0.1, 1.0, 10.0):
+        for x in scale * torch.randn(8, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64):
+            jacobian = torch.autograd.functional.jacobian(lambda v: layer(v[None])[0].flatten(), x)
+            largest = max(largest, float(torch.linalg.matrix_norm(jacobian.reshape(len(jacobian), -1), 2)))
+    return largest
+
+
+@pytest.mark.parametrize("kappa", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("name", NORMALISED)
+def test_liplt_of_the_layer_is_its_constant(name: str, kappa: float) -> None:
+    layer, shape = _layer(name, kappa)
+    layer.eval()
+    bound = lipcert.lipschitz(layer, shape, guarantee="upper", slack=1e-4)
+    assert 0.99 * kappa <= float(bound) <= kappa * (1 + 1e-4)
+    assert _steepest(layer, shape) <= kappa
+    proved = lipcert.lipschitz(fold(layer), shape, guarantee="upper", slack=1e-5)
+    assert float(proved) <= kappa
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
+@pytest.mark.parametrize("name", SMALL_GAIN)
+def test_small_gain_of_the_layer_is_its_constant(name: str, size: float) -> None:
+    layer, shape = _layer(name, 2.0, size=size)
+    layer.eval()
+    bound = lipcert.lipschitz(layer, shape, method="smallgain", guarantee="upper")
+    assert float(bound) <= 2.0 * 1.01
+    assert _steepest(layer, shape) <= 2.0 * (1 + 1e-9)
+
+
+def test_the_sdp_based_layer_is_a_special_case() -> None:
+    """With ReLU and κ = 1 it is x − 2·Wᵀ·T⁻¹·relu(Wx + b) as published, and D = T^{-1/2} proves ‖S‖ ≤ 1."""
+    layer, _ = _layer("small gain")
+    assert isinstance(layer, SmallGainLinear)
+    layer = layer.double().eval()
+    w, q, b = layer.weight.detach(), layer.log_q.detach().exp(), layer.bias.detach()
+    t = torch.stack([sum(abs(w[i] @ w[j]) * q[j] / q[i] for j in range(8)) for i in range(8)])
+    x = torch.randn(5, 6, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), x - 2 * (torch.relu(x @ w.T + b) / t) @ w)
+    with torch.no_grad():
+        scaled = ScaledMap(LoopMap(lipcert.trace(layer, (6,))), [t.rsqrt()], 1.0)
+        matrix = scaled.apply(torch.eye(14, dtype=torch.float64))
+    assert float(torch.linalg.matrix_norm(matrix, 2)) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("name", NORMALISED)
+def test_the_gradient_is_that_of_the_quotient(name: str) -> None:
+    """By finite differences, each end with its own norm by SVD."""
+    layer, shape = _layer(name, size=0.5)
+    layer = layer.double()
+    assert isinstance(layer, Normalised)
+    layer.advance(3000)
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    layer.eval()
+    weights = torch.randn(layer(x).shape, dtype=torch.float64)
+    parameter = layer.inner.weight
+    layer.zero_grad()
+    (layer(x) * weights).sum().backward()
+    assert parameter.grad is not None
+    excess, ends = layer.excess.clone(), []
+    for sign in (1, -1):
+        with torch.no_grad():
+            parameter.view(-1)[0] += sign * 1e-5
+            layer.advance(3000)
+            layer.excess.copy_(excess)
+            ends.append(float((layer(x) * weights).sum()))
+            parameter.view(-1)[0] -= sign * 1e-5
+    assert float(parameter.grad.view(-1)[0]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_folding_changes_nothing_else(name: str) -> None:
+    layer, shape = _layer(name, 1.5)
+    layer.eval()
+    x = torch.randn(4, *shape)
+    network = nn.Sequential(layer, nn.Flatten(), PairwiseLinear(layer(x)[0].numel(), 3)).eval()
+    folded = fold(network)
+    torch.testing.assert_close(folded(x), network(x), rtol=1e-3, atol=1e-3)
+    assert not any(isinstance(m, (Normalised, PairwiseLinear)) for m in folded.modules())
+    assert not any(p.requires_grad for p in folded[0].parameters())
+    assert isinstance(network[2], PairwiseLinear)  # the original is as it was
+
+
+@pytest.mark.parametrize("name", ["linear", "residual conv", "small gain"])
+def test_state_and_copies(name: str, tmp_path: Path) -> None:
+    layer, shape = _layer(name)
+    layer.eval()
+    x = torch.randn(4, *shape)
+    other, _ = _layer(name, seed=3)
+    other.load_state_dict(layer.state_dict())
+    assert float((other.eval()(x) - layer(x)).detach().abs().max()) < 1e-4
+    assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+    exported = torch.export.export(layer, (x,)).module()
+    torch.testing.assert_close(exported(x), layer(x))
+
+
+def test_training_keeps_the_bound() -> None:
+    """Steps in train mode, then eval: the excess is proved for the weights that there are then."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        ResidualLinear(6), ResidualLinear(6, 12), LipschitzLinear(6, 6), nn.ReLU(), PairwiseLinear(6, 3)
+    )
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    x, y = torch.randn(64, 6), torch.randint(3, (64,))
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    before = float(net[0].excess)
+    net.eval()
+    assert float(net[0].excess) != before
+    assert float(lipcert.lipschitz(net, (6,), scope="pairwise", guarantee="upper").value.max()) <= 1.003
+    sealed = [float(m.excess) for m in net.modules() if isinstance(m, Normalised)]
+    net.eval()
+    assert sealed == [float(m.excess) for m in net.modules() if isinstance(m, Normalised)]
+
+
+def test_a_deep_stack_neither_vanishes_nor_explodes() -> None:
+    torch.manual_seed(0)
+    for block in (ResidualLinear, SmallGainLinear):
+        stack = nn.Sequential(*(block(8) for _ in range(50)))
+        x = torch.randn(16, 8, requires_grad=True)
+        values: list[Tensor] = [x]
+        for layer in stack:
+            values.append(layer(values[-1]))
+            values[-1].retain_grad()
+        (values[-1] * torch.randn(16, 8)).sum().backward()
+        sizes = [float(v.grad.norm()) for v in values if v.grad is not None]
+        assert len(sizes) == 51
+        assert max(sizes) <= 1.5 * min(sizes)
+        moved = (stack(x + 1e-2 * torch.randn(16, 8)) - stack(x)).norm()
+        assert 0.5e-2 < float(moved) / 128**0.5 < 1.5e-2
+
+
+def test_a_zero_layer_is_zero() -> None:
+    layer = LipschitzLinear(3, 2, bias=False)
+    nn.init.zeros_(layer.inner.weight)
+    assert torch.equal(layer(torch.ones(1, 3)), torch.zeros(1, 2))
+
+
+def test_weights_that_are_not_finite() -> None:
+    layer = LipschitzLinear(3, 2)
+    nn.init.constant_(layer.inner.weight, torch.nan)
+    with pytest.raises((BoundError, lipcert.LipcertError)):
+        layer.eval()
+
+
+@pytest.mark.parametrize("make", [lambda: LipschitzConv2d((2, 4, 4), 3, 3), lambda: SmallGainConv2d((2, 4, 4))])
+def test_another_size_is_refused(make: Callable[[], nn.Module]) -> None:
+    with pytest.raises(ShapeError, match="4, 4"):
+        make()(torch.zeros(1, 2, 6, 6))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: LipschitzLinear(3, 2, lipschitz=0), "positive"),
+        (lambda: PairwiseLinear(3, 2, lipschitz=True), "positive"),
+        (lambda: PairwiseLinear(3, 1), "at least 2"),
+        (lambda: LipschitzConv2d((3, 4), 2, 3), "channels, height, width"),
+        (lambda: LipschitzConv2d((3, 4, 4), 2, 9, padding=0), "does not fit"),
+        (lambda: ResidualLinear(3, out_features=4), "identity"),
+        (lambda: ResidualLinear(3, shortcut="pool"), "pool"),
+        (lambda: ResidualLinear(3, shortcut="none"), "must be one of"),
+        (lambda: ResidualConv2d((2, 4, 4), kernel_size=2), "odd"),
+        (lambda: ResidualConv2d((2, 5, 5), stride=2), "divide"),
+        (lambda: ResidualConv2d((4, 4, 4), 2, stride=2, shortcut="pool"), "as many channels"),
+        (lambda: SmallGainLinear(4, activation="maxmin"), "not monotone"),
+        (lambda: SmallGainLinear(4, activation="gelu"), "not monotone"),
+        (lambda: SmallGainConv2d((2, 4, 4), kernel_size=4), "odd"),
+    ],
+)
+def test_refusals(make: Callable[[], nn.Module], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make()
+
+
+def test_a_pool_has_norm_one() -> None:
+    assert float(lipcert.lipschitz(Pool(2, 4).eval(), (3, 4, 4))) == pytest.approx(1.0)
