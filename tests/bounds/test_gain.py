@@ -79,7 +79,7 @@ def test_moves_have_the_sign_of_the_derivative(name: str, scope: str) -> None:
     assert found is not None
     leading = Probe.random(scaled).vectors
     images = product(scaled, leading)[1]
-    value, moves = balance(scaled, found.gain, found.vectors, found.images, leading, images, wanted, 1.0, 0.0)
+    value, moves, slope = balance(scaled, found.gain, found.vectors, found.images, leading, images, wanted, 1.0, 0.0)
 
     def at(weights: list[torch.Tensor]) -> float:
         return float(wanted(torch.from_numpy(gain(name, weights)), 1.0))

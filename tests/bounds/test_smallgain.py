@@ -268,7 +268,7 @@ def test_a_start() -> None:
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan")])
 def test_a_time_that_is_none(seconds: float) -> None:
-    with pytest.raises(BoundError, match="seconds must not be negative"):
+    with pytest.raises(BoundError, match="seconds must be a number that is not negative"):
         _bound(_mlp(3, 5, 4, 3), (3,), seconds=seconds)
 
 
@@ -327,3 +327,31 @@ def test_a_gain_next_to_nothing_is_no_overflow() -> None:
         scaling = Scaling("neuron", tuple(random_weights(loop, "neuron")))
         evidence = prove(loop, scaling, 1e-310, dense=2048, limit=2048, failure=0.0, slack=1e-3)
     assert evidence.norm is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"seconds": "5"}, "seconds must be a number"),
+        ({"seconds": float("nan")}, "seconds must be a number"),
+        ({"failure": 2.0, "guarantee": "upper"}, r"less than 0\.1; got 2\.0"),
+        ({"failure": -1.0, "guarantee": "upper"}, r"got -1\.0"),
+        ({"dense_limit": -1}, "dense_limit must be at least 1"),
+        ({"method": "liplt", "start": Scaling("layer", (torch.ones(1),))}, "is for method='smallgain'"),
+        ({"start": Scaling("layer", ([1.0],))}, "tensors"),  # type: ignore[arg-type]
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any], said: str) -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    with pytest.raises(BoundError, match=said):
+        lipcert.lipschitz(net, (2,), **{"method": "smallgain", **options})
+
+
+@pytest.mark.parametrize("factor", [1e200, 1e-200])
+def test_weights_to_start_from_that_are_useless(factor: float) -> None:
+    """LipLT's bound is what is left, with a warning."""
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    start = Scaling("layer", tuple(torch.full((1,), factor, dtype=torch.float64) for _ in range(2)))
+    with pytest.warns(UserWarning, match="LipLT's is used"):
+        found = lipcert.lipschitz(net, (2,), method="smallgain", start=start)
+    assert float(found) == pytest.approx(float(lipcert.lipschitz(net, (2,))), rel=1e-3)

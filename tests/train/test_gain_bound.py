@@ -171,6 +171,46 @@ def test_a_steep_direction_that_the_probes_do_not_know_is_seen_in_time() -> None
         assert any(not torch.equal(a, b) for a, b in zip(before, bound._logs(), strict=True))
 
 
+@pytest.mark.parametrize("factor", [0.01, 0.3, 0.7])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_weights_that_shrink(scope: str, factor: float) -> None:
+    """‖S_z‖ is small then, V is right, and D is useless: it is searched for anew if it does not get there by itself."""
+    net = _net()
+    bound = GainBound(net, (3,), scope=scope)  # type: ignore[arg-type]
+    bound.refresh(30)
+    with torch.no_grad():
+        for layer in (0, 2, 4):
+            net[layer].weight.mul_(factor)
+    settled = float(GainBound(net, (3,), scope=scope).refresh(100).max())  # type: ignore[arg-type]
+    _step(bound)  # not as far off any more that V would say so
+    for _ in range(9):
+        _step(bound)
+    assert float(bound.value.max()) <= 1.25 * settled
+    with torch.no_grad():
+        for layer in (0, 2, 4):
+            net[layer].weight.mul_(factor)
+    settled = float(GainBound(net, (3,), scope=scope).refresh(100).max())  # type: ignore[arg-type]
+    _step(bound)
+    assert float(bound.refresh().max()) <= 1.25 * settled
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_weights_that_grow_beyond_measure(scope: str) -> None:
+    """What is not finite is solved for anew; it is not handed to an eigenvalue routine."""
+    net = _net(torch.float32)
+    bound = GainBound(net, (3,), scope=scope)  # type: ignore[arg-type]
+    with torch.no_grad():
+        net[2].weight.mul_(1e7)
+    for _ in range(3):
+        _step(bound)
+    settled = float(GainBound(net, (3,), scope=scope).refresh(30).max())  # type: ignore[arg-type]
+    assert 0.9 * settled <= float(bound.value.max()) <= 3 * settled
+    with torch.no_grad():
+        net[2].weight.mul_(1e14)
+    with pytest.raises(BoundError, match="too large"):
+        GainBound(net, (3,), scope=scope)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("layer", [0, 2, 4])
 def test_a_layer_that_dies(layer: int) -> None:
     net = _net()
@@ -192,6 +232,9 @@ def test_a_layer_that_dies(layer: int) -> None:
         (_net(), {"scaling": "auto"}, BoundError, "scaling must be"),
         (_net(), {"every": 0}, BoundError, "at least 1"),
         (_net(), {"iterations": 0}, BoundError, "at least 1"),
+        (_net(), {"iterations": 1.5}, BoundError, "whole number"),
+        (_net(torch.float16), {}, BoundError, "float32 or float64"),
+        (_net(torch.bfloat16), {}, BoundError, "float32 or float64"),
     ],
 )
 def test_refusals(net: nn.Module, options: dict[str, object], kind: type[Exception], said: str) -> None:

@@ -66,6 +66,8 @@ def check_start(loop: LoopMap, scaling: Scaling, wanted: str) -> None:
     """
     if not isinstance(scaling, Scaling) or scaling.kind not in KINDS:
         raise BoundError("start must be the scaling of an earlier small-gain bound, such as bound.evidence.scaling.")
+    if not all(isinstance(d, Tensor) for d in scaling.weights):
+        raise BoundError("start must hold tensors of weights.")
     found, expected = [tuple(d.shape) for d in scaling.weights], weight_shapes(loop, scaling.kind)
     if found != expected:
         raise BoundError(f"start is of another network: its weights are of shapes {found}, not {expected}.")

@@ -20,6 +20,7 @@ from lipcert.graph import Graph, trace
 from lipcert.graph.capture import ordinary_mode
 from lipcert.loop import LoopMap, Pair
 from lipcert.norms import Norm
+from lipcert.norms.upper import check_failure
 
 __all__ = ["DENSE_LIMIT", "FAILURE", "SCALINGS", "SECONDS", "SLACK", "graph_bound", "lipschitz"]
 
@@ -151,6 +152,11 @@ def graph_bound(
     check_choice("scaling", scaling, SCALINGS)
     check_scope(scope, graph)
     check_seconds(seconds)
+    check_failure(failure)
+    if dense_limit is not None and dense_limit < 1:
+        raise BoundError(f"dense_limit must be at least 1, or None; got {dense_limit}.")
+    if start is not None and method not in ("smallgain", "best"):
+        raise BoundError(f"start= is for method='smallgain'; {method!r} has no weights to start from.")
     if liplt is not None and (method, liplt.method, liplt.scope) != ("smallgain", "liplt", scope):
         raise BoundError(f"liplt= is LipLT's bound in the scope {scope!r}, for method='smallgain' to start from.")
     graph.capture.check()

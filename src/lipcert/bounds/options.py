@@ -42,5 +42,5 @@ def check_scope(scope: str, graph: Graph) -> None:
 
 def check_seconds(seconds: float) -> None:
     """Refuse a time that is negative, or not a number. 0 leaves things as they start."""
-    if not seconds >= 0:
-        raise BoundError(f"seconds must not be negative; got {seconds}.")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
+        raise BoundError(f"seconds must be a number that is not negative; got {seconds!r}.")

@@ -172,6 +172,8 @@ def search(
         candidates.append(current)
     if len(candidates) > 1:  # a finer search may be held up by ‖S_z‖ ≥ 1 where a coarser one was not
         current = min(candidates, key=found.reached)
+        if scaling != "auto":  # what was asked for, though it be equal in each channel
+            current = current.refined(working, kinds[-1])
     return current, _final(working, current, scope, found.heads if sketched else None)
 
 

@@ -136,8 +136,9 @@ def certify_run(
 def _bar(total: int, *, show: bool) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal; nothing elsewhere."""
     terminal = Console(stderr=True)
-    with Progress(*Progress.get_default_columns(), console=terminal, transient=True, disable=not show) as bar:
-        task = bar.add_task("local radii", total=total, visible=terminal.is_terminal)
+    off = not (show and terminal.is_terminal)  # a bar that is not shown would still end with a newline
+    with Progress(*Progress.get_default_columns(), console=terminal, transient=True, disable=off) as bar:
+        task = bar.add_task("local radii", total=total)
         yield lambda done: bar.update(task, completed=done)
 
 

@@ -42,9 +42,10 @@ class DeferredBound(nn.Module):
         self, module: nn.Module, input_shape: Sequence[int], scope: Scope, every: int, counts: Mapping[str, int]
     ) -> None:
         super().__init__()
-        small = {name: n for name, n in {"every": every, **counts}.items() if n < 1}
-        if small:
-            raise BoundError(f"{', '.join(small)} must be at least 1; got {', '.join(map(str, small.values()))}.")
+        wrong = {k: n for k, n in {"every": every, **counts}.items() if not isinstance(n, int) or n < 1}
+        if wrong:
+            said = ", ".join(map(str, wrong.values()))
+            raise BoundError(f"{', '.join(wrong)} must be at least 1, a whole number; got {said}.")
         self.graph = trace(module, input_shape, allow_train_mode=True)
         check_scope(scope, self.graph)
         self.scope, self.every = scope, every

@@ -8,7 +8,8 @@ over G = ∂loss/∂L. One forward pass of the C rows V ≈ Q⁻¹T_yᵀ (:mod:`
 * by one backward pass the residuals T_yᵀ − Q·V, with which V makes a step of the heavy-ball iteration (its spectrum is
   known to lie in (0, 1]), after what it lacks of the probes is made up for, and the probes one of subspace iteration
   with momentum;
-* by another the gradient of the loss in the weights through N, V and D held fixed (envelope theorem);
+* by another the gradient of the loss in the weights through N, V held fixed (envelope theorem) and D too: what a
+  change of D would add is left out, which is exact for the objective that D is best for;
 * how ‖D·z‖² compares with ‖D·w‖² in each group, by which log D moves a little (:mod:`lipcert.bounds.scaling`).
 
 D gives way to a direction in which ‖S_z‖ comes near 1, and to that direction alone: to loosen all of D costs far more
@@ -42,6 +43,8 @@ __all__ = ["GainBound"]
 
 _LEAST = 0.04  # the least eigenvalue of Q that the heavy-ball iteration is made for
 _PACE = 0.04  # of log D towards its balance, each step; at 0.1 it circles around it, and V never catches up
+_FASTEST, _SLACK = 0.5, 0.8  # where D is far from it, and ‖S_z‖² is below the second: no wall is near
+_FAR = 0.9  # of the slope there: D is searched for anew
 _CALM = 2.5  # by how much less where the maximum over outputs is sharp
 _BARRIER = 1e-2
 _LIMIT = 0.985  # ‖S_z‖² beyond which N is not handed out
@@ -89,6 +92,7 @@ class GainBound(DeferredBound):
     probes: Tensor
     probe_memory: Tensor
     turn: Tensor
+    distance: Tensor
 
     def __init__(
         self,
@@ -116,6 +120,11 @@ class GainBound(DeferredBound):
     # --- state --------------------------------------------------------------------------------------------
     def _create_state(self, seed: int) -> None:
         resolved, classes = self._loop.resolved, self.graph.output_shape[0]
+        if resolved.dtype not in (torch.float32, torch.float64):
+            raise BoundError(
+                f"a small-gain training bound needs weights in float32 or float64; these are in {resolved.dtype}. Keep "
+                "them in float32 and train under torch.autocast."
+            )
         for i, d in enumerate(self._searched(self._loop).weights, start=1):
             self.register_buffer(f"log_weights_{i}", d.log().to(dtype=resolved.dtype, device=resolved.device))
         scaled = self._scaled(resolved)
@@ -125,12 +134,15 @@ class GainBound(DeferredBound):
         self.register_buffer("probes", Probe.random(scaled, seed).vectors)
         self.register_buffer("probe_memory", torch.zeros_like(self.probes))
         self.register_buffer("turn", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("distance", torch.zeros((), dtype=torch.float64))
         shape = {"global": (), "class": (classes,), "pairwise": (classes, classes)}[self.scope]
         self.register_buffer("value", scaled.divisors.new_zeros(shape))
         self._register_counter(resolved)
-        if not self._solve(resolved):
+        solved = self._solve(resolved)
+        if solved:
+            self._settle(1)
+        if not solved or not bool(torch.isfinite(self.value).all()):
             raise BoundError("the small-gain bound of these weights cannot be computed: they are too large.")
-        self._settle(1)
 
     def _searched(self, loop: LoopMap) -> Scaling:
         """D by a search from LipLT's own bound."""
@@ -189,16 +201,17 @@ class GainBound(DeferredBound):
             hidden, out = (v[:classes] + share @ v[classes:] for v in (z, y))
             gain = out + out.T - (mine @ mine.T - hidden @ hidden.T)
             gain = (gain + gain.T) / 2
-            value = self._formula(gain)
+            finite = bool(torch.isfinite(gain).all())
+            value = self._formula(gain) if finite else self.value
             gradients: list[Tensor | None] = []
-            if cotangent is not None:
+            if finite and cotangent is not None:
                 gradients = [*torch.autograd.grad(value, leaves, cotangent.to(value.dtype), allow_unused=True)]
         with torch.no_grad():
             # What is missing of N_aa is rᵀQ⁻¹r, r being the residual: at least ‖r‖². Where ‖S_z‖ ≥ 1 N means nothing.
             residual = image[:classes] - self.vectors - share @ (self.probes - image[classes:])
             missing = residual.square().sum(1)
             fresh = solved or (seen <= _LIMIT and bool((missing <= _STALE * gain.diagonal()).all()))
-            if fresh and bool(torch.isfinite(gain).all()):
+            if fresh and finite:
                 self.value.copy_(value.detach())
                 solution, probes = (mine, hidden.detach()), (z[classes:].detach(), image[classes:])
                 self._move(scaled, gain.detach(), solution, residual, probes)
@@ -249,8 +262,11 @@ class GainBound(DeferredBound):
         )
         probe, leading = Probe(self.probes, self.probe_memory), self.probes.clone()
         probe.advance(probes[1])
-        moves = balance(scaled, gain, vectors, hidden, leading, probes[0], self._objective, _SHARP, _BARRIER)[1]
+        args = (scaled, gain, vectors, hidden, leading, probes[0], self._objective, _SHARP, _BARRIER)
+        _, moves, slope = balance(*args)
         pace = _PACE / (_CALM if self.scope == "global" else 1)
+        self.distance.fill_(slope if probe.seen < _SLACK else 0.0)
+        pace = min(max(pace, float(self.distance)), _FASTEST)
         logs = [v - pace * m for v, m in zip(self._logs(), moves, strict=True)]
         if _NEAR < probe.seen < math.inf:
             ((top,), (image,)) = leading_part(leading, probes[0], 1)
@@ -264,6 +280,9 @@ class GainBound(DeferredBound):
         """Now and then, see whether there is a steep direction that the probes do not know, and give way to it."""
         self.turn += 1
         if int(self.turn) % _TURN:
+            return
+        if float(self.distance) > _FAR:
+            self._restart(resolved)
             return
         loop = self._loop.at(_detached(resolved))
         scaled, probe = ScaledMap(loop, self._exponentials(), None), Probe(self.probes, self.probe_memory)
@@ -351,11 +370,11 @@ class GainBound(DeferredBound):
     def refresh(self, iterations: int = 1) -> Tensor:
         """Bring the state up to the present weights; the value, no gradient.
 
-        D is searched for anew where V is that of other weights, and then as many passes are made (at least one).
+        D is searched for anew where it or V is that of other weights, and then as many passes are made (at least one).
         """
         with ordinary_mode(), torch.no_grad():
             resolved = _detached(self.graph.resolve(self.value.dtype, self.value.device))
-            if not self._current(resolved):
+            if float(self.distance) > _FAR or not self._current(resolved):
                 self._restart(resolved)
         self._settle(max(iterations, 1) + 1)
         return self.value.clone()
