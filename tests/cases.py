@@ -9,6 +9,7 @@ import torch
 import cases_activations
 import cases_blocks
 import cases_layers
+import cases_published
 import cases_shapes
 import lipcert
 from catalogue import CASES, Case
@@ -20,6 +21,7 @@ __all__ = ["CASES", "Case", "loop_map", "named", "reference_blocks", "traced"]
 assert cases_activations
 assert cases_blocks
 assert cases_layers
+assert cases_published
 assert cases_shapes
 
 

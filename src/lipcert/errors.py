@@ -13,6 +13,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "ImportFileError",
     "LipcertError",
     "ModuleStateError",
     "ShapeError",
@@ -53,6 +54,10 @@ class UnsupportedError(TraceError):
 
 class ModuleStateError(LipcertError, ValueError):
     """The module is not in a state that can be bounded: train mode, NaN or infinite weights, no outputs."""
+
+
+class ImportFileError(LipcertError, ValueError):
+    """A network in a file from outside cannot be read, or written for outside."""
 
 
 class ShapeError(LipcertError, ValueError):

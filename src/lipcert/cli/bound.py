@@ -14,7 +14,18 @@ from torch import nn
 from lipcert.bounds import Bound, LowerBound, UpperBound, graph_bound, lower_bound
 from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK
 from lipcert.bounds.result import Scope, rounded
-from lipcert.cli.common import DeviceOption, JsonOption, console, describe, emit, find_device, guarded, say, table
+from lipcert.cli.common import (
+    DeviceOption,
+    JsonOption,
+    console,
+    describe,
+    emit,
+    find_device,
+    guarded,
+    is_onnx,
+    say,
+    table,
+)
 from lipcert.cli.options import (
     DenseLimitOption,
     FailureOption,
@@ -27,10 +38,11 @@ from lipcert.cli.options import (
     SlackOption,
 )
 from lipcert.errors import ConfigError
+from lipcert.exchange import load_onnx, read_state_dict
 from lipcert.graph import Graph, trace
 from lipcert.models import build
 from lipcert.train import RunFolder
-from lipcert.train.checkpoint import load_weights
+from lipcert.train.checkpoint import load_weights, put_weights
 from lipcert.train.run_folder import MOST_INPUTS
 
 __all__ = ["bound"]
@@ -52,10 +64,13 @@ def _model(
     run: Path | None, name: str | None, shape: str | None, classes: int, weights: Path | None
 ) -> tuple[nn.Module, tuple[int, ...]]:
     if (run is None) == (name is None):
-        raise ConfigError("give either a run's folder, or --model NAME with --input SHAPE.")
+        raise ConfigError("give either a run's folder or an ONNX file, or --model NAME with --input SHAPE.")
     if run is not None:
         if shape is not None or weights is not None:
-            raise ConfigError("--input and --weights go with --model; a run knows its own.")
+            raise ConfigError("--input and --weights go with --model; a run or an ONNX file knows its own.")
+        if is_onnx(run):
+            imported = load_onnx(run)
+            return imported, imported.input_shape
         module, header = RunFolder(run).load_model()
         return module, tuple(header["input_shape"])
     if shape is None:
@@ -64,7 +79,10 @@ def _model(
     torch.manual_seed(0)
     module = build(name, input_shape=_shape(shape), num_classes=classes).eval()
     if weights is not None:
-        load_weights(weights, module)
+        if weights.suffix == ".safetensors":
+            load_weights(weights, module)
+        else:
+            put_weights(module, read_state_dict(weights), weights)
     return module, _shape(shape)
 
 
@@ -77,11 +95,16 @@ def _below(graph: Graph, scope: Scope) -> LowerBound:
 
 
 def bound(
-    run: Annotated[Path | None, typer.Argument(help="A run's folder, as `lipcert train` leaves it.")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(help="A run's folder, as `lipcert train` leaves it, or an ONNX file.")
+    ] = None,
     model: Annotated[str | None, typer.Option("--model", help="A model by name (see `lipcert models`).")] = None,
     shape: Annotated[str | None, typer.Option("--input", help="Its input shape, such as 3,32,32.")] = None,
     classes: Annotated[int, typer.Option("--classes", min=2)] = 10,
-    weights: Annotated[Path | None, typer.Option("--weights", help="A safetensors file of its weights.")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="A file of its weights: safetensors, or a state_dict of torch.save."),
+    ] = None,
     method: Annotated[
         list[MethodName] | None,
         typer.Option("--method", help="May be repeated.", show_default="product and liplt"),
@@ -109,7 +132,9 @@ def bound(
 
     - `lipcert bound runs/digits --method best --seconds 30`
 
-    - `lipcert bound --model 6c2f --input 3,32,32`
+    - `lipcert bound model.onnx --method smallgain`
+
+    - `lipcert bound --model 6c2f --input 3,32,32 --weights weights.pt`
     """
     with guarded():
         where = find_device(device)

@@ -14,6 +14,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import Progress
+from torch import nn
 
 from lipcert.bounds import graph_bound
 from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK
@@ -32,6 +33,7 @@ from lipcert.cli.common import (
     emit,
     find_device,
     guarded,
+    is_onnx,
     parse_epsilon,
     percent,
     say,
@@ -51,6 +53,7 @@ from lipcert.cli.options import (
 )
 from lipcert.data import Dataset, load
 from lipcert.errors import BoundError, ConfigError, DataError
+from lipcert.exchange import load_onnx
 from lipcert.graph import Graph, trace
 from lipcert.train import RunFolder
 from lipcert.train.evaluate import certify_data, predict, radius_key
@@ -59,24 +62,8 @@ from lipcert.train.run_folder import write_text
 __all__ = ["certify", "certify_run", "origin_of"]
 
 
-def certify_run(
-    folder: RunFolder,
-    data: Dataset,
-    *,
-    of: int | None = None,
-    bounding: Mapping[str, Any],
-    epsilons: list[float],
-    device: torch.device,
-    precision: str | None = None,
-    local: bool = False,
-) -> tuple[dict[str, Any], Radii, Graph]:
-    """Bound the model of a run and certify its predictions on a data set.
-
-    Args:
-        of: how many samples there are of which ``data`` are the first, if there are more.
-        bounding: keyword arguments of :func:`lipcert.lipschitz`.
-        precision, local: as in :func:`lipcert.certify`.
-    """
+def _trained(folder: RunFolder, data: Dataset) -> nn.Module:
+    """The model of a run, which must be one for this data."""
     model, header = folder.load_model()
     if tuple(header["input_shape"]) != data.input_shape or len(header["classes"]) != data.num_classes:
         raise DataError(
@@ -89,9 +76,42 @@ def certify_run(
             f"the model's classes are not those of {data.name}: where it says {a!r} the data says {b!r}. Certify it on "
             "the data set that it was trained on."
         )
+    return model
+
+
+def _imported(file: Path, data: Dataset) -> nn.Module:
+    """The model in an ONNX file, which must be one for this data."""
+    model = load_onnx(file)
+    if model.input_shape != data.input_shape:
+        raise DataError(f"the model takes {model.input_shape}, but {data.name} holds {data.input_shape}.")
+    return model
+
+
+def certify_run(
+    source: RunFolder | Path,
+    data: Dataset,
+    *,
+    of: int | None = None,
+    bounding: Mapping[str, Any],
+    epsilons: list[float],
+    device: torch.device,
+    precision: str | None = None,
+    local: bool = False,
+) -> tuple[dict[str, Any], Radii, Graph]:
+    """Bound a model and certify its predictions on a data set.
+
+    Args:
+        source: a run, or an ONNX file.
+        of: how many samples there are of which ``data`` are the first, if there are more.
+        bounding: keyword arguments of :func:`lipcert.lipschitz`.
+        precision, local: as in :func:`lipcert.certify`.
+    """
+    model = _trained(source, data) if isinstance(source, RunFolder) else _imported(source, data)
     model = model.to(device)
     began = time.monotonic()
     graph = trace(model, data.input_shape)
+    if graph.output_shape != (data.num_classes,):
+        raise DataError(f"the model has outputs of shape {graph.output_shape}, {data.name} {data.num_classes} classes.")
     bound = graph_bound(graph, **bounding)
     seconds = time.monotonic() - began
     result: Radii
@@ -107,7 +127,7 @@ def certify_run(
         result = radii(logits, bound, labels)
     low, high = bound.ends()
     document = {
-        "run": str(folder.path),
+        "run": str(source.path if isinstance(source, RunFolder) else source),
         "data": {
             "name": data.name,
             "split": data.split,
@@ -149,12 +169,28 @@ def _without_local(result: Radii, epsilons: list[float]) -> dict[str, Any]:
     return {"global_accuracy_at": {radius_key(e): result.alone.robust_accuracy(e) for e in epsilons}}
 
 
-def _target(save: Path, folder: RunFolder) -> Path:
+def _data_of(run: Path, dataset: str | None) -> tuple[str, list[float]]:
+    """The data set to certify on, and the radii if none are given."""
+    if is_onnx(run):
+        if dataset is None:
+            raise ConfigError("an ONNX file does not say what data it is for: give --dataset NAME.")
+        return dataset, []
+    if dataset is not None:
+        raise ConfigError("--dataset goes with an ONNX file; a run knows its data.")
+    config = RunFolder(run).config()
+    return config.data.name, list(config.train.eval_epsilons)
+
+
+def _target(save: Path, folder: RunFolder | None) -> Path:
     """The file that ``--save`` names, links followed.
 
     Raises:
         ConfigError: it cannot be written, or must not be.
     """
+    if folder is None:
+        raise ConfigError(
+            "--save goes with a run's folder: `lipcert verify` builds the model that a certificate is of."
+        )
     target = Path(os.path.realpath(save))
     if save.is_dir():
         reason = "is a folder"
@@ -224,7 +260,10 @@ def _show(document: Mapping[str, Any], result: Radii) -> None:
 
 
 def certify(
-    run: Annotated[Path, typer.Argument(help="A run's folder, as `lipcert train` leaves it.")],
+    run: Annotated[Path, typer.Argument(help="A run's folder, as `lipcert train` leaves it, or an ONNX file.")],
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Where it is an ONNX file: the data set (see `lipcert datasets`).")
+    ] = None,
     split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
     epsilon: Annotated[
         list[str] | None, typer.Option("--epsilon", "-e", help="A radius, such as 0.5 or 36/255; may be repeated.")
@@ -272,20 +311,22 @@ def certify(
     - `lipcert certify runs/digits --local --first 100`
 
     - `lipcert certify runs/cifar -e 36/255 -e 72/255 --guarantee estimate --data ~/data`
+
+    - `lipcert certify model.onnx --dataset mnist -e 0.5 --data ~/data`
     """
     with guarded():
         _check_local(local, guarantee)
-        folder = RunFolder(run)
-        config = folder.config()
-        epsilons = [parse_epsilon(e) for e in epsilon] if epsilon else list(config.train.eval_epsilons)
+        name, default = _data_of(run, dataset)
+        epsilons = [parse_epsilon(e) for e in epsilon] if epsilon else default
         where = find_device(device)
+        folder = None if is_onnx(run) else RunFolder(run)
         target = None if save is None else _target(save, folder)
-        samples = load(config.data.name, split, root=data, download=download)
+        samples = load(name, split, root=data, download=download)
         total = len(samples)
         if first is not None:
             samples = samples.subset(slice(first))
         document, result, graph = certify_run(
-            folder,
+            folder or run,
             samples,
             of=total,
             bounding={
@@ -312,6 +353,7 @@ def certify(
         if target is not None:
             with guarded():
                 if isinstance(result, CertifiedRadii):
+                    assert folder is not None
                     origin = origin_of(folder, samples.input_shape, samples.classes)
                     given = Samples.from_dataset(samples)
                     made = make_certificate(graph, result, given, epsilons=epsilons, origin=origin)

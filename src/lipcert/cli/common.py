@@ -35,6 +35,7 @@ __all__ = [
     "find_device",
     "folder_name",
     "guarded",
+    "is_onnx",
     "parse_epsilon",
     "percent",
     "say",
@@ -70,6 +71,11 @@ def command(*words: object) -> str:
     "lipcert certify 'my runs/a'"
     """
     return shlex.join(map(str, words))
+
+
+def is_onnx(path: Path) -> bool:
+    """Whether a path is that of an ONNX file rather than of a run's folder."""
+    return path.suffix.lower() == ".onnx"
 
 
 @contextmanager

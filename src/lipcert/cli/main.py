@@ -12,6 +12,7 @@ from lipcert import __version__
 from lipcert.cli.bound import bound
 from lipcert.cli.certify import certify
 from lipcert.cli.demo import demo
+from lipcert.cli.export import export
 from lipcert.cli.lists import configs, datasets, list_models
 from lipcert.cli.train import train
 from lipcert.cli.verify import verify
@@ -46,6 +47,7 @@ app.command()(train)
 app.command()(certify)
 app.command()(verify)
 app.command()(bound)
+app.command()(export)
 app.command("models")(list_models)
 app.command()(datasets)
 app.command()(configs)

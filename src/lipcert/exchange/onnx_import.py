@@ -1,0 +1,281 @@
+"""An ONNX file as an ``nn.Module``, which is then traced like any other.
+
+The module runs the file's graph operator by operator in torch (:mod:`lipcert.exchange.operators`); what has a Lipschitz
+bound and what has not is decided where a module is traced, in one place. It is compared with another implementation
+of ONNX at random inputs before it is handed out.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lipcert.errors import ImportFileError
+from lipcert.exchange.operators import OPERATORS, VALUES, Sizes
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
+
+__all__ = ["OnnxModule", "load_onnx"]
+
+_DOMAINS = ("", "ai.onnx")
+_OLDEST = 7
+_ROWS = 3  # that are compared with the other implementation
+_TOLERANCE = 1e-3
+
+
+def _package() -> Any:
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportFileError("ONNX files need the package onnx: pip install 'lipcert[onnx]'.") from error
+    return onnx
+
+
+class _Step(nn.Module):
+    """One operator, with its constants."""
+
+    def __init__(self, node: NodeProto, attributes: dict[str, Any]) -> None:
+        super().__init__()
+        self.operator, self.attributes = node.op_type, attributes
+        self.inputs, self.outputs = list(node.input), list(node.output)
+
+    def forward(self, values: dict[str, Any], arrays: Mapping[str, Any]) -> None:
+        inputs = [values[name] if name else None for name in self.inputs]
+        for i in VALUES.get(self.operator, ()):
+            if i < len(inputs) and inputs[i] is not None:
+                inputs[i] = self._array(self.inputs[i], values, arrays)
+        while inputs and inputs[-1] is None:
+            inputs.pop()
+        result = OPERATORS[self.operator](self.attributes, *inputs)
+        results = result if isinstance(result, tuple) else (result,)
+        values.update(zip([n for n in self.outputs if n], results, strict=False))
+
+    def _array(self, name: str, values: dict[str, Any], arrays: Mapping[str, Any]) -> Any:
+        found = values[name]
+        if name in arrays:
+            return arrays[name]
+        if isinstance(found, Sizes) and all(isinstance(n, int) for n in found[2:]):
+            return np.array([0, 0, *found[2:]])  # sizes of a Resize, of which the batch is left alone
+        raise ImportFileError(f"{self.operator} with values that are computed in the network is not supported.")
+
+    def extra_repr(self) -> str:
+        return self.operator
+
+
+class OnnxModule(nn.Module):
+    """The computation of an ONNX graph with one input and one output.
+
+    Attributes:
+        input_shape: of one sample; the first dimension of the file's input is the batch.
+    """
+
+    def __init__(self, graph: GraphProto, input_shape: Sequence[int], batch: int | None) -> None:
+        super().__init__()
+        onnx = _package()
+        self.input_shape, self.batch = tuple(input_shape), batch
+        self.steps = nn.ModuleDict()
+        constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+        for i, node in enumerate(graph.node):
+            attributes = {a.name: _attribute(onnx, a) for a in node.attribute}
+            attributes["outputs"] = len(node.output)
+            if node.op_type == "Constant":
+                constants[node.output[0]] = _constant(attributes)
+            else:
+                self.steps[f"{i}_{node.op_type}"] = _Step(node, attributes)
+        self.names: dict[str, str] = {}
+        self.arrays = {name: np.array(value) for name, value in constants.items()}  # of the machine's byte order
+        statistics = {n for node in graph.node if node.op_type == "BatchNormalization" for n in node.input[3:5]}
+        for i, (name, value) in enumerate(self.arrays.items()):
+            if value.dtype.kind == "f":
+                self.names[name] = f"constant_{i}"
+                if name in statistics:
+                    self.register_buffer(self.names[name], torch.from_numpy(value))
+                else:
+                    setattr(self, self.names[name], nn.Parameter(torch.from_numpy(value)))
+        (self.source,) = [v.name for v in graph.input if v.name not in constants]
+        self.result = graph.output[0].name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The file's output at a batch of any size."""
+        values: dict[str, Any] = {
+            name: Sizes(array.reshape(-1).tolist(), array.shape) for name, array in self.arrays.items()
+        }
+        values |= {name: getattr(self, own) for name, own in self.names.items()}
+        values[self.source] = x
+        for step in self.steps.values():
+            assert isinstance(step, _Step)
+            if step.operator == "Reshape" and self.batch is not None and isinstance(values[step.inputs[0]], Tensor):
+                values = self._free_batch(step, values)
+            step(values, self.arrays)
+        result: Tensor = values[self.result]
+        return result
+
+    def _free_batch(self, step: _Step, values: dict[str, Any]) -> dict[str, Any]:
+        """A file that was written for one size of batch has it in its shapes: there it means the batch."""
+        shape = values[step.inputs[1]]
+        if not isinstance(shape, Sizes) or not shape or shape[0] != self.batch:
+            return values
+        return {**values, step.inputs[1]: Sizes([values[step.inputs[0]].shape[0], *shape[1:]])}
+
+
+def _attribute(onnx: Any, attribute: Any) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, onnx.TensorProto):
+        return onnx.numpy_helper.to_array(value)
+    return value
+
+
+def _constant(attributes: Mapping[str, Any]) -> Any:
+    for name in ("value", "value_float", "value_floats", "value_int", "value_ints"):
+        if name in attributes:
+            dtype = np.float32 if "float" in name else np.int64 if "int" in name else None
+            return np.asarray(attributes[name], dtype)
+    raise ImportFileError("the file has a constant that is neither a tensor nor a number.")
+
+
+def _shape(value: ValueInfoProto) -> list[int | None]:
+    return [d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim]
+
+
+def _check(model: ModelProto) -> None:
+    """Refuse what cannot be read, all of it in one message."""
+    graph = model.graph
+    for imported in model.opset_import:
+        if imported.domain in _DOMAINS and imported.version < _OLDEST:
+            raise ImportFileError(f"opset {imported.version} is too old: export with opset {_OLDEST} or later.")
+    given = {t.name for t in graph.initializer}
+    inputs = [v for v in graph.input if v.name not in given]
+    if len(inputs) != 1 or len(graph.output) != 1:
+        raise ImportFileError(
+            f"the network has {len(inputs)} inputs and {len(graph.output)} outputs; lipcert bounds maps from one "
+            "tensor to one. Concatenate several inputs before the network and split them in it."
+        )
+    if graph.sparse_initializer or model.functions:
+        raise ImportFileError("sparse weights and functions of the file's own are not supported: export without them.")
+    unknown = sorted(
+        {n.op_type if n.domain in _DOMAINS else f"{n.domain}.{n.op_type}" for n in graph.node}
+        - set(OPERATORS)
+        - {"Constant"}
+    )
+    if unknown:
+        raise ImportFileError(
+            f"operators that lipcert's ONNX importer does not read: {', '.join(unknown)}. It reads "
+            f"{', '.join(sorted(OPERATORS))}."
+        )
+
+
+def _reference(path: Path, model: ModelProto) -> Any:
+    """Another implementation of ONNX: a function from the input to the output, as arrays."""
+    name = next(v.name for v in model.graph.input if v.name not in {t.name for t in model.graph.initializer})
+    try:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return lambda x: session.run(None, {name: x})[0]
+    except ImportError:
+        from onnx.reference import ReferenceEvaluator
+
+        evaluator = ReferenceEvaluator(model)
+        return lambda x: evaluator.run(None, {name: x})[0]  # type: ignore[index]
+
+
+def load_onnx(path: str | Path, *, check: bool = True) -> OnnxModule:
+    """Read a network from an ONNX file.
+
+    Args:
+        path: of the file. Weights in further files beside it are read too.
+        check: compare with another implementation of ONNX (onnxruntime where it is installed, else the one that comes
+            with the package onnx) at random inputs.
+
+    Returns:
+        A module in eval mode, in the dtype of the file's weights, from (N, *input_shape) to (N, *output_shape) for
+        any N.
+
+    Raises:
+        ImportFileError: it is no ONNX file, has an operator that is not read, more than one input or output, an input
+            of unknown size, or computes something else than the other implementation.
+
+    Example:
+        >>> import lipcert
+        >>> module = lipcert.load_onnx("model.onnx")                  # doctest: +SKIP
+        >>> lipcert.lipschitz(module, module.input_shape)             # doctest: +SKIP
+    """
+    onnx, path = _package(), Path(path)
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(str(path))
+    except FileNotFoundError as error:
+        raise ImportFileError(f"{path}: there is no such file, or the file of its weights is missing.") from error
+    except Exception as error:  # the package has no common kind of its own
+        raise ImportFileError(f"{path} is not a valid ONNX file: {str(error).splitlines()[0]}") from error
+    try:
+        _check(model)
+        return _read(path, model, check)
+    except ImportFileError as error:
+        raise ImportFileError(f"{path}: {error}") from error
+
+
+def _read(path: Path, model: ModelProto, check: bool) -> OnnxModule:
+    graph = model.graph
+    source = next(v for v in graph.input if v.name not in {t.name for t in graph.initializer})
+    batch, *sizes = _shape(source)
+    if not sizes or any(n is None or n < 1 for n in sizes):
+        shown = ", ".join("?" if n is None else str(n) for n in (batch, *sizes))
+        raise ImportFileError(
+            f"its input '{source.name}' has the shape ({shown}): all but the first dimension, which is the batch, "
+            "must be known numbers."
+        )
+    module = OnnxModule(graph, [n for n in sizes if n is not None], batch or None).eval()
+    if check:
+        _compare(module, _reference(path, model))
+    return module
+
+
+def _check_batches(module: OnnxModule, x: Tensor, y: Tensor) -> None:
+    """A file that was written for one size of batch must make sense for others."""
+    again = torch.cat([x, x[:1]])
+    try:
+        with torch.no_grad():
+            same = torch.allclose(module(again)[: len(y)], y, rtol=1e-3, atol=1e-5)
+    except (RuntimeError, ValueError, IndexError):
+        same = False
+    if not same:
+        raise ImportFileError(
+            f"it was exported for batches of {module.batch} alone, and its shapes depend on that: export it with a "
+            "batch of any size (dynamic_shapes or dynamic_axes of torch.onnx.export)."
+        )
+
+
+def _compare(module: OnnxModule, reference: Any) -> None:
+    dtype = next((p.dtype for p in module.parameters()), torch.float32)
+    rows = _ROWS if module.batch is None else module.batch
+    generator = torch.Generator().manual_seed(0)
+    for scale, shift in ((1.0, 0.0), (4.0, -2.0)):
+        x = (torch.rand((rows, *module.input_shape), generator=generator) * scale + shift).to(dtype)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                mine, theirs = module(x), torch.from_numpy(np.array(reference(x.numpy())))
+            except ImportFileError:
+                raise
+            except Exception as error:
+                raise ImportFileError(f"it does not run: {str(error).splitlines()[0]}") from error
+        if module.batch is not None:
+            _check_batches(module, x, mine)
+        if mine.shape != theirs.shape:
+            raise ImportFileError(f"read as a map to {tuple(mine.shape)}, where it is one to {tuple(theirs.shape)}.")
+        gap, size = float((mine.double() - theirs.double()).abs().max()), float(theirs.double().abs().max())
+        if not gap <= _TOLERANCE * max(size, 1e-6):
+            raise ImportFileError(
+                f"what was read computes something else than another implementation of ONNX: they differ by {gap:.3g} "
+                f"of {size:.3g}. Please report this as a bug in lipcert."
+            )
