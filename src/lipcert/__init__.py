@@ -10,6 +10,7 @@ from __future__ import annotations
 from lipcert.bounds import Bound, Estimate, UpperBound, lipschitz
 from lipcert.certify import CertifiedRadii, EstimatedRadii, Radii, certify
 from lipcert.errors import LipcertError
+from lipcert.exchange import load_onnx
 from lipcert.graph import Graph, trace
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "UpperBound",
     "certify",
     "lipschitz",
+    "load_onnx",
     "trace",
 ]
 __version__ = "0.1.0"

@@ -32,7 +32,7 @@ def file(run: Path) -> Path:
 
 
 def test_the_same_bound(run: Path, file: Path) -> None:
-    values = [parsed("bound", source, "--json") for source in (run, file)]
+    values = [parsed("bound", source) for source in (run, file)]
     for a, b in zip(*values, strict=True):
         assert b["value"] == pytest.approx(a["value"], rel=1e-6)
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lipcert.bounds.evidence import KINDS, Evidence, Scaling, check_start
+from lipcert.bounds.functional import weighted
 from lipcert.bounds.options import check_choice, check_scope, check_seconds
 from lipcert.bounds.portfolio import best
 from lipcert.bounds.recursive import estimated, proved
@@ -51,6 +52,7 @@ def lipschitz(
     start: Scaling | None = None,
     progress: Progress | None = None,
     seed: int = 0,
+    output_weights: Tensor | None = None,
 ) -> Bound:
     """Bound the ℓ2 Lipschitz constant of a module.
 
@@ -83,6 +85,9 @@ def lipschitz(
             ``scaling``.
         progress: called with the scaling, a typical value of the bound, and the seconds so far, at each improvement.
         seed: of the start of an estimate's iteration.
+        output_weights: bound x ↦ ⟨w, y⟩ instead, w being of the output's shape: one action of a policy, say, or a mean
+            of some pixels. With (m, *output_shape) the map to m such numbers: together, ``scope="global"``, or each by
+            itself, ``scope="class"``.
 
     Returns:
         :class:`UpperBound` or :class:`Estimate`, with a float64 ``value`` on the module's device.
@@ -90,7 +95,7 @@ def lipschitz(
     Raises:
         BoundError: an unknown option, a ``start`` of another network, a block too large for a deterministic
             bound, or a bound that is not finite.
-        ShapeError: per-class bounds of an output that is not a vector of logits.
+        ShapeError: per-class bounds of an output that is not a vector of logits, or ``output_weights`` that do not fit.
         lipcert.errors.TraceError: the module cannot be traced.
 
     Source: Fazlyab, Entesari, Roy, Chellappa, NeurIPS 2023.
@@ -105,7 +110,11 @@ def lipschitz(
         (1.0, 'upper')
         >>> lipschitz(net, (2,), scope="pairwise").value.round(decimals=4).tolist()
         [[0.0, 1.4142], [1.4142, 0.0]]
+        >>> round(float(lipschitz(net, (2,), output_weights=torch.tensor([1.0, 1.0]))), 4)
+        1.4142
     """
+    if output_weights is not None:
+        module = weighted(module, input_shape, output_weights)
     graph = trace(module, input_shape)
     return graph_bound(
         graph,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.errors import ConfigError
-from lipcert.layers.normalised import LinearMap, Normalised, plain_precision
+from lipcert.layers.normalised import SLACK_FOLDED, LinearMap, Normalised, plain_precision
 from lipcert.layers.parts import conv_shape, image_shape, scaled_copy, without_bias
 
 __all__ = ["LipschitzConv2d", "LipschitzLinear", "PairwiseLinear"]
@@ -56,7 +56,7 @@ class LipschitzLinear(Normalised):
 
     def folded(self) -> nn.Linear:
         """An ``nn.Linear`` of norm κ at most."""
-        self.seal()
+        self.seal(SLACK_FOLDED)
         return scaled_copy(self.inner, self.factor())
 
 
@@ -114,7 +114,7 @@ class LipschitzConv2d(Normalised):
 
     def folded(self) -> nn.Conv2d:
         """An ``nn.Conv2d`` of norm κ at most."""
-        self.seal()
+        self.seal(SLACK_FOLDED)
         return scaled_copy(self.inner, self.factor())
 
 

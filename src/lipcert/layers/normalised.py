@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from lipcert.bounds import lipschitz
 from lipcert.errors import ConfigError, ShapeError
 
-__all__ = ["LinearMap", "Normalised", "plain_precision"]
+__all__ = ["SLACK_FOLDED", "LinearMap", "Normalised", "plain_precision"]
 
 LinearMap = Callable[[Tensor], Tensor]
 """A batch of rows to a batch of rows, linearly."""
 
 _SETTLING = 30  # steps of power iteration at the start, and before an excess is proved
 _ROUNDING = 2.0**-14  # what the excess is larger by: the estimate and the weights may be read in another precision
-_SLACK = 5e-3  # of the bound that the excess comes from
+_SLACK, _DENSE = 5e-3, 512  # of the bound that the excess comes from: quick, as it is proved at each evaluation
+SLACK_FOLDED = 1e-3
+"""That of a folded layer, which is proved once."""
 
 
 def plain_precision(like: Tensor) -> contextlib.AbstractContextManager[object]:
@@ -133,20 +135,24 @@ class Normalised(nn.Module):
         """Changes whenever the weights do, or the vectors."""
         return tuple((id(t), t._version) for t in (*self.parameters(), *self.vectors()))
 
-    def _upper(self) -> float:
+    def _upper(self, slack: float) -> float:
         """A proved upper bound of f's Lipschitz constant."""
-        bound = lipschitz(self.plain().eval(), self.input_shape, method="liplt", guarantee="upper", slack=_SLACK)
-        return float(bound)
+        dense = _DENSE if slack >= _SLACK else None
+        plain = self.plain().eval()
+        return float(lipschitz(plain, self.input_shape, guarantee="upper", slack=slack, dense_limit=dense))
 
     @torch.no_grad()
-    def seal(self) -> float:
+    def seal(self, slack: float = _SLACK) -> float:
         """Prove the excess anew; returns it.
+
+        Args:
+            slack: how much larger than it has to be it may be, relatively; less takes longer.
 
         Raises:
             BoundError: the weights are not finite, or too large.
         """
         self.advance(_SETTLING)
-        excess = self._upper() / float(self.estimate()) * (1 + _ROUNDING)
+        excess = self._upper(slack) / float(self.estimate()) * (1 + _ROUNDING)
         self.excess.fill_(excess)
         self._sealed_at = self._state()
         return excess

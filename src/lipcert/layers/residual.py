@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lipcert.errors import ConfigError
 from lipcert.layers.activations import make_activation, slopes_of
 from lipcert.layers.linear import orthogonal_at_centre
-from lipcert.layers.normalised import LinearMap, Normalised
+from lipcert.layers.normalised import SLACK_FOLDED, LinearMap, Normalised
 from lipcert.layers.parts import Block, Pool, conv_shape, image_shape, scaled_copy, without_bias
 
 __all__ = ["ResidualConv2d", "ResidualLinear"]
@@ -54,7 +54,7 @@ class _Residual(Normalised):
 
     def folded(self) -> nn.Module:
         """The block with its factor in H and G: at most κ-Lipschitz."""
-        self.seal()
+        self.seal(SLACK_FOLDED)
         with torch.no_grad():
             factor = self.factor()
             outer, inner = scaled_copy(self.outer, factor), scaled_copy(self.inner, torch.ones(()))
