@@ -7,14 +7,14 @@ import platform
 
 import torch
 
-from benchmarks import adversary, check, curves, epoch, heads, mlps, precision, smallgain, step, training, upper
+from benchmarks import adversary, check, curves, epoch, heads, mlps, precision, smallgain, stack, step, training, upper
 
 QUICK = {"check": check.main, "step": step.main, "heads": heads.main, "epoch": epoch.main}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    known = [*QUICK, "upper", "precision", "curves", "adversary", "mlps", "smallgain", "training"]
+    known = [*QUICK, "upper", "precision", "curves", "adversary", "mlps", "smallgain", "stack", "training"]
     parser.add_argument("names", nargs="*", choices=[[], *known], help="which; all of the quick ones if none is named")
     parser.add_argument("--nets", type=int, default=10_000, help="how many networks the adversary attacks")
     options = parser.parse_args()
@@ -24,6 +24,7 @@ def main() -> None:
         "curves": curves.main,
         "mlps": mlps.main,
         "smallgain": smallgain.main,
+        "stack": stack.main,
         "training": training.main,
         "adversary": lambda: adversary.main(options.nets),
     }

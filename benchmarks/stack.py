@@ -1,0 +1,71 @@
+"""A stack of fifty blocks with a bound of their own: what it does to signals and gradients, and what its bounds say.
+
+    python -m benchmarks stack
+
+For each kind of block and κ: the bound proved by LipLT and by small gain beside κ^50, the largest Jacobian norm at some
+points, and the norm of the gradient at the output, in the middle and at the input, at initialisation and with random
+weights of unit variance.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+import lipcert
+from lipcert.layers import ResidualConv2d, ResidualLinear, SmallGainConv2d, SmallGainLinear
+
+_DEPTH, _POINTS = 50, 8
+_BLOCKS: dict[str, tuple[Callable[[float], nn.Module], tuple[int, ...]]] = {
+    "residual, dense": (lambda k: ResidualLinear(16, lipschitz=k), (16,)),
+    "small gain, dense": (lambda k: SmallGainLinear(16, lipschitz=k), (16,)),
+    "residual, conv": (lambda k: ResidualConv2d((4, 4, 4), lipschitz=k), (4, 4, 4)),
+    "small gain, conv": (lambda k: SmallGainConv2d((4, 4, 4), lipschitz=k), (4, 4, 4)),
+}
+
+
+def _gradients(stack: nn.Sequential, shape: tuple[int, ...]) -> tuple[float, list[float]]:
+    """The largest Jacobian norm, and gradient norms behind the last block, in the middle, and at the input."""
+    x = torch.randn((_POINTS, *shape), generator=torch.Generator().manual_seed(1)).requires_grad_()
+    values = [x]
+    for block in stack:
+        values.append(block(values[-1]))
+        values[-1].retain_grad()
+    given = torch.randn(values[-1].shape, generator=torch.Generator().manual_seed(2))
+    (values[-1] * given / given.norm()).sum().backward()
+    jacobians = torch.func.vmap(torch.func.jacrev(lambda v: stack(v[None])[0].flatten()))(x.detach())
+    largest = float(torch.linalg.matrix_norm(jacobians.flatten(2), 2).max())
+    return largest, [float(values[i].grad.norm()) for i in (_DEPTH, _DEPTH // 2, 0)]  # type: ignore[union-attr]
+
+
+def main() -> None:
+    """Print a line for each stack."""
+    print(f"{'blocks':>18} {'weights':>8} {'κ':>5} {'κ^50':>7} {'LipLT ≤':>8} {'small gain ≤':>12} {'Jacobian':>8} "
+          f"{'gradients':>20} {'seconds':>8}")  # fmt: skip
+    for name, (make, shape) in _BLOCKS.items():
+        for weights in ("start", "random"):
+            for kappa in (1.0, 0.98):
+                torch.manual_seed(0)
+                stack = nn.Sequential(*(make(kappa) for _ in range(_DEPTH)))
+                if weights == "random":
+                    with torch.no_grad():
+                        for p in stack.parameters():
+                            p.normal_()
+                began = time.perf_counter()
+                stack.eval()
+                bounds = [
+                    float(lipcert.lipschitz(stack, shape, method=m, guarantee="upper", scaling="layer", seconds=60))  # type: ignore[arg-type]
+                    for m in ("liplt", "smallgain")
+                ]
+                seconds = time.perf_counter() - began
+                jacobian, gradients = _gradients(stack, shape)
+                shown = ", ".join(f"{g:.3g}" for g in gradients)
+                print(f"{name:>18} {weights:>8} {kappa:>5} {kappa**_DEPTH:>7.4f} {bounds[0]:>8.4g} {bounds[1]:>12.4g} "
+                      f"{jacobian:>8.4f} {shown:>20} {seconds:>8.1f}", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
