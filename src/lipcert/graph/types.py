@@ -8,6 +8,7 @@ so that a graph traced once follows the weights through training.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -321,6 +322,11 @@ class Graph:
     def nonlinear(self) -> tuple[Nonlinear, ...]:
         """The K nodes at which the loop is opened, in order."""
         return tuple(node for node in self.nodes if isinstance(node, Nonlinear))
+
+    @cached_property
+    def users(self) -> Counter[int]:
+        """How many times the value of each node is used by others."""
+        return Counter(i for node in self.nodes for i in node.inputs)
 
     def resolve(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Resolved:
         """Read every weight now, cast to ``dtype`` and moved to ``device`` (by default as the module has them).

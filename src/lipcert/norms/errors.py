@@ -17,7 +17,6 @@ Source: Higham, *Accuracy and Stability of Numerical Algorithms*, ch. 3 (γ_n); 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from typing import Protocol, TypeAlias
 
 import torch
@@ -55,7 +54,7 @@ def _roundings(loop: BlockMap) -> int:
 
 def _roundings_at(loop: BlockMap, node: Node) -> int:
     """What one node adds to that."""
-    total = 4 + _users(loop)[node.index]  # the adjoint makes a sum where a value is used several times
+    total = 4 + loop.graph.users[node.index]  # the adjoint makes a sum where a value is used several times
     if isinstance(node, Affine):
         inputs = sum(math.prod(loop.graph.nodes[i].shape) for i in node.inputs)
         total += max(inputs, math.prod(node.shape)) if node.terms is None else max(node.terms)
@@ -63,10 +62,6 @@ def _roundings_at(loop: BlockMap, node: Node) -> int:
             weights = loop.resolved.coefficients[node.index]
             total += sum(w.numel() for w in weights if isinstance(w, Tensor))
     return total
-
-
-def _users(loop: BlockMap) -> Counter[int]:
-    return Counter(i for node in loop.graph.nodes for i in node.inputs)
 
 
 Lost: TypeAlias = tuple[list[float], list[float]]
