@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.errors import ShapeError
-from lipcert.graph import trace
+from lipcert.graph.trace import trace
 
 __all__ = ["weighted"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.errors import ConfigError, ShapeError
-from lipcert.graph import trace
+from lipcert.graph.trace import trace
 from lipcert.hints import did_you_mean
 
 __all__ = ["ACTIVATIONS", "MaxMin", "make_activation", "slopes_of"]

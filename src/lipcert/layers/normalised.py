@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from lipcert.bounds import lipschitz
+from lipcert.bounds.lipschitz import lipschitz
 from lipcert.errors import ConfigError, ShapeError
 
 __all__ = ["SLACK_FOLDED", "LinearMap", "Normalised", "plain_precision"]
