@@ -14,7 +14,31 @@ from lipcert.layers.parts import conv_shape, image_shape, scaled_copy, without_b
 __all__ = ["LipschitzConv2d", "LipschitzLinear", "PairwiseLinear"]
 
 
-class LipschitzLinear(Normalised):
+class _OneLayer(Normalised):
+    """``y = (κ/‖W‖)·(W x + b)``, W being an ordinary layer's."""
+
+    inner: nn.Linear | nn.Conv2d
+
+    def plain(self) -> nn.Module:
+        """``W x + b``."""
+        return self.inner
+
+    def maps(self) -> list[LinearMap]:
+        """W."""
+        return [without_bias(self.inner)]
+
+    def apply_plain(self, x: Tensor) -> Tensor:
+        """``W x + b``."""
+        result: Tensor = self.inner(x)
+        return result
+
+    def folded(self) -> nn.Linear | nn.Conv2d:
+        """An ordinary layer of norm κ at most."""
+        self.seal(SLACK_FOLDED)
+        return scaled_copy(self.inner, self.factor())
+
+
+class LipschitzLinear(_OneLayer):
     """``y = (κ/‖W‖)·(W x + b)``.
 
     Args:
@@ -41,26 +65,8 @@ class LipschitzLinear(Normalised):
         self.inner = nn.Linear(in_features, out_features, bias=bias)
         nn.init.orthogonal_(self.inner.weight)
 
-    def plain(self) -> nn.Module:
-        """``W x + b``."""
-        return self.inner
 
-    def maps(self) -> list[LinearMap]:
-        """W."""
-        return [without_bias(self.inner)]
-
-    def apply_plain(self, x: Tensor) -> Tensor:
-        """``W x + b``."""
-        result: Tensor = self.inner(x)
-        return result
-
-    def folded(self) -> nn.Linear:
-        """An ``nn.Linear`` of norm κ at most."""
-        self.seal(SLACK_FOLDED)
-        return scaled_copy(self.inner, self.factor())
-
-
-class LipschitzConv2d(Normalised):
+class LipschitzConv2d(_OneLayer):
     """``y = (κ/‖W‖)·(W ∗ x + b)``, ‖W‖ being the norm of the convolution on images of the given size.
 
     Args:
@@ -98,24 +104,6 @@ class LipschitzConv2d(Normalised):
         super().__init__(shape, [shape], lipschitz)
         self.inner = nn.Conv2d(shape[0], channels, kernel_size, stride, padding, bias=bias)
         orthogonal_at_centre(self.inner)
-
-    def plain(self) -> nn.Module:
-        """``W ∗ x + b``."""
-        return self.inner
-
-    def maps(self) -> list[LinearMap]:
-        """W."""
-        return [without_bias(self.inner)]
-
-    def apply_plain(self, x: Tensor) -> Tensor:
-        """``W ∗ x + b``."""
-        result: Tensor = self.inner(x)
-        return result
-
-    def folded(self) -> nn.Conv2d:
-        """An ``nn.Conv2d`` of norm κ at most."""
-        self.seal(SLACK_FOLDED)
-        return scaled_copy(self.inner, self.factor())
 
 
 @torch.no_grad()
