@@ -237,7 +237,7 @@ def test_a_save_that_fails_costs_no_results(run: Path, tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "give either a run's folder, or --model NAME with --input SHAPE"),
+        ([], "give either a run's folder or an ONNX file, or --model NAME with --input SHAPE"),
         (["--model", "mlp"], "--model needs --input, such as --input 3,32,32"),
         (["--model", "mlp", "--input", "three"], "such as 3,32,32; got 'three'"),
         (["--model", "mlp", "--input", ""], "such as 3,32,32; got ''"),
@@ -254,7 +254,9 @@ def test_bound(arguments: list[str], words: str) -> None:
 
 
 def test_bound_of_a_run_takes_no_model(run: Path) -> None:
-    assert "give either a run's folder, or --model" in refused("bound", run, "--model", "mlp", "--input", "3")
+    assert "give either a run's folder or an ONNX file, or --model" in refused(
+        "bound", run, "--model", "mlp", "--input", "3"
+    )
     assert "--input and --weights go with --model" in refused("bound", run, "--input", "3")
     assert "--input and --weights go with --model" in refused("bound", run, "--weights", "x")
 

@@ -69,7 +69,7 @@ def test_weights_of_torch(tmp_path: Path) -> None:
         (["certify", "{file}", "--dataset", "digits", "--save", "{run}.json"], "goes with a run"),
         (["certify", "{run}", "--dataset", "digits"], "a run knows its data"),
         (["bound", "{file}", "--input", "3"], "knows its own"),
-        (["bound", "{run}/none.onnx"], "no such file"),
+        (["bound", "{run}/none.onnx"], "there is no file"),
         (["export", "{run}", "{run}.txt"], "must end in"),
         (["export", "{run}", "{run}/no/net.onnx"], "no folder"),
     ],

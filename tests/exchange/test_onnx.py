@@ -193,7 +193,7 @@ def test_what_is_not_read(nodes: list[Any], options: dict[str, Any], said: str, 
 
 
 def test_no_file_and_no_onnx(tmp_path: Path) -> None:
-    with pytest.raises(ImportFileError, match="no such file"):
+    with pytest.raises(ImportFileError, match="there is no file"):
         load_onnx(tmp_path / "none.onnx")
     (tmp_path / "bad.onnx").write_bytes(b"this is not a network")
     with pytest.raises(ImportFileError, match=r"not a valid ONNX file|0 inputs"):

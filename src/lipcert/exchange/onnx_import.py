@@ -214,7 +214,7 @@ def load_onnx(path: str | Path, *, check: bool = True) -> OnnxModule:
         model = onnx.load(path)
         onnx.checker.check_model(str(path))
     except FileNotFoundError as error:
-        raise ImportFileError(f"{path}: there is no such file, or the file of its weights is missing.") from error
+        raise ImportFileError(f"there is no file {path}, or the file of its weights is missing.") from error
     except Exception as error:  # the package has no common kind of its own
         raise ImportFileError(f"{path} is not a valid ONNX file: {str(error).splitlines()[0]}") from error
     try:

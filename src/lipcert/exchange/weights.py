@@ -40,7 +40,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise ImportFileError(f"{path}: there is no such file.") from error
+        raise ImportFileError(f"there is no file {path}.") from error
     except pickle.UnpicklingError as error:
         raise ImportFileError(
             f"{path} holds more than weights, which is not read because it could execute code. Where you trust it, "
