@@ -48,3 +48,14 @@ def test_of_an_image(method: str) -> None:
 def test_refusals(weights: torch.Tensor) -> None:
     with pytest.raises(ShapeError, match="output_weights must"):
         lipcert.lipschitz(_policy(), (5,), output_weights=weights)
+
+
+@pytest.mark.parametrize("method", ["product", "liplt", "smallgain", "best"])
+def test_functionals_are_taken_exactly(method: str) -> None:
+    """A float64 functional of a float32 network must not be rounded to its dtype: the bound would be too small."""
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU()).eval()
+    nn.init.eye_(net[0].weight)
+    for w in ([0.7, 0.0, 0.0], [1e-60, 0.0, 0.0], [1 + 1e-9, -1.0, 0.0]):
+        weights = torch.tensor(w, dtype=torch.float64)
+        bound = lipcert.lipschitz(net, (3,), method=method, guarantee="upper", output_weights=weights)  # type: ignore[arg-type]
+        assert float(weights.clamp_min(0).norm()) * (1 - 1e-15) <= float(bound)

@@ -158,6 +158,9 @@ _operation("activations", lambda: [
     _node("Clip", ["b", "l", "h"], ["c"]),
     _node("PRelu", ["c", "p"], ["d"]), _node("HardSigmoid", ["d"], ["e"]), _node("Softplus", ["e"], ["y"])],
            {"l": np.float32(-0.4), "h": np.float32(2.0), "p": _random.normal(size=(4, 1, 1))}, True)  # fmt: skip
+_operation("unsqueeze", lambda: [_node("Unsqueeze", ["x", "a"], ["z"]), _node("Reshape", ["z", "s"], ["y"])],
+           {"a": [-1, 1], "s": [0, -1]})  # fmt: skip
+_operation("the largest", lambda: [_node("TopK", ["x", "k"], ["y", "i"], axis=1)], {"k": [2]}, True)
 _operation("constants", lambda: [_node("Constant", [], ["c"], value_floats=[1.0, 2.0, 3.0, 4.0]),
                                  _node("Constant", [], ["d"], value_float=0.5), _node("Mul", ["x", "c"], ["z"]),
                                  _node("Div", ["z", "d"], ["w"]), _node("Sum", ["w", "c", "x"], ["y"])])  # fmt: skip
@@ -176,6 +179,10 @@ def test_operators(name: str, tmp_path: Path) -> None:
         assert float(torch.linalg.matrix_norm(jacobian.flatten(1), 2)) <= bound * (1 + 1e-6)
 
 
+_BIG = {"shape": ("n", 4, 3, 4), "output": ("n", None, None, None)}
+_RESIZED = {**_BIG, "constants": {"s": np.array([1, 1, 2, 2], _f)}}
+
+
 @pytest.mark.parametrize(
     ("nodes", "options", "said"),
     [
@@ -184,6 +191,18 @@ def test_operators(name: str, tmp_path: Path) -> None:
         ([("NonZero", ["x"], ["z"], {}), ("Relu", ["x"], ["y"], {})], {}, "does not read: NonZero"),
         ([("Flatten", ["x"], ["y"], {"axis": 0})], {}, "keep the batch"),
         ([("Gemm", ["x", "w"], ["y"], {"transA": 1})], {"constants": {"w": np.ones((3, 2), _f)}}, "transA"),
+        (
+            [("PRelu", ["x", "w"], ["y"], {})],
+            {**_BIG, "constants": {"w": np.array([0, 0, 0, 9], _f)}},
+            "for each channel",
+        ),
+        ([("Resize", ["x", "", "s"], ["y"], {"nearest_mode": "floor"})], _RESIZED, "Resize in mode nearest"),
+        (
+            [("Resize", ["x", "", "s"], ["y"], {"coordinate_transformation_mode": "align_corners"})],
+            _RESIZED,
+            "align_corners",
+        ),
+        ([("Resize", ["x", "", "s"], ["y"], {"mode": "cubic"})], _RESIZED, "cubic"),
     ],
 )
 def test_what_is_not_read(nodes: list[Any], options: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -212,6 +231,15 @@ def test_a_wrong_reading_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ImportFileError, match="computes something else"):
         load_onnx(file)
     load_onnx(file, check=False)
+
+
+def test_a_large_constant_does_not_hide_a_wrong_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [_node("Relu", ["x"], ["z"]), _node("Add", ["z", "c"], ["y"])]
+    file = _file(tmp_path / "net.onnx", nodes, constants={"c": np.array([5000, 0, 0, 0], _f)})
+    load_onnx(file)
+    monkeypatch.setitem(OPERATORS, "Relu", lambda _, x: 1.1 * x.relu())
+    with pytest.raises(ImportFileError, match="computes something else"):
+        load_onnx(file)
 
 
 # --- out --------------------------------------------------------------------------------------------------------------

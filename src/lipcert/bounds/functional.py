@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -40,6 +41,8 @@ def weighted(module: nn.Module, input_shape: Sequence[int], weights: Tensor) -> 
     Raises:
         ShapeError: weights of another shape, or not finite.
     """
+    if not isinstance(weights, Tensor) or weights.layout != torch.strided:
+        raise ShapeError(f"output_weights must be a dense tensor; got {type(weights).__name__}.")
     graph = trace(module, input_shape)
     output, given = graph.output_shape, tuple(weights.shape)
     if given != output and given[1:] != output:
@@ -50,5 +53,8 @@ def weighted(module: nn.Module, input_shape: Sequence[int], weights: Tensor) -> 
     if not weights.is_floating_point() or not bool(torch.isfinite(weights).all()):
         raise ShapeError("output_weights must hold finite floating-point numbers.")
     like = graph.capture.sample
-    rows = weights.detach().to(dtype=like.dtype, device=like.device).reshape(-1, math.prod(output))
+    given_rows = weights.detach().to(like.device).reshape(-1, math.prod(output))
+    rows = given_rows.to(like.dtype)
+    if not torch.equal(rows.double(), given_rows.double()):  # then the network is bounded in float64, as it is stored
+        module, rows = copy.deepcopy(module).double(), given_rows.double()
     return _Weighted(module, rows).eval()

@@ -223,7 +223,8 @@ def _require(graph: Graph) -> None:
             if computed:
                 reason = "its weights are computed in the forward, and their rounding is not known"
                 remedy = (
-                    "store the weights themselves (torch.nn.utils.parametrize.remove_parametrizations, "
+                    "store the weights themselves (lipcert.layers.fold, "
+                    "torch.nn.utils.parametrize.remove_parametrizations, "
                     "torch.nn.utils.remove_weight_norm), or "
                 )
             raise BoundError(

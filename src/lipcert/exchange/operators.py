@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -199,7 +200,6 @@ OPERATORS["ReduceMean"] = _reduction(torch.mean)
 OPERATORS["ReduceSum"] = _reduction(torch.sum)
 OPERATORS["ReduceMax"] = _reduction(torch.amax)
 OPERATORS["ReduceMin"] = _reduction(torch.amin)
-OPERATORS["ReduceL2"] = _reduction(lambda x, dim, keepdim: torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim))
 
 # --- activations ----------------------------------------------------------------------------------------------------
 _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
@@ -271,11 +271,11 @@ def _hard_sigmoid(a: Attributes, x: Tensor) -> Tensor:
 
 @operator("PRelu")
 def _prelu(_: Attributes, x: Tensor, slope: Tensor) -> Tensor:
-    if slope.numel() == 1 or slope.ndim < 1:
-        return F.prelu(x, slope.reshape(1))
-    if slope.shape[0] * math.prod(slope.shape[1:]) != slope.shape[0] or slope.shape[0] != x.shape[1]:
-        raise refuse("PRelu with a slope for each entry")
-    return F.prelu(x, slope.reshape(-1))
+    """The slope broadcasts against the signal from its last dimension on; torch takes one number, or one a channel."""
+    shape = (1,) * (x.ndim - slope.ndim) + tuple(slope.shape)
+    if slope.numel() == 1 or (slope.ndim <= x.ndim and shape[1] == slope.numel() == x.shape[1]):
+        return F.prelu(x, slope.reshape(-1))
+    raise refuse("PRelu with slopes other than one, or one for each channel")
 
 
 @operator("Clip")
@@ -396,9 +396,9 @@ def _split(a: Attributes, x: Tensor, sizes: Any = None) -> tuple[Tensor, ...]:
 
 
 @operator("Slice")
-def _slice(_: Attributes, x: Any, starts: Any, ends: Any, axes: Any = None, steps: Any = None) -> Result:
-    begin, end = numbers(starts), numbers(ends)
-    along = list(range(len(begin))) if axes is None else numbers(axes)
+def _slice(a: Attributes, x: Any, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None) -> Result:
+    begin, end = (a[k] if v is None else numbers(v) for k, v in (("starts", starts), ("ends", ends)))
+    along = a.get("axes", list(range(len(begin)))) if axes is None else numbers(axes)
     by = [1] * len(begin) if steps is None else numbers(steps)
     if isinstance(x, Sizes):
         return Sizes(x[begin[0] : end[0] : by[0]])
@@ -417,6 +417,7 @@ def _slice(_: Attributes, x: Any, starts: Any, ends: Any, axes: Any = None, step
 @operator("Gather")
 def _gather(a: Attributes, x: Any, indices: Any) -> Result:
     axis, chosen = a.get("axis", 0), numbers(indices)
+    axis = axis if isinstance(x, Sizes) else axis % x.ndim
     if isinstance(x, Sizes):
         return Sizes([x[i] for i in chosen], indices.shape)
     if not indices.shape:
@@ -440,7 +441,8 @@ def _squeeze(a: Attributes, x: Any, axes: Any = None) -> Result:
 def _unsqueeze(a: Attributes, x: Any, axes: Any = None) -> Result:
     if isinstance(x, Sizes):
         return Sizes(x)
-    for axis in sorted(a["axes"] if axes is None else numbers(axes)):
+    given = a["axes"] if axes is None else numbers(axes)
+    for axis in sorted(n % (x.ndim + len(given)) for n in given):
         x = x.unsqueeze(axis)
     return x
 
@@ -491,17 +493,36 @@ def _space_to_depth(a: Attributes, x: Tensor) -> Tensor:
 
 @operator("Resize", "Upsample")
 def _resize(a: Attributes, x: Tensor, *rest: Any) -> Tensor:
-    target = [v for v in rest if v is not None and v.size][-1]
+    given = [v for v in rest if v is not None and v.size]
+    if a.get("antialias") or "axes" in a or not (given or "scales" in a):
+        raise refuse("Resize with antialias or axes")
+    target = given[-1] if given else np.asarray(a["scales"])
+    if len(target) != x.ndim or x.ndim < 3:
+        raise refuse("Resize of something else than images")
     if target.dtype.kind == "i":
-        sizes = [int(n) for n in target[2:]]
+        channels, sizes = int(target[1]) in (0, x.shape[1]), [int(n) for n in target[2:]]
     else:
-        sizes = [round(n * float(s)) for n, s in zip(x.shape[2:], target.reshape(-1)[2:], strict=True)]
-    mode, where = a.get("mode", "nearest"), a.get("coordinate_transformation_mode", "half_pixel")
-    if mode == "nearest":
-        if any(n % m for n, m in zip(sizes, x.shape[2:], strict=True)):
-            raise refuse("Resize by a factor that is not a whole number")
+        channels = float(target[0]) == float(target[1]) == 1
+        exact = [n * float(s) for n, s in zip(x.shape[2:], target[2:], strict=True)]
+        sizes = [round(n) for n in exact]
+        channels = channels and all(abs(n - m) < 1e-6 * m for n, m in zip(exact, sizes, strict=True))
+    old = a["opset"] < 11 or a.get("upsample")  # before there was an attribute for it
+    where = "asymmetric" if old else a.get("coordinate_transformation_mode", "half_pixel")
+    mode, nearest = a.get("mode", "nearest"), "floor" if old else a.get("nearest_mode", "round_prefer_floor")
+    whole = not any(n % m for n, m in zip(sizes, x.shape[2:], strict=True))
+    halves = where in ("half_pixel", "pytorch_half_pixel")
+    left = (halves and nearest == "round_prefer_floor") or (where == "asymmetric" and nearest == "floor")
+    if channels and mode == "nearest" and whole and left:
         return F.interpolate(x, size=sizes, mode="nearest")
-    if mode != "linear" or where not in ("half_pixel", "align_corners", "pytorch_half_pixel"):
-        raise refuse(f"Resize in mode {mode} with {where}")
-    kind = {1: "linear", 2: "bilinear", 3: "trilinear"}[x.ndim - 2]
-    return F.interpolate(x, size=sizes, mode=kind, align_corners=where == "align_corners")
+    if channels and mode == "linear" and (halves or where == "align_corners") and min(x.shape[2:]) > 1:
+        kind = {1: "linear", 2: "bilinear", 3: "trilinear"}[x.ndim - 2]
+        return F.interpolate(x, size=sizes, mode=kind, align_corners=where == "align_corners")
+    raise refuse(f"Resize in mode {mode} with {where}, {nearest} and these sizes")
+
+
+@operator("TopK")
+def _topk(a: Attributes, x: Tensor, count: Any) -> tuple[Tensor, ...]:
+    values, indices = torch.topk(
+        x, numbers(count)[0], a.get("axis", -1), bool(a.get("largest", 1)), bool(a.get("sorted", 1))
+    )
+    return values, indices

@@ -16,6 +16,7 @@ from torch import nn
 from lipcert.errors import ImportFileError
 from lipcert.exchange.onnx_import import load_onnx
 from lipcert.files import replacing
+from lipcert.graph.capture import first_line
 from lipcert.graph.trace import check_mode
 from lipcert.layers import fold
 
@@ -79,9 +80,7 @@ def save_onnx(module: nn.Module, input_shape: Sequence[int], path: str | Path) -
                         "writing ONNX needs the packages onnx and onnxscript: pip install 'lipcert[onnx]'."
                     ) from error
                 except Exception as error:  # the exporter raises whatever it meets
-                    raise ImportFileError(
-                        f"the module cannot be written as ONNX: {str(error).splitlines()[0]}"
-                    ) from error
+                    raise ImportFileError(f"the module cannot be written as ONNX: {first_line(error)}") from error
             again = load_onnx(temporary)
             with torch.no_grad():
                 mine, theirs = folded(x), again(x)
@@ -110,8 +109,12 @@ def save_exported(module: nn.Module, input_shape: Sequence[int], path: str | Pat
             try:
                 program = torch.export.export(folded, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
             except Exception as error:  # as above
-                raise ImportFileError(f"the module cannot be exported: {str(error).splitlines()[0]}") from error
+                raise ImportFileError(f"the module cannot be exported: {first_line(error)}") from error
             with temporary.open("wb") as file:
                 torch.export.save(program, file)
+            again = torch.export.load(temporary).module()  # of this program's own writing
+            with torch.no_grad():
+                if not torch.allclose(folded(x), again(x), rtol=1e-3, atol=1e-5):
+                    raise ImportFileError("the exported program computes something else than the module.")
     except OSError as error:
         raise ImportFileError(f"{path} cannot be written: {error}") from error

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lipcert.errors import ImportFileError
+from lipcert.graph.capture import first_line
 
 __all__ = ["read_state_dict"]
 
@@ -47,14 +48,16 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             "load it yourself, and save module.state_dict() alone."
         ) from error
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
-        raise ImportFileError(f"{path} is damaged, or no file of weights: {str(error).splitlines()[0]}") from error
+        raise ImportFileError(f"{path} is damaged, or no file of weights: {first_line(error)}") from error
     for name in _INSIDE:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
             break
     if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
         raise ImportFileError(f"{path} holds no weights by name: save module.state_dict().")
-    weights = {str(k): v for k, v in found.items()}
+    if not all(isinstance(k, str) for k in found) or any(v.layout != torch.strided for v in found.values()):
+        raise ImportFileError(f"{path}: weights must be dense tensors by name.")
+    weights = dict(found)
     for prefix in _PREFIXES:
         if all(k.startswith(prefix) for k in weights):
             weights = {k.removeprefix(prefix): v for k, v in weights.items()}

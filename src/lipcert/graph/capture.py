@@ -34,10 +34,14 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put every submodule into eval mode and give each its own mode back afterwards."""
+    """Put every submodule into eval mode and give each its own mode back afterwards.
+
+    Nothing is called for it: what a module does on its own ``eval()`` (prove a bound, merge weights) stays undone.
+    """
     modes = [(m, m.training) for m in module.modules()]
     try:
-        module.eval()
+        for m, _ in modes:
+            m.training = False
         yield
     finally:
         for m, training in modes:

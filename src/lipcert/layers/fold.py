@@ -6,7 +6,9 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
+from lipcert.errors import ModuleStateError
 from lipcert.layers.linear import PairwiseLinear
 from lipcert.layers.normalised import Normalised
 from lipcert.layers.smallgain import SmallGainConv2d, SmallGainLinear
@@ -14,6 +16,17 @@ from lipcert.layers.smallgain import SmallGainConv2d, SmallGainLinear
 __all__ = ["fold"]
 
 _FOLDABLE = (Normalised, PairwiseLinear, SmallGainLinear, SmallGainConv2d)
+
+
+def _check(name: str, layer: nn.Module) -> None:
+    """Refuse to fold what is more than the layer itself."""
+    for m in layer.modules():
+        changed = type(m).__module__.split(".")[0] not in ("lipcert", "torch") or parametrize.is_parametrized(m)
+        if changed or m._forward_hooks or m._forward_pre_hooks:
+            raise ModuleStateError(
+                f"the layer '{name}' ({type(layer).__name__}) has hooks, parametrisations or a forward of its own, "
+                "which folding would lose. Remove them first (torch.nn.utils.parametrize.remove_parametrizations)."
+            )
 
 
 @torch.no_grad()
@@ -28,7 +41,8 @@ def fold(module: nn.Module) -> nn.Module:
         module: a network, or one layer.
 
     Raises:
-        BoundError: weights that are not finite.
+        BoundError: weights that are too large or too small.
+        ModuleStateError: weights that are not finite, or a layer with hooks or parametrisations of its own.
 
     >>> import torch
     >>> from lipcert.layers import LipschitzLinear
@@ -39,12 +53,14 @@ def fold(module: nn.Module) -> nn.Module:
     """
     copied = copy.deepcopy(module)
     replaced: dict[int, nn.Module] = {}
-    for layer in [m for m in copied.modules() if isinstance(m, _FOLDABLE)]:
-        replaced[id(layer)] = layer.folded()
+    for name, layer in list(copied.named_modules()):
+        if isinstance(layer, _FOLDABLE):
+            _check(name, layer)
+            replaced[id(layer)] = layer.folded()
     if id(copied) in replaced:
         return replaced[id(copied)].eval()
     for parent in list(copied.modules()):
-        for name, child in list(parent.named_children()):
-            if id(child) in replaced:
-                setattr(parent, name, replaced[id(child)])
+        for name, child in list(parent._modules.items()):  # a layer that is used twice is there twice
+            if child is not None and id(child) in replaced:
+                parent._modules[name] = replaced[id(child)]
     return copied.eval()

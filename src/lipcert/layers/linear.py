@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.errors import ConfigError
-from lipcert.layers.normalised import SLACK_FOLDED, LinearMap, Normalised, plain_precision
+from lipcert.layers.normalised import SLACK_FOLDED, LinearMap, Normalised, plain_precision, positive
 from lipcert.layers.parts import conv_shape, image_shape, scaled_copy, without_bias
 
 __all__ = ["LipschitzConv2d", "LipschitzLinear", "PairwiseLinear"]
@@ -148,15 +148,14 @@ class PairwiseLinear(nn.Module):
         super().__init__()
         if classes < 2:
             raise ConfigError(f"classes must be at least 2; got {classes}")
-        if isinstance(lipschitz, bool) or not isinstance(lipschitz, (int, float)) or not lipschitz > 0:
-            raise ConfigError(f"lipschitz must be a positive number; got {lipschitz!r}")
-        self.lipschitz = float(lipschitz)
+        self.lipschitz = positive(lipschitz)
         self.inner = nn.Linear(in_features, classes, bias=bias)
 
     def weight(self) -> Tensor:
         """W divided by its largest distance of two rows, times κ."""
         with plain_precision(self.inner.weight):
             w = self.inner.weight - self.inner.weight.mean(0)
+            w = w / w.detach().abs().amax().clamp_min(torch.finfo(w.dtype).tiny)  # no product overflows
             gram = w @ w.T  # the largest distance is no small difference of large numbers
             squares = gram.diagonal()[:, None] + gram.diagonal()[None] - 2 * gram
             return w * (self.lipschitz / squares.max().clamp_min(1e-30).sqrt())

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.bounds.lipschitz import lipschitz
-from lipcert.errors import ConfigError, ShapeError
+from lipcert.digests import digest
+from lipcert.errors import BoundError, ConfigError, ShapeError
 
-__all__ = ["SLACK_FOLDED", "LinearMap", "Normalised", "plain_precision"]
+__all__ = ["SLACK_FOLDED", "LinearMap", "Normalised", "plain_precision", "positive"]
 
 LinearMap = Callable[[Tensor], Tensor]
 """A batch of rows to a batch of rows, linearly."""
 
-_SETTLING = 30  # steps of power iteration at the start, and before an excess is proved
 _ROUNDING = 2.0**-14  # what the excess is larger by: the estimate and the weights may be read in another precision
 _SLACK, _DENSE = 5e-3, 512  # of the bound that the excess comes from: quick, as it is proved at each evaluation
+_ZERO = 1e-300  # what the bound of a map of zeros may be, by its own rounding
 SLACK_FOLDED = 1e-3
 """That of a folded layer, which is proved once."""
 
@@ -33,6 +34,30 @@ def plain_precision(like: Tensor) -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
+def positive(lipschitz: object) -> float:
+    """κ, checked.
+
+    Raises:
+        ConfigError: it is not a positive number.
+    """
+    if isinstance(lipschitz, bool) or not isinstance(lipschitz, (int, float)) or not 0 < lipschitz < math.inf:
+        raise ConfigError(f"lipschitz must be a positive number; got {lipschitz!r}")
+    return float(lipschitz)
+
+
+def _norm(y: Tensor) -> Tensor:
+    """‖y‖, which neither overflows nor underflows before it has to; not 0."""
+    least = torch.finfo(y.dtype).tiny
+    size = y.detach().abs().amax().clamp_min(least)
+    return (size * (y / size).square().sum().clamp_min(1e-30).sqrt()).clamp_min(least)
+
+
+def _seal_again(module: nn.Module, _: object) -> None:
+    """After ``load_state_dict``: in eval mode the guarantee is to hold for the new weights."""
+    if not module.training:
+        module.train(False)
+
+
 class Normalised(nn.Module):
     """A layer ``y = (κ / (e·b))·f(x)``, b being a differentiable estimate of a Lipschitz bound of the plain map f.
 
@@ -41,8 +66,10 @@ class Normalised(nn.Module):
     its gradient is that of the norm as far as u is converged.
 
     b is an estimate, from below. The excess e is what makes up for it: the quotient of a proved upper bound and of b,
-    both at the present weights. It is proved again whenever the layer is put into eval mode after its weights have
-    changed (:meth:`seal`), and is 1 before. :meth:`folded` gives a plain module with the factor in its weights.
+    both at the present weights. In train mode it is 1; in eval mode it is proved (:meth:`seal`) unless the state says
+    that it was, for just these weights. A state from a file is taken at its word: what a network of somebody else's is
+    worth says :func:`lipcert.lipschitz`, which sees the factors as they are. :meth:`folded` gives a plain module with
+    the factor in its weights.
 
     Subclasses say what f is (:meth:`plain`) and what b is (:meth:`maps`, :meth:`combined`).
 
@@ -56,18 +83,19 @@ class Normalised(nn.Module):
     """
 
     excess: Tensor
+    sealed: Tensor
 
     def __init__(self, input_shape: Sequence[int], sources: Sequence[Sequence[int]], lipschitz: float) -> None:
         super().__init__()
-        if isinstance(lipschitz, bool) or not isinstance(lipschitz, (int, float)) or not 0 < lipschitz < math.inf:
-            raise ConfigError(f"lipschitz must be a positive number; got {lipschitz!r}")
-        self.lipschitz, self.input_shape = float(lipschitz), tuple(input_shape)
+        self.lipschitz, self.input_shape = positive(lipschitz), tuple(input_shape)
         self._count = len(sources)
-        self._sealed_at: tuple[object, ...] | None = None
+        self._sealed_at: tuple[object, ...] | None = None  # a cheap look at what the weights were then
         for i, shape in enumerate(sources):
             vector = torch.randn(1, *shape)
             self.register_buffer(f"vector_{i}", vector / vector.norm())
         self.register_buffer("excess", torch.ones(()))
+        self.register_buffer("sealed", torch.zeros((), dtype=torch.int64))  # for which weights; 0 for none
+        self.register_load_state_dict_post_hook(_seal_again)  # type: ignore[no-untyped-call]
 
     # --- what subclasses say -------------------------------------------------------------------------------
     @abstractmethod
@@ -90,20 +118,18 @@ class Normalised(nn.Module):
 
     def estimate(self) -> Tensor:
         """The estimate b at the present weights: a scalar, differentiable in them."""
+        # a copy, as the next forward pass moves u while autograd may still need it
+        vectors = [u.clone() for u in self.vectors()] if self.training else self.vectors()
         with plain_precision(self.excess):
-            norms = [
-                m(u).square().sum().clamp_min(1e-30).sqrt() for m, u in zip(self.maps(), self.vectors(), strict=True)
-            ]
-            return self.combined(norms)
+            return self.combined([_norm(m(u)) for m, u in zip(self.maps(), vectors, strict=True)])
 
     def factor(self) -> Tensor:
         """κ / (e·b)."""
         return self.lipschitz / (self.excess * self.estimate())
 
-    @torch.no_grad()
     def advance(self, steps: int = 1) -> None:
         """Move each u towards the leading singular vector of its map."""
-        with plain_precision(self.excess):
+        with torch.inference_mode(False), torch.no_grad(), plain_precision(self.excess):
             for _ in range(steps):
                 for m, u in zip(self.maps(), self.vectors(), strict=True):
                     with torch.enable_grad():
@@ -123,6 +149,8 @@ class Normalised(nn.Module):
             )
         if self.training:
             self.advance()
+        elif not torch.compiler.is_compiling() and self._sealed_at != self._glance():
+            self.train(False)  # the weights were changed since
         result: Tensor = self.factor() * self.apply_plain(x)
         return result
 
@@ -131,17 +159,30 @@ class Normalised(nn.Module):
         """f(x)."""
 
     # --- the guarantee --------------------------------------------------------------------------------------
-    def _state(self) -> tuple[object, ...]:
-        """Changes whenever the weights do, or the vectors."""
-        return tuple((id(t), t._version) for t in (*self.parameters(), *self.vectors()))
+    def _weights(self) -> list[Tensor]:
+        """What b depends on."""
+        return [*self.parameters(), *self.vectors()]
+
+    def _glance(self) -> tuple[object, ...]:
+        """Changes with the weights, but for changes that torch does not see (``p.data``, numpy)."""
+        return tuple((id(t), 0 if t.is_inference() else t._version) for t in (*self._weights(), self.excess))
+
+    def _identity(self) -> int:
+        """A number that tells weights apart, bit by bit; not 0."""
+        named = {str(i): t.detach().cpu().contiguous() for i, t in enumerate(self._weights())}
+        return int(digest(named)[:15], 16) + 1
 
     def _upper(self, slack: float) -> float:
         """A proved upper bound of f's Lipschitz constant."""
         dense = _DENSE if slack >= _SLACK else None
-        plain = self.plain().eval()
-        return float(lipschitz(plain, self.input_shape, guarantee="upper", slack=slack, dense_limit=dense))
+        plain = self.plain()
+        modes = [(m, m.training) for m in plain.modules()]
+        try:
+            return float(lipschitz(plain.eval(), self.input_shape, guarantee="upper", slack=slack, dense_limit=dense))
+        finally:
+            for m, training in modes:
+                m.training = training
 
-    @torch.no_grad()
     def seal(self, slack: float = _SLACK) -> float:
         """Prove the excess anew; returns it.
 
@@ -149,19 +190,33 @@ class Normalised(nn.Module):
             slack: how much larger than it has to be it may be, relatively; less takes longer.
 
         Raises:
-            BoundError: the weights are not finite, or too large.
+            BoundError: the weights are too large or too small for the factor to be a number.
+            lipcert.errors.ModuleStateError: they are not finite.
         """
-        self.advance(_SETTLING)
-        excess = self._upper(slack) / float(self.estimate()) * (1 + _ROUNDING)
-        self.excess.fill_(excess)
-        self._sealed_at = self._state()
+        with torch.inference_mode(False), torch.no_grad():
+            upper = self._upper(slack)
+            excess = 1.0 if upper < _ZERO else upper / float(self.estimate()) * (1 + _ROUNDING)
+            self.excess.fill_(excess)
+            factor = float(self.factor())
+            if not 0 < factor < math.inf or not 0 < float(self.excess) < math.inf:
+                raise BoundError(
+                    f"{type(self).__name__}: its weights are of a size that no factor makes up for in "
+                    f"{self.excess.dtype} (bound {upper:.3g}). Rescale them."
+                )
+            self.sealed.fill_(self._identity())
+            self._sealed_at = self._glance()
         return excess
 
     def train(self, mode: bool = True) -> Normalised:
         """As of every module; in eval mode the layer is κ-Lipschitz, proved for the weights that it has then."""
         super().train(mode)
-        if not mode and self._sealed_at != self._state():
+        if mode:
+            self.excess.fill_(1.0)
+            self.sealed.zero_()
+        elif int(self.sealed) != self._identity():
             self.seal()
+        else:
+            self._sealed_at = self._glance()
         return self
 
     def folded(self) -> nn.Module:

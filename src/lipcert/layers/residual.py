@@ -169,6 +169,8 @@ class ResidualConv2d(_Residual):
         shape = image_shape(input_shape)
         into, out = shape[0], channels or shape[0]
         hidden = hidden or out
+        if stride < 1:
+            raise ConfigError(f"stride must be at least 1; got {stride}")
         if kernel_size % 2 == 0:
             raise ConfigError(f"kernel_size must be odd, for the sizes of both branches to agree; got {kernel_size}")
         if any(side % stride for side in shape[1:]):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lipcert.errors import ConfigError, ShapeError
 from lipcert.layers.activations import make_activation, slopes_of
 from lipcert.layers.linear import orthogonal_at_centre
-from lipcert.layers.normalised import plain_precision
+from lipcert.layers.normalised import plain_precision, positive
 from lipcert.layers.parts import Block, image_shape
 
 __all__ = ["SmallGainConv2d", "SmallGainLinear"]
@@ -23,9 +23,7 @@ class _SmallGain(nn.Module):
 
     def __init__(self, shape: Sequence[int], hidden: int, activation: str, lipschitz: float) -> None:
         super().__init__()
-        if isinstance(lipschitz, bool) or not isinstance(lipschitz, (int, float)) or not lipschitz > 0:
-            raise ConfigError(f"lipschitz must be a positive number; got {lipschitz!r}")
-        self.input_shape, self.lipschitz = tuple(shape), float(lipschitz)
+        self.input_shape, self.lipschitz = tuple(shape), positive(lipschitz)
         self.act = make_activation(activation, hidden)
         centre, radius = slopes_of(self.act, hidden)
         if centre < radius * (1 - 1e-6) or centre == 0:
