@@ -26,6 +26,7 @@ from lipcert.layers import (
 )
 from lipcert.loop import LoopMap
 from lipcert.scaled import ScaledMap
+from lipcert.train import GainBound, TrainingBound
 
 # name: (layer of κ, shape of one input)
 LAYERS: dict[str, tuple[Callable[[float], nn.Module], tuple[int, ...]]] = {
@@ -308,6 +309,32 @@ def test_looking_leaves_no_trace_in_training() -> None:
                 layer.train()
         states.append(layer.state_dict())
     assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+
+
+@pytest.mark.parametrize("kind", [TrainingBound, GainBound])
+def test_bounds_of_a_network_in_training(kind: type[TrainingBound] | type[GainBound]) -> None:
+    """In either order of bound and forward pass; nothing is proved for it, and two runs are the same."""
+    states = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        net = nn.Sequential(ResidualLinear(6), LipschitzLinear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+        bound = kind(net, (6,))
+        assert all(float(m.excess) == 1 for m in net.modules() if isinstance(m, Normalised))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        x = torch.randn(8, 6)
+        for first in (True, False, True):
+            optimizer.zero_grad()
+            parts = [bound().sum(), net(x).square().sum()] if first else [net(x).square().sum(), bound().sum()]
+            (parts[0] + parts[1]).backward()
+            assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in net.parameters())
+            optimizer.step()
+        states.append(net.state_dict())
+    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+    found, options = float(bound.refresh(50).max()), {"scope": "pairwise", "scaling": "channel"}
+    method = "liplt" if kind is TrainingBound else "smallgain"
+    assert found == pytest.approx(
+        float(lipcert.lipschitz(net.eval(), (6,), method=method, **options).value.max()), rel=0.1
+    )
 
 
 def test_a_layer_that_is_used_twice_in_one_step() -> None:

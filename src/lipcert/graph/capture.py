@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -32,6 +33,14 @@ def first_line(error: BaseException) -> str:
     return text if len(text) <= 300 else text[:297] + "…"
 
 
+_READ: ContextVar[bool] = ContextVar("lipcert_read", default=False)
+
+
+def is_read() -> bool:
+    """Whether a module is being run to see what it computes: it is then to change nothing."""
+    return _READ.get()
+
+
 @contextmanager
 def in_eval_mode(module: nn.Module) -> Iterator[None]:
     """Put every submodule into eval mode and give each its own mode back afterwards.
@@ -39,11 +48,13 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
     Nothing is called for it: what a module does on its own ``eval()`` (prove a bound, merge weights) stays undone.
     """
     modes = [(m, m.training) for m in module.modules()]
+    before = _READ.set(True)
     try:
         for m, _ in modes:
             m.training = False
         yield
     finally:
+        _READ.reset(before)
         for m, training in modes:
             m.training = training
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lipcert.bounds.lipschitz import lipschitz
 from lipcert.digests import digest
 from lipcert.errors import BoundError, ConfigError, ShapeError
+from lipcert.graph.capture import is_read
 
 __all__ = ["SLACK_FOLDED", "LinearMap", "Normalised", "plain_precision", "positive"]
 
@@ -107,7 +108,7 @@ class Normalised(nn.Module):
         """The linear maps whose norms b is made of."""
 
     def combined(self, norms: Sequence[Tensor]) -> Tensor:
-        """B from their norms."""
+        """The estimate b, from their norms."""
         (norm,) = norms
         return norm
 
@@ -118,14 +119,13 @@ class Normalised(nn.Module):
 
     def estimate(self) -> Tensor:
         """The estimate b at the present weights: a scalar, differentiable in them."""
-        # a copy, as the next forward pass moves u while autograd may still need it
-        vectors = [u.clone() for u in self.vectors()] if self.training else self.vectors()
+        vectors = [u.clone() for u in self.vectors()]  # the next forward pass moves them; autograd may still need these
         with plain_precision(self.excess):
             return self.combined([_norm(m(u)) for m, u in zip(self.maps(), vectors, strict=True)])
 
     def factor(self) -> Tensor:
         """κ / (e·b)."""
-        return self.lipschitz / (self.excess * self.estimate())
+        return self.lipschitz / (self.excess.clone() * self.estimate())
 
     def advance(self, steps: int = 1) -> None:
         """Move each u towards the leading singular vector of its map."""
@@ -149,7 +149,7 @@ class Normalised(nn.Module):
             )
         if self.training:
             self.advance()
-        elif not torch.compiler.is_compiling() and self._sealed_at != self._glance():
+        elif not is_read() and not torch.compiler.is_compiling() and self._sealed_at != self._glance():
             self.train(False)  # the weights were changed since
         result: Tensor = self.factor() * self.apply_plain(x)
         return result
