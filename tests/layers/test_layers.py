@@ -284,6 +284,32 @@ def test_it_holds_for_the_weights_that_there_are(change: Callable[[LipschitzLine
     assert 0.9 < _constant(layer) <= 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused(dtype: torch.dtype) -> None:
+    """Before eval and after it: the factor would be off by more than the guarantee allows."""
+    with pytest.raises(BoundError, match="too coarse"):
+        LipschitzLinear(4, 4).to(dtype).eval()
+    layer = LipschitzLinear(4, 4).eval().to(dtype)
+    with pytest.raises(BoundError, match="too coarse"):
+        layer(torch.ones(1, 4, dtype=dtype))
+
+
+@pytest.mark.parametrize("kappa", [0.1, 0.3])
+def test_a_folded_scale_is_not_rounded_up(kappa: float) -> None:
+    scale = fold(SmallGainLinear(4, lipschitz=kappa)).scale
+    assert kappa * (1 - 1e-6) < float(scale) <= kappa
+
+
+def test_functionals_are_of_the_layer_as_it_is() -> None:
+    """Not of one that was proved anew in float64: that is another network."""
+    layer = LipschitzLinear(4, 4).eval()
+    layer.excess.mul_(0.5)  # a state that says too little, and is taken at its word
+    layer._sealed_at = layer._glance()
+    weights = torch.eye(4, dtype=torch.float64)
+    weights[0, 0] += 2.0**-40
+    assert float(lipcert.lipschitz(layer, (4,), output_weights=weights)) == pytest.approx(2, rel=1e-2)
+
+
 def test_a_state_that_is_sealed_stays_as_it_is() -> None:
     """What was certified is what is loaded: nothing is proved, moved or drawn again for the same weights."""
     layer, _ = _layer("residual conv")
@@ -377,6 +403,10 @@ def test_another_size_is_refused(make: Callable[[], nn.Module]) -> None:
         (lambda: LipschitzConv2d((3, 4, 4), 2, 9, padding=0), "does not fit"),
         (lambda: ResidualLinear(3, out_features=4), "identity"),
         (lambda: ResidualLinear(3, shortcut="pool"), "pool"),
+        (lambda: ResidualLinear(3, 0), "hidden must be"),
+        (lambda: ResidualConv2d((2, 4, 4), stride=0), "stride must be"),
+        (lambda: ResidualConv2d((2, 4, 4), kernel_size=(3, 3)), "kernel_size must be"),
+        (lambda: SmallGainLinear(4, 0), "hidden must be"),
         (lambda: ResidualLinear(3, shortcut="none"), "must be one of"),
         (lambda: ResidualConv2d((2, 4, 4), kernel_size=2), "odd"),
         (lambda: ResidualConv2d((2, 5, 5), stride=2), "divide"),

@@ -57,4 +57,6 @@ def weighted(module: nn.Module, input_shape: Sequence[int], weights: Tensor) -> 
     rows = given_rows.to(like.dtype)
     if not torch.equal(rows.double(), given_rows.double()):  # then the network is bounded in float64, as it is stored
         module, rows = copy.deepcopy(module).double(), given_rows.double()
-    return _Weighted(module, rows).eval()
+    result = _Weighted(module, rows)
+    result.training = False  # without eval(): it might prove a layer's factor anew, and that would be another network
+    return result

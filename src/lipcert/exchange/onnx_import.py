@@ -36,7 +36,7 @@ def _package() -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise ImportFileError("ONNX files need the package onnx: pip install 'lipcert[onnx]'.") from error
+        raise ImportFileError("ONNX files need the package onnx: pip install onnx.") from error
     return onnx
 
 

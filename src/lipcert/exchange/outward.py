@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
 import warnings
@@ -39,7 +38,7 @@ def _quiet() -> Iterator[None]:
 def _plain(module: nn.Module, input_shape: Sequence[int]) -> tuple[nn.Module, torch.Tensor]:
     """The module with the layers of lipcert folded, on the CPU, and a batch for it."""
     check_mode(module)
-    folded = fold(copy.deepcopy(module).cpu())
+    folded = fold(module).cpu()
     dtype = next((t.dtype for t in (*folded.parameters(), *folded.buffers()) if t.is_floating_point()), torch.float32)
     return folded, torch.rand((2, *input_shape)).to(dtype)
 
@@ -77,7 +76,7 @@ def save_onnx(module: nn.Module, input_shape: Sequence[int], path: str | Path) -
                     )
                 except ImportError as error:
                     raise ImportFileError(
-                        "writing ONNX needs the packages onnx and onnxscript: pip install 'lipcert[onnx]'."
+                        "writing ONNX needs the packages onnx and onnxscript: pip install onnx onnxscript."
                     ) from error
                 except Exception as error:  # the exporter raises whatever it meets
                     raise ImportFileError(f"the module cannot be written as ONNX: {first_line(error)}") from error

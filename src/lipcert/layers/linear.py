@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lipcert.errors import ConfigError
 from lipcert.layers.normalised import SLACK_FOLDED, LinearMap, Normalised, plain_precision, positive
-from lipcert.layers.parts import conv_shape, image_shape, scaled_copy, without_bias
+from lipcert.layers.parts import conv_shape, image_shape, scaled_copy, whole, without_bias
 
 __all__ = ["LipschitzConv2d", "LipschitzLinear", "PairwiseLinear"]
 
@@ -99,6 +99,7 @@ class LipschitzConv2d(_OneLayer):
         lipschitz: float = 1.0,
     ) -> None:
         shape = image_shape(input_shape)
+        kernel_size = whole("kernel_size", kernel_size)
         padding = kernel_size // 2 if padding is None else padding
         self.output_shape = conv_shape(shape, channels, kernel_size, stride, padding)
         super().__init__(shape, [shape], lipschitz)

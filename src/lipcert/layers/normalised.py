@@ -165,7 +165,7 @@ class Normalised(nn.Module):
 
     def _glance(self) -> tuple[object, ...]:
         """Changes with the weights, but for changes that torch does not see (``p.data``, numpy)."""
-        return tuple((id(t), 0 if t.is_inference() else t._version) for t in (*self._weights(), self.excess))
+        return tuple((id(t), t.dtype, 0 if t.is_inference() else t._version) for t in (*self._weights(), self.excess))
 
     def _identity(self) -> int:
         """A number that tells weights apart, bit by bit; not 0."""
@@ -190,9 +190,14 @@ class Normalised(nn.Module):
             slack: how much larger than it has to be it may be, relatively; less takes longer.
 
         Raises:
-            BoundError: the weights are too large or too small for the factor to be a number.
+            BoundError: the weights are too large or too small for the factor to be a number, or in half precision.
             lipcert.errors.ModuleStateError: they are not finite.
         """
+        if self.excess.dtype not in (torch.float32, torch.float64):
+            raise BoundError(
+                f"{type(self).__name__}: a factor in {self.excess.dtype} is too coarse for a guarantee. Keep the "
+                "weights in float32, under torch.autocast if it is to be fast."
+            )
         with torch.inference_mode(False), torch.no_grad():
             upper = self._upper(slack)
             excess = 1.0 if upper < _ZERO else upper / float(self.estimate()) * (1 + _ROUNDING)

@@ -12,9 +12,17 @@ from torch import Tensor, nn
 from lipcert.errors import ConfigError
 from lipcert.layers.normalised import LinearMap
 
-__all__ = ["Block", "Pool", "conv_shape", "image_shape", "scaled_copy", "without_bias"]
+__all__ = ["Block", "Pool", "conv_shape", "image_shape", "scaled_copy", "whole", "without_bias"]
 
 _Layer = TypeVar("_Layer", bound="nn.Linear | nn.Conv2d")
+
+
+def whole(name: str, value: object, default: int | None = None) -> int:
+    """A size, checked; ``default`` where it is None."""
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} must be a whole number of at least 1; got {value!r}")
+    return value
 
 
 def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
@@ -95,7 +103,10 @@ class Block(nn.Module):
         self.shortcut, self.inner, self.act, self.outer = shortcut, inner, act, outer
         self.scaled = scale != 1.0
         if self.scaled:
-            self.register_buffer("scale", torch.tensor(scale))
+            stored = torch.tensor(scale)
+            if float(stored) > scale:  # never above what was proved
+                stored = torch.nextafter(stored, torch.zeros(()))
+            self.register_buffer("scale", stored)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""

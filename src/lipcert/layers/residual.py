@@ -11,7 +11,7 @@ from lipcert.errors import ConfigError
 from lipcert.layers.activations import make_activation, slopes_of
 from lipcert.layers.linear import orthogonal_at_centre
 from lipcert.layers.normalised import SLACK_FOLDED, LinearMap, Normalised
-from lipcert.layers.parts import Block, Pool, conv_shape, image_shape, scaled_copy, without_bias
+from lipcert.layers.parts import Block, Pool, conv_shape, image_shape, scaled_copy, whole, without_bias
 
 __all__ = ["ResidualConv2d", "ResidualLinear"]
 
@@ -112,7 +112,7 @@ class ResidualLinear(_Residual):
         activation: str = "relu",
         lipschitz: float = 1.0,
     ) -> None:
-        hidden, out = hidden or features, out_features or features
+        hidden, out = whole("hidden", hidden, features), whole("out_features", out_features, features)
         _check_shortcut(shortcut, out == features, False)
         super().__init__((features,), [(features,), (hidden,), (features,)], lipschitz)
         self.shortcut = nn.Identity() if shortcut == "identity" else nn.Linear(features, out, bias=False)
@@ -167,11 +167,9 @@ class ResidualConv2d(_Residual):
         lipschitz: float = 1.0,
     ) -> None:
         shape = image_shape(input_shape)
-        into, out = shape[0], channels or shape[0]
-        hidden = hidden or out
-        if stride < 1:
-            raise ConfigError(f"stride must be at least 1; got {stride}")
-        if kernel_size % 2 == 0:
+        into, out = shape[0], whole("channels", channels, shape[0])
+        hidden, stride = whole("hidden", hidden, out), whole("stride", stride)
+        if whole("kernel_size", kernel_size) % 2 == 0:
             raise ConfigError(f"kernel_size must be odd, for the sizes of both branches to agree; got {kernel_size}")
         if any(side % stride for side in shape[1:]):
             raise ConfigError(f"the stride {stride} must divide the sides of images of {shape[1]}×{shape[2]}")

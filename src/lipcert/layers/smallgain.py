@@ -11,7 +11,7 @@ from lipcert.errors import ConfigError, ShapeError
 from lipcert.layers.activations import make_activation, slopes_of
 from lipcert.layers.linear import orthogonal_at_centre
 from lipcert.layers.normalised import plain_precision, positive
-from lipcert.layers.parts import Block, image_shape
+from lipcert.layers.parts import Block, image_shape, whole
 
 __all__ = ["SmallGainConv2d", "SmallGainLinear"]
 
@@ -118,8 +118,9 @@ class SmallGainLinear(_SmallGain):
     def __init__(
         self, features: int, hidden: int | None = None, *, activation: str = "relu", lipschitz: float = 1.0
     ) -> None:
-        super().__init__((features,), hidden or features, activation, lipschitz)
-        self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(hidden or features, features)))
+        hidden = whole("hidden", hidden, whole("features", features))
+        super().__init__((features,), hidden, activation, lipschitz)
+        self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(hidden, features)))
 
     def gram(self) -> Tensor:
         """|W Wᵀ|."""
@@ -177,10 +178,11 @@ class SmallGainConv2d(_SmallGain):
         lipschitz: float = 1.0,
     ) -> None:
         shape = image_shape(input_shape)
-        if kernel_size % 2 == 0:
+        hidden = whole("hidden", hidden, shape[0])
+        if whole("kernel_size", kernel_size) % 2 == 0:
             raise ConfigError(f"kernel_size must be odd, for the size of the image to stay; got {kernel_size}")
-        super().__init__(shape, hidden or shape[0], activation, lipschitz)
-        conv = nn.Conv2d(shape[0], hidden or shape[0], kernel_size, padding=kernel_size // 2)
+        super().__init__(shape, hidden, activation, lipschitz)
+        conv = nn.Conv2d(shape[0], hidden, kernel_size, padding=kernel_size // 2)
         orthogonal_at_centre(conv)
         self.weight, self.padding = nn.Parameter(conv.weight.detach()), kernel_size // 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 
 from torch import nn
 
@@ -90,33 +91,5 @@ def lipres(
     return nn.Sequential(layers)
 
 
-def _sized(size: str) -> None:
-    widths, blocks, hidden = _SIZES[size]
-
-    def builder(
-        *,
-        input_shape: tuple[int, ...],
-        num_classes: int,
-        block: str = "smallgain",
-        head: str = "linear",
-        activation: str = "relu",
-    ) -> nn.Sequential:
-        return lipres(
-            widths,
-            blocks,
-            hidden,
-            input_shape=input_shape,
-            num_classes=num_classes,
-            block=block,
-            head=head,
-            activation=activation,
-        )
-
-    builder.__doc__ = (
-        f":func:`lipres` with stages of {widths} channels and {blocks} blocks, and {hidden} hidden features."
-    )
-    register(f"lipres-{size}")(builder)
-
-
-for _size in _SIZES:
-    _sized(_size)
+for _size, _parts in _SIZES.items():
+    register(f"lipres-{_size}")(partial(lipres, *_parts))
