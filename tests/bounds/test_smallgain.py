@@ -291,6 +291,33 @@ def test_a_start_of_another_network(start: Any, said: str, guarantee: str) -> No
         lipcert.lipschitz(_mlp(3, 5, 4, 3), (3,), method="smallgain", guarantee=guarantee, start=start)  # type: ignore[arg-type]
 
 
+class _Residual(nn.Module):
+    """x − 2·Wᵀ T⁻¹ relu(W·x): 1-Lipschitz by small gain, of LipLT's about 3."""
+
+    def __init__(self, width: int, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        w = torch.randn(width, width, generator=generator, dtype=torch.float64)
+        self.inner, self.outer = (nn.Linear(width, width, bias=False, dtype=torch.float64) for _ in range(2))
+        self.inner.weight.data.copy_(w)
+        self.outer.weight.data.copy_(-2 * w.T / (w @ w.T).abs().sum(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.outer(self.inner(x).relu())
+
+
+def test_a_deep_residual_network_is_taken_block_by_block() -> None:
+    """LipLT says 4,000, and a search from there gets nowhere near what each block has."""
+    net = nn.Sequential(*(_Residual(6, seed) for seed in range(20))).eval()
+    assert float(_liplt(net, (6,))) > 1e3
+    found = _bound(net, (6,), scaling="neuron", seconds=20.0)
+    assert 0.1 < float(found) < 1.05
+    assert found.slack < 1e-4
+    assert found.evidence is not None
+    again = _bound(net, (6,), scaling="neuron", seconds=0.0, start=found.evidence.scaling)
+    assert float(again) < 1.05
+
+
 def test_a_search_that_fails_leaves_liplt_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> None:
         raise BoundError("no luck")

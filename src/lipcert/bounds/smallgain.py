@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,12 +27,13 @@ from lipcert.bounds.output import fitted, functional_norms, whitening
 from lipcert.bounds.recursive import estimated, proved, typical_norms
 from lipcert.bounds.result import Estimate, Scope, UpperBound
 from lipcert.bounds.scaling import Progress, Search, feasible_start
+from lipcert.bounds.stages import Find, staged_start
 from lipcert.errors import BoundError
 from lipcert.loop import LoopMap, Pair
 from lipcert.norms.result import Norm
 from lipcert.norms.scaled import prove_scaled
 from lipcert.norms.upper import DENSE, deterministic_limit
-from lipcert.scaled import ScaledMap, levels
+from lipcert.scaled import ScaledMap, levels, weight_shapes
 
 __all__ = [
     "estimated_smallgain",
@@ -56,6 +57,8 @@ _SINGULAR = 1e-2  # of the mean of N's diagonal
 _ROWS = 40
 _LOOKS_AHEAD = 3  # at which outputs a global bound depends on, where they are too many to look at all
 _FINEST_SHARE = 0.5  # of the time there is: a finer scaling is begun while less has passed
+_PARTS_SHARE = 0.3  # of the time there is, for the parts of a deep network
+_ROOM = 1e-3  # that a part's constant is taken for more than it is, so that ‖S_z‖ < 1 of the whole
 
 
 Objective = Callable[[Tensor, float], Tensor]
@@ -122,6 +125,7 @@ def search(
     seconds: float = 60.0,
     start: Scaling | None = None,
     progress: Progress | None = None,
+    rough: bool = False,
 ) -> tuple[Scaling, Tensor | float]:
     """Find D, and N (C, C) for it (a number, λ_max of N, for ``"global"``).
 
@@ -135,6 +139,7 @@ def search(
         seconds: when to stop the search; what is found then is used.
         start: D of an earlier bound of the same graph, instead of a start of its own.
         progress: is told how it goes.
+        rough: stop where more is to be had for much more time.
 
     Returns:
         D and N, not proved.
@@ -147,12 +152,11 @@ def search(
     heads, sketched = _heads(working, scope)
     wanted, smooth = objective(scope, sketched=sketched)
     found = Search(working, heads, wanted)
-    current = feasible_start(working, hidden, norms) if start is None else start
-    kinds: list[Kind] = [k for k in KINDS if scaling in (k, "auto")]
-    if start is not None:
-        kinds = [k for k in kinds if KINDS.index(k) >= KINDS.index(start.kind)]
-    elif scaling != "auto":
-        kinds = list(KINDS[: KINDS.index(kinds[0]) + 1])
+    kinds: list[Kind] = [k for i, k in enumerate(KINDS) if scaling == "auto" or scaling in KINDS[i:]]
+    if start is None:
+        start = _start(loop, working, hidden, norms, found, "channel" if scaling == "auto" else kinds[-1], seconds)
+    current = start
+    kinds = _distinct(working, kinds[KINDS.index(start.kind) :])
     candidates: list[Scaling] = []
     roughly = kinds[0] == "layer" and len(kinds) > 1
     for i, kind in enumerate(kinds):
@@ -164,7 +168,7 @@ def search(
         # A weight a layer is only where a finer scaling starts from; a weight a neuron needs the best of the channels'.
         current = current.refined(working, kind)
         current, _ = found.run(
-            current, deadline=began + seconds, smooth=smooth, progress=progress, rough=roughly and not i
+            current, deadline=began + seconds, smooth=smooth, progress=progress, rough=rough or (roughly and not i)
         )
         candidates.append(current)
     if roughly and len(candidates) == 1:  # there was no time for a finer one
@@ -175,6 +179,51 @@ def search(
         if scaling != "auto":  # what was asked for, though it be equal in each channel
             current = current.refined(working, kinds[-1])
     return current, _final(working, current, scope, found.heads if sketched else None)
+
+
+def _distinct(loop: LoopMap, kinds: Sequence[Kind]) -> list[Kind]:
+    """The same without those that are the next one by another name: where an activation has no dimensions of space."""
+    shapes = [weight_shapes(loop, k) for k in kinds]
+    return [k for i, k in enumerate(kinds) if i + 1 == len(kinds) or shapes[i] != shapes[i + 1]]
+
+
+def _start(
+    loop: LoopMap,
+    working: LoopMap,
+    hidden: Mapping[int, float],
+    norms: Mapping[Pair, float] | None,
+    search: Search,
+    kind: Kind,
+    seconds: float,
+) -> Scaling:
+    """What LipLT gives, or the blocks of a deep network by themselves, whichever is better."""
+    deadline = time.monotonic() + _PARTS_SHARE * seconds
+    try:
+        whole, failed = feasible_start(working, hidden, norms), None
+    except BoundError as error:
+        whole, failed = None, error
+    try:
+        staged = staged_start(loop, _finder(kind), deadline)
+    except BoundError:
+        staged = None
+    given = [s for s in (whole, staged) if s is not None]
+    if not given:
+        raise failed or BoundError("there are no weights to start from")
+    return min(given, key=search.reached)
+
+
+def _finder(kind: Kind) -> Find:
+    """D and a Lipschitz constant of a part of a network."""
+
+    def find(part: LoopMap, seconds: float) -> tuple[Scaling | None, float]:
+        value, hidden, norms = estimated(part, "global", 0)
+        if not part.depth:
+            return None, float(value) * (1 + _ROOM)
+        start = feasible_start(part, hidden, norms).refined(part, kind)
+        found, gain = search(part, hidden, scope="global", scaling=kind, seconds=seconds, start=start, rough=True)
+        return found, math.sqrt(float(gain)) * (1 + _ROOM)
+
+    return find
 
 
 def _final(loop: LoopMap, scaling: Scaling, scope: Scope, sketch: Tensor | None) -> Tensor | float:
@@ -244,13 +293,14 @@ def prove(
     failure: float,
     slack: float,
     seed: int | None = None,
+    norms: Mapping[Pair, float] | None = None,
 ) -> Evidence:
     """Prove the norm of S for given D and N.
 
     Args:
         loop: T in float64.
         scaling, gain: from :func:`search`, or from anywhere.
-        dense, limit, failure, seed: see :func:`lipcert.norms.scaled.prove_scaled`.
+        dense, limit, failure, seed, norms: see :func:`lipcert.norms.scaled.prove_scaled`.
         slack: relative excess to aim at in the bound.
     """
     # whatever float32 makes of P, the norm is that of the P that stands in the evidence
@@ -262,6 +312,7 @@ def prove(
         failure=failure,
         slack=slack / max(levels(loop)),
         seed=seed,
+        norms=norms,
     )
     return replace(evidence, norm=norm)
 
@@ -343,10 +394,12 @@ def proved_smallgain(
         sharp = None if evidence is None else evidence_value(loop, evidence, scope)
     elif _bounded(loop, base.hidden):
         try:
-            known = typical_norms(loop, {p: n.upper for p, n in base.norms.items()}, base.heads)
+            proofs = {p: n.upper for p, n in base.norms.items()}
+            known = typical_norms(loop, proofs, base.heads)
             found, gain = search(loop, base.hidden, scope=scope, norms=known, **options)
             limit = deterministic_limit(dense_limit, failure)
-            evidence = prove(loop, found, gain, dense=min(DENSE, limit), limit=limit, failure=failure / 2, slack=slack)
+            how: dict[str, Any] = {"dense": min(DENSE, limit), "limit": limit, "failure": failure / 2}
+            evidence = prove(loop, found, gain, slack=slack, norms=proofs, **how)
             sharp = evidence_value(loop, evidence, scope)
         except BoundError as error:
             warnings.warn(f"no small-gain bound was found, and LipLT's is used: {error}", stacklevel=2)

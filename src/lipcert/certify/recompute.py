@@ -226,7 +226,8 @@ class Recomputed:
             claim = self.evidence.norm
             assert claim is not None
             scaled = self.evidence.map(self.loop)
-            way = confirm_scaled(scaled, claim, limit=self.dense_limit, failure=share)
+            norms = {pair: self.claims[pair].upper for pair in found}
+            way = confirm_scaled(scaled, claim, limit=self.dense_limit, failure=share, norms=norms)
             if way is None:
                 raise NotChecked("the norm of the scaled map could not be confirmed: allow a probability of failure")
             how += f"; the scaled map, {claim.method} by {way}"

@@ -7,12 +7,15 @@ to z_k, and γ_k for its roundings,
     ‖fl(S p) − S p‖ ≤ Σ_k (1 + max|c_k/r_k|·σ)·γ_k·Σ_i B_ki·(max|c_i|/ℓ_i·(σ + E) + max r_i/ℓ_i) · ‖p‖,
 
 as an error η of z_k acts like a change c_k/r_k·η of w_k, which goes through S once more. The adjoint obeys the same
-bound. σ is not known beforehand: a first, coarse test gives a bound, with which a finer one is made.
+bound. σ is not known beforehand: a first, coarse test gives a bound, with which a finer one is made. Of deep networks
+the triangle inequality says too little even for that. Norms of blocks that are proved say more, ‖S‖² being at most
+Σ (max D_k·‖A_kj‖/min D_j)²; and of an explicit matrix its rows say it of one another (:func:`_explicit`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -41,10 +44,13 @@ class ScaledErrors:
 
     Args:
         scaled: S in float64.
+        norms: upper bounds on norms of blocks A_kj of T, those that are known.
+
+    Attributes:
         known: a bound on ‖S‖, by the key (1, 0), once there is one.
     """
 
-    def __init__(self, scaled: ScaledMap) -> None:
+    def __init__(self, scaled: ScaledMap, norms: Mapping[Pair, float] | None = None) -> None:
         self.loop, self.known = scaled, dict[Pair, float]()
         loop = scaled.loop
         segments = BlockErrors(loop, {})
@@ -54,10 +60,10 @@ class ScaledErrors:
         self._shares = [(0.0, 1.0), *(loop.shares(j) for j in range(1, loop.depth + 1))]
         self._ratios = [0.0, *(loop.ratios(j)[0] for j in range(1, loop.depth + 1)), 0.0]
         self._absolute = absolute_norm(scaled, _BLOCK, underflow(scaled))
-        self._crude = min(self._triangle(), self._absolute)
+        self._crude = min(self._triangle(norms or {}), self._absolute)
 
-    def _triangle(self) -> float:
-        """A bound on ‖S‖ from its segments, by the triangle inequality."""
+    def _triangle(self, norms: Mapping[Pair, float]) -> float:
+        """A bound on ‖S‖ from its segments, by the triangle inequality, and from norms of blocks."""
         last, size = self.loop.loop.depth + 1, dict[int, float]()
         for k in range(1, last + 1):
             size[k] = sum(
@@ -65,8 +71,19 @@ class ScaledErrors:
                 for i in range(k)
                 if (b := self._segments.get((k, i))) is not None
             )
+            size[k] = min(size[k], self._row(k, norms))
         total = math.sqrt(sum(v * v for v in size.values()))
         return total * (1 + 2.0**-30)
+
+    def _row(self, k: int, norms: Mapping[Pair, float]) -> float:
+        """‖D_k·z_k‖ by norms of the blocks that lead there, if all are known."""
+        loop = self.loop.loop
+        blocks = [(k, j) for j in range(k) if loop.connected(k, j)]
+        if k > loop.depth or not all(p in norms for p in blocks):
+            return math.inf
+        least = [1.0, *(float(d.min()) for d in self.loop.weights)]
+        most = float(self.loop.weights[k - 1].max())
+        return math.sqrt(sum((most * norms[k, j] / least[j]) ** 2 for _, j in blocks))
 
     def norm(self, pair: Pair) -> float:
         """A bound on ‖S‖: what is known, or a crude one."""
@@ -127,13 +144,22 @@ def _explicit(scaled: ScaledMap, errors: ScaledErrors) -> Norm:
     """From the explicit matrix, formed with an error of E(σ) in each of n rows, if ‖S‖ = σ.
 
     σ ≤ seen + √n·E(σ); as E is convex, that rules out everything between two values of σ that it rules out.
+
+    That σ is not beyond both is shown row by row (or column by column, where the adjoint made them): what the rows of
+    z_k lose depends on the norms of those before them. If these are at most 2·seen, and √n·E(2·seen) at most seen, then
+    σ_k ≤ seen + √n·(η_k + σ_k·Σ_l c_l/r_l·η_l) for what is lost in k and in l < k, whose weighted sum is within E, and
+    so σ_k ≤ 2·seen again: σ ≤ √(K + 1)·2·seen.
     """
     matrix = block(scaled, _BLOCK)
     lost = underflow(scaled)
     rest = math.sqrt(matrix.numel()) * max(lost[0][1], lost[1][0])
     seen, size, most = spectral_norm_upper(matrix), math.sqrt(len(matrix)), errors.norm(_BLOCK)
     forming = size * errors.error(_BLOCK)
-    likely, worst = (size * errors.error_at(sigma) + rest for sigma in (2 * seen, most))
+    likely = size * errors.error_at(2 * seen) + rest
+    if likely < seen:
+        most = min(most, 2 * seen * math.sqrt(scaled.loop.depth + 1) * (1 + 2.0**-30))
+        forming = min(forming, size * errors.error_at(most))
+    worst = size * errors.error_at(most) + rest
     if 0 < seen < most / 2 and likely < seen and seen + worst < most:
         forming = size * errors.error_at(2 * seen)
     # as much more as a Cholesky factorisation of the Gram matrix needs to show it too
@@ -142,7 +168,14 @@ def _explicit(scaled: ScaledMap, errors: ScaledErrors) -> Norm:
 
 
 def prove_scaled(
-    scaled: ScaledMap, *, dense: int, limit: int, failure: float, slack: float, seed: int | None = None
+    scaled: ScaledMap,
+    *,
+    dense: int,
+    limit: int,
+    failure: float,
+    slack: float,
+    seed: int | None = None,
+    norms: Mapping[Pair, float] | None = None,
 ) -> Norm:
     """An upper bound on ‖S‖₂.
 
@@ -153,11 +186,12 @@ def prove_scaled(
         failure: the probability with which the bound may be too small; 0 allows no randomised test.
         slack: relative excess to aim at.
         seed: of the randomised test; None draws one that nobody could foresee.
+        norms: upper bounds on norms of blocks of T, those that are known: of deep networks they show what may be lost.
 
     Raises:
         BoundError: S is too large for a deterministic bound and ``failure`` is 0, or its rounding is beyond proof.
     """
-    errors = ScaledErrors(scaled)
+    errors = ScaledErrors(scaled, norms)
     side = min(scaled.source_shape(0)[0], scaled.target_shape(1)[0])
     if side <= dense:
         return _explicit(scaled, errors)
@@ -191,7 +225,13 @@ def _by_test(
 
 
 def confirm_scaled(
-    scaled: ScaledMap, claim: Norm, *, limit: int, failure: float, seed: int | None = None
+    scaled: ScaledMap,
+    claim: Norm,
+    *,
+    limit: int,
+    failure: float,
+    seed: int | None = None,
+    norms: Mapping[Pair, float] | None = None,
 ) -> str | None:
     """Prove afresh, by another method than ``claim.method``, that ‖S‖₂ ≤ claim.upper.
 
@@ -201,6 +241,7 @@ def confirm_scaled(
         limit: the largest smaller side of S of which a matrix may be formed.
         failure: the probability with which a wrong claim may be confirmed; 0 allows no randomised test.
         seed: of the randomised test; None draws one that nobody could foresee.
+        norms: upper bounds on norms of blocks of T, those that are confirmed.
 
     Returns:
         the method by which it was confirmed, or None if it could neither be confirmed nor refuted.
@@ -209,7 +250,7 @@ def confirm_scaled(
         BoundError: the claim is refuted: the norm was seen to be larger.
     """
     with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
-        errors = ScaledErrors(scaled)
+        errors = ScaledErrors(scaled, norms)
         side = min(scaled.source_shape(0)[0], scaled.target_shape(1)[0])
         seen = float(estimate_norms(scaled, [_BLOCK])[_BLOCK])
         if not seen <= claim.upper * (1 + 1e-9):  # nor where it overflows
