@@ -53,6 +53,29 @@ def test_exported_for_torch(run: Path, tmp_path: Path) -> None:
     assert module(torch.rand(3, 1, 8, 8)).shape == (3, 10)
 
 
+def test_a_folded_run(tmp_path: Path) -> None:
+    layers, own, folded, claims = (tmp_path / n for n in ("layers", "own", "folded", "claims.json"))
+    model = 'model={name="lipres-s",options={head="pairwise",block="residual"}}'
+    short = ["train.epochs=1", "train.batch_size=512", LOSSES["ce"]]
+    assert cli("train", "digits-mlp-crm", model, *short, "--out", layers, "--quiet").exit_code == 0
+    refused = cli("certify", layers, "-e", "0.1", "--first", "20")
+    assert refused.exit_code == 1
+    assert "lipcert fold" in refused.stderr
+    result = cli("fold", layers, folded)
+    assert result.exit_code == 0, result.stderr
+    assert cli("certify", folded, "-e", "0.1", "--first", "20", "--save", claims).exit_code == 0
+    assert cli("verify", claims, folded).exit_code == 0
+    for arguments, said in (
+        (["fold", folded, own], "folded already"),
+        (["fold", layers, folded], "holds a run already"),
+        (["fold", own, folded], "there is no"),
+        (["train", "--resume", "--out", folded], "not for training"),
+    ):
+        refused = cli(*arguments)
+        assert refused.exit_code == 1
+        assert said in " ".join(refused.stderr.split())
+
+
 def test_weights_of_torch(tmp_path: Path) -> None:
     torch.manual_seed(5)
     torch.save(build("mlp", input_shape=(6,), num_classes=3, widths=[4]).state_dict(), tmp_path / "w.pt")

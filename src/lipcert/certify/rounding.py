@@ -223,7 +223,7 @@ def _require(graph: Graph) -> None:
             if computed:
                 reason = "its weights are computed in the forward, and their rounding is not known"
                 remedy = (
-                    "store the weights themselves (lipcert.layers.fold, "
+                    "store the weights themselves (lipcert.layers.fold, lipcert fold RUN OUT, "
                     "torch.nn.utils.parametrize.remove_parametrizations, "
                     "torch.nn.utils.remove_weight_norm), or "
                 )

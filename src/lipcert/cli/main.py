@@ -13,6 +13,7 @@ from lipcert.cli.bound import bound
 from lipcert.cli.certify import certify
 from lipcert.cli.demo import demo
 from lipcert.cli.export import export
+from lipcert.cli.fold import fold
 from lipcert.cli.lists import configs, datasets, list_models
 from lipcert.cli.train import train
 from lipcert.cli.verify import verify
@@ -48,6 +49,7 @@ app.command()(certify)
 app.command()(verify)
 app.command()(bound)
 app.command()(export)
+app.command()(fold)
 app.command("models")(list_models)
 app.command()(datasets)
 app.command()(configs)

@@ -94,15 +94,17 @@ class Pool(nn.Module):
 
 
 class Block(nn.Module):
-    """``y = s·(H x + G φ(W x))``, s a fixed number."""
+    """``y = s·H x + G φ(W x)``, s a fixed number, or None for 1."""
 
     scale: Tensor
 
-    def __init__(self, shortcut: nn.Module, inner: nn.Module, act: nn.Module, outer: nn.Module, scale: float) -> None:
+    def __init__(
+        self, shortcut: nn.Module, inner: nn.Module, act: nn.Module, outer: nn.Module, scale: float | None
+    ) -> None:
         super().__init__()
         self.shortcut, self.inner, self.act, self.outer = shortcut, inner, act, outer
-        self.scaled = scale != 1.0
-        if self.scaled:
+        self.scaled = scale is not None
+        if scale is not None:
             stored = torch.tensor(scale)
             if float(stored) > scale:  # never above what was proved
                 stored = torch.nextafter(stored, torch.zeros(()))

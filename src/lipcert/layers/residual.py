@@ -31,7 +31,7 @@ class _Residual(Normalised):
 
     def plain(self) -> nn.Module:
         """``H x + G φ(W x)``."""
-        return Block(self.shortcut, self.inner, self.act, self.outer, 1.0)
+        return Block(self.shortcut, self.inner, self.act, self.outer, None)
 
     def _shortcut(self, x: Tensor) -> Tensor:
         shortcut = self.shortcut
@@ -59,7 +59,7 @@ class _Residual(Normalised):
             factor = self.factor()
             outer, inner = scaled_copy(self.outer, factor), scaled_copy(self.inner, torch.ones(()))
             if isinstance(self.shortcut, (nn.Linear, nn.Conv2d)):
-                return Block(scaled_copy(self.shortcut, factor), inner, self.act, outer, 1.0).eval()
+                return Block(scaled_copy(self.shortcut, factor), inner, self.act, outer, None).eval()
             return Block(self.shortcut, inner, self.act, outer, float(factor)).eval()
 
 

@@ -82,7 +82,8 @@ class _SmallGain(nn.Module):
         assert inner.bias is not None
         inner.bias.copy_(self.bias)
         outer.weight.copy_(-self.outer_weight() * (1 - 2.0**-14))
-        return Block(nn.Identity(), inner, self.act, outer, self.lipschitz).requires_grad_(False).eval()
+        scale = None if self.lipschitz == 1 else self.lipschitz
+        return Block(nn.Identity(), inner, self.act, outer, scale).requires_grad_(False).eval()
 
     def extra_repr(self) -> str:
         """What is shown of it."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from lipcert.errors import ConfigError
 from lipcert.hints import did_you_mean
+from lipcert.layers import fold
 from lipcert.models.normalize import Normalize
 from lipcert.models.options import is_positive_integer, positive_integers
 
@@ -84,6 +85,7 @@ def build(
     num_classes: int,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
+    folded: bool = False,
     **options: Any,
 ) -> nn.Module:
     """Build a model with fresh weights (drawn from torch's global generator).
@@ -95,10 +97,11 @@ def build(
         mean: with ``std``, makes the first layer a :class:`~lipcert.models.normalize.Normalize`; the model
             then still takes the raw input in [0, 1], and radii are in its units.
         std: see ``mean``.
+        folded: of ordinary layers with fixed weights, as :func:`lipcert.layers.fold` leaves it.
         options: the model's own, see :func:`options_of`.
 
     Returns:
-        The model, in train mode, mapping (N, *input_shape) to (N, num_classes).
+        The model, in train mode (in eval mode if it is folded), mapping (N, *input_shape) to (N, num_classes).
 
     Raises:
         ConfigError: an unknown name or option, or a value that does not fit.
@@ -123,6 +126,8 @@ def build(
     if (mean is None) != (std is None):
         raise ConfigError("normalisation needs both mean and std (or neither)")
     model = builder(input_shape=shape, num_classes=num_classes, **options)
+    if folded:
+        model = fold(model)
     if mean is None or std is None:
         return model
     first = Normalize(mean, std, trailing=len(shape) - 1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lipcert.bounds.result import Estimate
 from lipcert.data import Dataset, load, split
-from lipcert.errors import BoundError, CheckpointError, TrainingError
+from lipcert.errors import BoundError, CheckpointError, ConfigError, TrainingError
 from lipcert.train.checkpoint import check_matches, load_state, save_state
 from lipcert.train.evaluate import Evaluation, evaluate
 from lipcert.train.factory import average_into, default_device, make_batches, make_bound, make_loss, make_optimizer
@@ -58,6 +58,8 @@ class Trainer:
         device: torch.device | str | None = None,
         reporter: SilentReporter | None = None,
     ) -> None:
+        if config.model.options.get("folded"):
+            raise ConfigError("a folded model has fixed weights and is not for training: train without folded=true.")
         self.config, self.folder = config, RunFolder(out)
         self.reporter = reporter or SilentReporter()
         self.device = torch.device(device or default_device())
