@@ -188,7 +188,7 @@ _RESIZED = {**_BIG, "constants": {"s": np.array([1, 1, 2, 2], _f)}}
     [
         ([("Relu", ["x"], ["y"], {})], {"shape": ("n", "k")}, "must be known"),
         ([("Add", ["x", "x1"], ["y"], {})], {"inputs": 2}, "2 inputs"),
-        ([("NonZero", ["x"], ["z"], {}), ("Relu", ["x"], ["y"], {})], {}, "does not read: NonZero"),
+        ([("NonZero", ["x"], ["z"], {}), ("Relu", ["z"], ["y"], {})], {}, "does not read: NonZero"),
         ([("Flatten", ["x"], ["y"], {"axis": 0})], {}, "keep the batch"),
         ([("Gemm", ["x", "w"], ["y"], {"transA": 1})], {"constants": {"w": np.ones((3, 2), _f)}}, "transA"),
         (

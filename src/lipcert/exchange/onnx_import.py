@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lipcert.errors import ImportFileError
 from lipcert.exchange.operators import OPERATORS, VALUES, Sizes
+from lipcert.exchange.simplify import DOMAINS, INTERNAL, simplified
 from lipcert.graph.capture import first_line
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OnnxModule", "load_onnx"]
 
-_DOMAINS = ("", "ai.onnx")
 _OLDEST = 7
 _ROWS = 3  # that are compared with the other implementation
 _TOLERANCE, _NOISE = 1e-3, 256
@@ -83,17 +83,15 @@ class OnnxModule(nn.Module):
         onnx = _package()
         self.input_shape, self.batch = tuple(input_shape), batch
         self.steps = nn.ModuleDict()
-        constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
-        for i, node in enumerate(graph.node):
+        nodes, constants = simplified(onnx, graph, _constants(onnx, graph), opset)
+        _check_operators(nodes)
+        for i, node in enumerate(nodes):
             attributes = {a.name: _attribute(onnx, a) for a in node.attribute}
             attributes |= {"outputs": len(node.output), "opset": opset, "upsample": node.op_type == "Upsample"}
-            if node.op_type == "Constant":
-                constants[node.output[0]] = _constant(attributes)
-            else:
-                self.steps[f"{i}_{node.op_type}"] = _Step(node, attributes)
+            self.steps[f"{i}_{node.op_type}"] = _Step(node, attributes)
         self.names: dict[str, str] = {}
         self.arrays = {name: np.array(value) for name, value in constants.items()}  # of the machine's byte order
-        statistics = {n for node in graph.node if node.op_type == "BatchNormalization" for n in node.input[3:5]}
+        statistics = {n for node in nodes if node.op_type == "BatchNormalization" for n in node.input[3:5]}
         for i, (name, value) in enumerate(self.arrays.items()):
             if value.dtype.kind == "f":
                 self.names[name] = f"constant_{i}"
@@ -101,7 +99,7 @@ class OnnxModule(nn.Module):
                     self.register_buffer(self.names[name], torch.from_numpy(value))
                 else:
                     setattr(self, self.names[name], nn.Parameter(torch.from_numpy(value)))
-        (self.source,) = [v.name for v in graph.input if v.name not in constants]
+        (self.source,) = [v.name for v in graph.input if v.name not in {t.name for t in graph.initializer}]
         self.result = graph.output[0].name
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,6 +134,15 @@ def _attribute(onnx: Any, attribute: Any) -> Any:
     return value
 
 
+def _constants(onnx: Any, graph: GraphProto) -> dict[str, Any]:
+    """Initializers, and what ``Constant`` operators hold."""
+    found = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            found[node.output[0]] = _constant({a.name: _attribute(onnx, a) for a in node.attribute})
+    return found
+
+
 def _constant(attributes: Mapping[str, Any]) -> Any:
     for name in ("value", "value_float", "value_floats", "value_int", "value_ints"):
         if name in attributes:
@@ -152,7 +159,7 @@ def _check(model: ModelProto) -> None:
     """Refuse what cannot be read, all of it in one message."""
     graph = model.graph
     for imported in model.opset_import:
-        if imported.domain in _DOMAINS and imported.version < _OLDEST:
+        if imported.domain in DOMAINS and imported.version < _OLDEST:
             raise ImportFileError(f"opset {imported.version} is too old: export with opset {_OLDEST} or later.")
     given = {t.name for t in graph.initializer}
     inputs = [v for v in graph.input if v.name not in given]
@@ -163,11 +170,13 @@ def _check(model: ModelProto) -> None:
         )
     if graph.sparse_initializer or model.functions:
         raise ImportFileError("sparse weights and functions of the file's own are not supported: export without them.")
-    unknown = sorted(
-        {n.op_type if n.domain in _DOMAINS else f"{n.domain}.{n.op_type}" for n in graph.node}
-        - set(OPERATORS)
-        - {"Constant"}
-    )
+    if any(n.op_type == INTERNAL for n in graph.node):
+        raise ImportFileError(f"{INTERNAL} is no operator of ONNX.")
+
+
+def _check_operators(nodes: Sequence[NodeProto]) -> None:
+    """Refuse what is not read, all of it in one message."""
+    unknown = sorted({n.op_type if n.domain in DOMAINS else f"{n.domain}.{n.op_type}" for n in nodes} - set(OPERATORS))
     if unknown:
         raise ImportFileError(
             f"operators that lipcert's ONNX importer does not read: {', '.join(unknown)}. It reads "
@@ -238,7 +247,7 @@ def _read(path: Path, model: ModelProto, check: bool) -> OnnxModule:
             f"its input '{source.name}' has the shape ({shown}): all but the first dimension, which is the batch, "
             "must be known numbers."
         )
-    opset = max((i.version for i in model.opset_import if i.domain in _DOMAINS), default=_OLDEST)
+    opset = max((i.version for i in model.opset_import if i.domain in DOMAINS), default=_OLDEST)
     module = OnnxModule(graph, [n for n in sizes if n is not None], batch or None, opset).eval()
     if check:
         try:

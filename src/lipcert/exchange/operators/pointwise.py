@@ -96,6 +96,7 @@ _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "Round": torch.round,
     "Mish": F.mish,
     "HardSwish": F.hardswish,
+    "LogSigmoid": F.logsigmoid,  # of lipcert's own: simplify.py
 }
 for _name, _function in _PLAIN.items():
     OPERATORS[_name] = lambda _, x, function=_function: function(x)
@@ -134,6 +135,21 @@ def _selu(a: Attributes, x: Tensor) -> Tensor:
 @operator("Gelu")
 def _gelu(a: Attributes, x: Tensor) -> Tensor:
     return F.gelu(x, approximate=a.get("approximate", "none"))
+
+
+@operator("Swish")
+def _swish(a: Attributes, x: Tensor) -> Tensor:
+    if a.get("alpha", 1.0) != 1.0:
+        raise refuse("Swish with another alpha than 1")
+    return F.silu(x)
+
+
+@operator("Shrink")
+def _shrink(a: Attributes, x: Tensor) -> Tensor:
+    limit, bias = a.get("lambd", 0.5), a.get("bias", 0.0)
+    if bias != limit or limit < 0:
+        raise refuse("Shrink with a bias that is not its lambd, which jumps")
+    return F.softshrink(x, limit)
 
 
 @operator("HardSigmoid")
