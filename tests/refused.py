@@ -70,7 +70,13 @@ def _autocast(s: Fn, x: Tensor) -> Tensor:
 refuse("softmax", lambda s, x: s.a(x).softmax(1), "softmax", "Return logits")
 refuse("log-softmax", nn.LogSoftmax(1), "log_softmax", "submodule '0'", "Return logits")
 refuse("logsumexp", lambda s, x: x.logsumexp(1, keepdim=True), "logsumexp")
-refuse("attention", nn.TransformerEncoderLayer(4, 1, 4, batch_first=True), "submodule '0.self_attn'", shape=(3, 4))
+refuse(
+    "attention",
+    nn.TransformerEncoderLayer(4, 1, 4, batch_first=True),
+    "submodule '0.self_attn'",
+    "MLP-Mixer",
+    shape=(3, 4),
+)
 refuse("attention-call", lambda s, x: F.scaled_dot_product_attention(x, x, x), "attention", "MLP-Mixer", shape=(3, 4))
 refuse("layer-norm", nn.LayerNorm(4), "layer_norm", "submodule '0'", "BatchNorm")
 refuse("group-norm", nn.GroupNorm(2, 4), "group_norm", "submodule '0'", "BatchNorm", shape=(4, 3))

@@ -13,6 +13,7 @@ from lipcert.errors import ModuleStateError, ShapeError, TraceError, Unsupported
 from lipcert.graph.aliases import check_in_place, module_path
 from lipcert.graph.builder import RULES, Builder, Call
 from lipcert.graph.capture import Capture, capture, first_line, in_eval_mode, ordinary_mode
+from lipcert.graph.rules.refused import REFUSED
 from lipcert.graph.rules.shape import getitem
 from lipcert.graph.types import Elementwise, Graph, VectorMap
 
@@ -273,6 +274,19 @@ def trace(module: nn.Module, input_shape: Sequence[int], *, allow_train_mode: bo
     if isinstance(module, nn.Module) and not allow_train_mode:
         check_mode(module)
     with ordinary_mode():
-        graph = _build(capture(module, _sizes(input_shape)))
+        try:
+            graph = _build(capture(module, _sizes(input_shape)))
+        except TraceError as error:
+            if (attention := _attention(module)) is not None:
+                raise attention from error
+            raise
         _check(graph, module)
     return graph
+
+
+def _attention(module: nn.Module) -> UnsupportedError | None:
+    """What torch's own attention is refused with: its forward stumbles over its shapes before it comes to the point."""
+    for name, m in module.named_modules():
+        if isinstance(m, nn.MultiheadAttention):
+            return UnsupportedError("nn.MultiheadAttention", name, *REFUSED["scaled_dot_product_attention"])
+    return None
