@@ -286,7 +286,7 @@ def trace(module: nn.Module, input_shape: Sequence[int], *, allow_train_mode: bo
 
 def _attention(module: nn.Module) -> UnsupportedError | None:
     """What torch's own attention is refused with: its forward stumbles over its shapes before it comes to the point."""
-    for name, m in module.named_modules():
+    for name, m in module.named_modules() if isinstance(module, nn.Module) else ():
         if isinstance(m, nn.MultiheadAttention):
             return UnsupportedError("nn.MultiheadAttention", name, *REFUSED["scaled_dot_product_attention"])
     return None
