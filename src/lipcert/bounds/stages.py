@@ -58,4 +58,6 @@ def staged_start(loop: LoopMap, find: Find, deadline: float) -> Scaling | None:
     weights: list[Tensor] = []
     for piece, scaling, before in found:
         weights += [d / before for d in scaling.refined(piece, kind).weights]
+    if len(weights) != loop.depth:  # an activation on which the output does not depend is in no part
+        return None
     return Scaling(kind, tuple(weights))
