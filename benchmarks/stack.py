@@ -38,7 +38,7 @@ def _gradients(stack: nn.Sequential, shape: tuple[int, ...]) -> tuple[float, lis
     given = torch.randn(values[-1].shape, generator=torch.Generator().manual_seed(2))
     (values[-1] * given / given.norm()).sum().backward()
     jacobians = torch.func.vmap(torch.func.jacrev(lambda v: stack(v[None])[0].flatten()))(x.detach())
-    largest = float(torch.linalg.matrix_norm(jacobians.flatten(2), 2).max())
+    largest = float(torch.linalg.matrix_norm(jacobians.detach().flatten(2), 2).max())
     return largest, [float(values[i].grad.norm()) for i in (_DEPTH, _DEPTH // 2, 0)]  # type: ignore[union-attr]
 
 

@@ -35,14 +35,14 @@ def plain_precision(like: Tensor) -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-def positive(lipschitz: object) -> float:
-    """κ, checked.
+def positive(lipschitz: object, name: str = "lipschitz") -> float:
+    """κ, or another number, checked.
 
     Raises:
         ConfigError: it is not a positive number.
     """
     if isinstance(lipschitz, bool) or not isinstance(lipschitz, (int, float)) or not 0 < lipschitz < math.inf:
-        raise ConfigError(f"lipschitz must be a positive number; got {lipschitz!r}")
+        raise ConfigError(f"{name} must be a positive number; got {lipschitz!r}")
     return float(lipschitz)
 
 

@@ -17,6 +17,7 @@ from lipcert.layers import (
     SmallGainConv2d,
     make_activation,
 )
+from lipcert.layers.normalised import positive
 from lipcert.models.options import positive_integers
 from lipcert.models.registry import register
 
@@ -40,6 +41,7 @@ def lipres(
     num_classes: int,
     block: str = "smallgain",
     head: str = "linear",
+    head_scale: float = 4.0,
     activation: str = "relu",
 ) -> nn.Sequential:
     """Stages of residual blocks, each stage at half the size of the one before; all but the last layer is 1-Lipschitz.
@@ -55,7 +57,10 @@ def lipres(
         num_classes: C.
         block: ``"residual"`` (:class:`~lipcert.layers.ResidualConv2d`: 1-Lipschitz by LipLT of the block) or
             ``"smallgain"`` (:class:`~lipcert.layers.SmallGainConv2d`: by small gain, in closed form).
-        head: ``"linear"``, or ``"pairwise"``: every difference of two logits of the whole network is 1-Lipschitz.
+        head: ``"linear"``, or ``"pairwise"``: every difference of two logits of the whole network is
+            ``head_scale``-Lipschitz.
+        head_scale: of the last layer; with ``"linear"`` its rows start orthogonal and of this norm. Radii do not depend
+            on it, but cross-entropy does: it learns little from the small margins that 1-Lipschitz features have.
         activation: see ``lipcert.layers.ACTIVATIONS``.
 
     Raises:
@@ -67,6 +72,7 @@ def lipres(
         raise ConfigError(f"lipres: block must be one of {', '.join(map(repr, _BLOCKS))}; got {block!r}")
     if head not in _HEADS:
         raise ConfigError(f"lipres: head must be one of {', '.join(map(repr, _HEADS))}; got {head!r}")
+    positive(head_scale, "lipres: head_scale")
     widths = positive_integers("lipres: widths", widths)
     blocks = positive_integers("lipres: blocks", blocks, length=len(widths))
     layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -87,8 +93,19 @@ def lipres(
     layers["flatten"] = nn.Flatten()
     features = shape[0] * shape[1] * shape[2]
     layers["fc1"], layers["act"] = LipschitzLinear(features, hidden), make_activation(activation, hidden)
-    layers["fc2"] = nn.Linear(hidden, num_classes) if head == "linear" else PairwiseLinear(hidden, num_classes)
+    layers["fc2"] = (
+        _last(hidden, num_classes, head_scale)
+        if head == "linear"
+        else PairwiseLinear(hidden, num_classes, lipschitz=head_scale)
+    )
     return nn.Sequential(layers)
+
+
+def _last(features: int, classes: int, scale: float) -> nn.Linear:
+    layer = nn.Linear(features, classes)
+    nn.init.orthogonal_(layer.weight, gain=scale)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 for _size, _parts in _SIZES.items():
