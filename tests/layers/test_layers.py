@@ -200,6 +200,16 @@ def test_a_deep_stack_neither_vanishes_nor_explodes() -> None:
         assert 0.5e-2 < float(moved) / 128**0.5 < 1.5e-2
 
 
+@pytest.mark.parametrize("far", [1e2, 1e4])
+def test_any_scales_of_a_small_gain_block(far: float) -> None:
+    block = SmallGainLinear(4)
+    with torch.no_grad():
+        block.log_q.copy_(torch.tensor([far, -far, 0.0, 1.0]))
+    assert bool(torch.isfinite(block(torch.randn(5, 4))).all())
+    bound = lipcert.lipschitz(block.eval(), (4,), method="smallgain", scaling="neuron", guarantee="upper")
+    assert float(bound) <= 1.05
+
+
 def test_a_zero_layer_is_zero() -> None:
     layer = LipschitzLinear(3, 2, bias=False)
     nn.init.zeros_(layer.inner.weight)

@@ -15,6 +15,8 @@ from lipcert.layers.parts import Block, image_shape, whole
 
 __all__ = ["SmallGainConv2d", "SmallGainLinear"]
 
+_FARTHEST = 80.0  # of log q from the largest: quotients are within float32
+
 
 class _SmallGain(nn.Module):
     """y = κ·(x − (2/β)·Wᵀ T⁻¹ φ(W x + b)), with T ⪰ W Wᵀ diagonal."""
@@ -42,7 +44,7 @@ class _SmallGain(nn.Module):
     def divisors(self) -> Tensor:
         """T_i = Σ_j |W Wᵀ|_ij·q_j/q_i, q = exp(log_q): (hidden,)."""
         with plain_precision(self.bias):
-            q = self.log_q.exp()
+            q = (self.log_q - self.log_q.amax()).clamp_min(-_FARTHEST).exp()  # quotients count, and any will do
             return (self.gram() @ q / q).clamp_min(1e-30)
 
     def factors(self) -> Tensor:
