@@ -307,9 +307,9 @@ class _Residual(nn.Module):
 
 
 def test_a_deep_residual_network_is_taken_block_by_block() -> None:
-    """LipLT says 4,000, and a search from there gets nowhere near what each block has."""
-    net = nn.Sequential(*(_Residual(6, seed) for seed in range(20))).eval()
-    assert float(_liplt(net, (6,))) > 1e3
+    """LipLT says a hundred and more, and a search from there gets nowhere near what each block has."""
+    net = nn.Sequential(*(_Residual(6, seed) for seed in range(12))).eval()
+    assert float(_liplt(net, (6,))) > 1e2
     found = _bound(net, (6,), scaling="neuron", seconds=20.0)
     assert 0.1 < float(found) < 1.05
     assert found.slack < 1e-4

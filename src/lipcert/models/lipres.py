@@ -41,7 +41,7 @@ def lipres(
     num_classes: int,
     block: str = "smallgain",
     head: str = "linear",
-    head_scale: float = 4.0,
+    head_scale: float = 2.0,
     activation: str = "relu",
 ) -> nn.Sequential:
     """Stages of residual blocks, each stage at half the size of the one before; all but the last layer is 1-Lipschitz.
