@@ -14,7 +14,15 @@ from lipcert.errors import BoundError
 from lipcert.graph import trace
 from lipcert.graph.types import Resolved
 
-__all__ = ["DeferredBound", "in_layout", "memory_layout"]
+__all__ = ["DeferredBound", "detached", "in_layout", "memory_layout"]
+
+
+_SETTLE = 40  # passes, to look closely at a bound
+
+
+def detached(resolved: Resolved) -> Resolved:
+    """The same numbers, without their history."""
+    return resolved.with_tensors([t.detach() for t in resolved.tensors()])
 
 
 class DeferredBound(nn.Module):
@@ -64,6 +72,10 @@ class DeferredBound(nn.Module):
     def refresh(self, iterations: int = 1) -> Tensor:
         """Bring the state up to the present weights; the value, no gradient."""
         raise NotImplementedError
+
+    def settle(self) -> Tensor:
+        """Bring the state close to convergence at the present weights; the value, no gradient."""
+        return self.refresh(_SETTLE)
 
     def deferred(self, resolved: Resolved, tensors: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:
         """What happens in the backward pass: from G = ∂loss/∂value to the gradients of the weights' coefficients."""

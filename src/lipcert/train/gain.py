@@ -37,7 +37,7 @@ from lipcert.graph.types import Resolved
 from lipcert.loop import LoopMap
 from lipcert.norms import estimate_norms
 from lipcert.scaled import ScaledMap
-from lipcert.train.deferred import DeferredBound
+from lipcert.train.deferred import DeferredBound, detached
 
 __all__ = ["GainBound"]
 
@@ -284,7 +284,7 @@ class GainBound(DeferredBound):
         if float(self.distance) > _FAR:
             self._restart(resolved)
             return
-        loop = self._loop.at(_detached(resolved))
+        loop = self._loop.at(detached(resolved))
         scaled, probe = ScaledMap(loop, self._exponentials(), None), Probe(self.probes, self.probe_memory)
         square, vector = steepest(scaled, tolerance=_CLOSE, products=_GLANCE, seed=int(self.turn))
         if math.isfinite(square):
@@ -309,10 +309,10 @@ class GainBound(DeferredBound):
         """D searched for from the start, and V; False, and all as before, if these weights have none."""
         before = [v.clone() for v in self._logs()]
         try:
-            found = self._searched(self._loop.at(_detached(resolved)))
+            found = self._searched(self._loop.at(detached(resolved)))
         except BoundError:
             return False
-        loop = self._loop.at(_detached(resolved))
+        loop = self._loop.at(detached(resolved))
         self._take(loop, [d.log() for d in found.weights])
         self._follow(Probe.random(ScaledMap(loop, self._exponentials(), None)))
         if self._loosened(resolved, None):
@@ -322,7 +322,7 @@ class GainBound(DeferredBound):
 
     def _loosened(self, resolved: Resolved, start: Tensor | None) -> bool:
         """V by conjugate gradients, at a D with ‖S_z‖ < 1 that is not far; if that fails, D is as before."""
-        before, loop = [v.clone() for v in self._logs()], self._loop.at(_detached(resolved))
+        before, loop = [v.clone() for v in self._logs()], self._loop.at(detached(resolved))
         probe = Probe(self.probes, self.probe_memory)
         for turn in range(_LOOSENINGS):
             scaled = ScaledMap(loop, self._exponentials(), None)
@@ -363,7 +363,7 @@ class GainBound(DeferredBound):
 
     def _settle(self, count: int) -> None:
         with ordinary_mode(), torch.no_grad():
-            resolved = _detached(self.graph.resolve(self.value.dtype, self.value.device))
+            resolved = detached(self.graph.resolve(self.value.dtype, self.value.device))
             for _ in range(count):
                 self._pass(resolved, [], None)
 
@@ -373,7 +373,7 @@ class GainBound(DeferredBound):
         D is searched for anew where it or V is that of other weights, and then as many passes are made (at least one).
         """
         with ordinary_mode(), torch.no_grad():
-            resolved = _detached(self.graph.resolve(self.value.dtype, self.value.device))
+            resolved = detached(self.graph.resolve(self.value.dtype, self.value.device))
             if float(self.distance) > _FAR or not self._current(resolved):
                 self._restart(resolved)
         self._settle(max(iterations, 1) + 1)
@@ -389,15 +389,11 @@ class GainBound(DeferredBound):
         return bool((missing <= _STALE * gain).all())
 
     def _step(self, resolved: Resolved, tensors: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:
-        detached = _detached(resolved)
+        still = detached(resolved)
         for _ in range(self.iterations - 1):
-            self._pass(detached, [], None)
+            self._pass(still, [], None)
         if not bool(cotangent.abs().sum() > 0):  # nothing vulnerable in this batch: stay warm, touch no weight
-            self._pass(detached, [], None)
+            self._pass(still, [], None)
             return [torch.zeros_like(t) for t in tensors]
         leaves = [t.detach().requires_grad_() for t in tensors]
         return self._pass(resolved.with_tensors(leaves), leaves, cotangent)
-
-
-def _detached(resolved: Resolved) -> Resolved:
-    return resolved.with_tensors([t.detach() for t in resolved.tensors()])

@@ -283,7 +283,7 @@ class Trainer:
     def evaluate(self) -> Evaluation:
         """Accuracies of the deployed weights on the evaluation split, with the bound estimated."""
         c = self.config
-        value = self.evaluation_bound.refresh(_SETTLE)
+        value = self.evaluation_bound.settle()
         estimate = Estimate(value.double().cpu(), c.bound.method, c.bound.scope)
         try:
             return evaluate(self.deployed, self.eval_data, estimate, c.train.eval_epsilons, device=self.device)[0]
