@@ -53,7 +53,7 @@ def test_exported_for_torch(run: Path, tmp_path: Path) -> None:
     assert module(torch.rand(3, 1, 8, 8)).shape == (3, 10)
 
 
-def test_a_folded_run(tmp_path: Path) -> None:
+def test_a_folded_run(run: Path, tmp_path: Path) -> None:
     layers, own, folded, claims = (tmp_path / n for n in ("layers", "own", "folded", "claims.json"))
     model = 'model={name="lipres-s",options={head="pairwise",block="residual"}}'
     short = ["train.epochs=1", "train.batch_size=512", LOSSES["ce"]]
@@ -69,6 +69,8 @@ def test_a_folded_run(tmp_path: Path) -> None:
         (["fold", folded, own], "folded already"),
         (["fold", layers, folded], "holds a run already"),
         (["fold", own, folded], "there is no"),
+        (["fold", layers, tmp_path / "o.onnx"], "lipcert export"),
+        (["fold", run, own], "nothing to fold"),
         (["train", "--resume", "--out", folded], "not for training"),
     ):
         refused = cli(*arguments)

@@ -25,7 +25,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu, tanh": lambda: nn.GELU("tanh"),
     "hardswish": nn.Hardswish,
-    "log sigmoid": nn.LogSigmoid,
     "softplus": nn.Softplus,
     "softshrink": lambda: nn.Softshrink(0.25),
 }
@@ -114,6 +113,12 @@ def test_what_only_looks_like_one(nodes: list[Any], constants: dict[str, Any], t
             "Where",
         ),
         ([("Shrink", ["x"], ["y"], {"lambd": 0.5})], {}, "jumps"),
+        ([("Shape", ["x"], ["s"], {}), ("Cast", ["s"], ["y"], {"to": 1})], {}, "not a floating-point tensor"),
+        (
+            [("Mul", ["x", "w"], ["z"], {}), ("Sigmoid", ["z"], ["s"], {}), ("Log", ["s"], ["y"], {})],
+            {"w": np.float32(1.0)},
+            "not finite",
+        ),
         (
             [("ConstantOfShape", ["s"], ["z"], {}), ("Add", ["x", "z"], ["y"], {})],
             {"s": np.array([1, 2**40], np.int64)},

@@ -155,12 +155,12 @@ def search(
     kinds: list[Kind] = [k for i, k in enumerate(KINDS) if scaling == "auto" or scaling in KINDS[i:]]
     if start is None:
         start = _start(loop, working, hidden, norms, found, "channel" if scaling == "auto" else kinds[-1], seconds)
-    current = start
+    current, started = start, time.monotonic()
     kinds = _distinct(working, kinds[KINDS.index(start.kind) :])
     candidates: list[Scaling] = []
     roughly = kinds[0] == "layer" and len(kinds) > 1
     for i, kind in enumerate(kinds):
-        if scaling == "auto" and i and time.monotonic() - began > _FINEST_SHARE * seconds:
+        if scaling == "auto" and i and time.monotonic() - started > _FINEST_SHARE * (began + seconds - started):
             break
         if sketched and scope == "global":  # the largest of all is not seen by heads at random
             _, heads = _largest_gain(_scaled(working, current), heads, steps=_LOOKS_AHEAD)
@@ -209,7 +209,7 @@ def _start(
     given = [s for s in (whole, staged) if s is not None]
     if not given:
         raise failed or BoundError("there are no weights to start from")
-    return min(given, key=search.reached)
+    return given[0] if len(given) == 1 else min(given, key=search.reached)
 
 
 def _finder(kind: Kind) -> Find:

@@ -21,13 +21,14 @@ from lipcert.loop import LoopMap
 __all__ = ["staged_start"]
 
 _FEW = 4  # blocks: of as many, LipLT is a good start
+_PATIENCE = 2.0  # by how much the time that was given may be exceeded
 
 Find = Callable[[LoopMap, float], tuple[Scaling | None, float]]
 """From T of a part, and the seconds there are, D (None if it has no activation) and its Lipschitz constant by it."""
 
 
 def staged_start(loop: LoopMap, find: Find, deadline: float) -> Scaling | None:
-    """D of the whole from those of its parts; None where it has few, or where time is up.
+    """D of the whole from those of its parts; None where it has few, or where the first ones take too long.
 
     Args:
         loop: T in float64.
@@ -43,12 +44,13 @@ def staged_start(loop: LoopMap, find: Find, deadline: float) -> Scaling | None:
     ends.append(loop.graph.output)
     found: list[tuple[LoopMap, Scaling, float]] = []
     constant, first = 1.0, 0
+    began = time.monotonic()
     for i, last in enumerate(ends):
-        left = deadline - time.monotonic()
-        if left < 0:
+        left, spent = deadline - time.monotonic(), time.monotonic() - began
+        if i and spent / i * len(ends) > _PATIENCE * (deadline - began):  # at this pace it takes far too long
             return None
         piece = LoopMap(*part(loop.graph, loop.resolved, first, last))
-        scaling, factor = find(piece, left / (len(ends) - i))
+        scaling, factor = find(piece, max(left, 0.0) / (len(ends) - i))
         if scaling is not None:
             found.append((piece, scaling, constant))
         constant, first = constant * factor, last

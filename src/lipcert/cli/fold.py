@@ -10,6 +10,7 @@ import typer
 from lipcert.cli.common import guarded, say
 from lipcert.errors import ConfigError
 from lipcert.layers import fold as folded
+from lipcert.layers.fold import FOLDABLE
 from lipcert.train import RunFolder
 from lipcert.train.schema import ModelConfig
 
@@ -37,7 +38,11 @@ def fold(
             raise ConfigError(f"the model in {run} is folded already.")
         options = {**config.model.options, "folded": True}
         changed = config.model_copy(update={"model": ModelConfig(**{**config.model.model_dump(), "options": options})})
+        if out.suffix.lower() == ".onnx":
+            raise ConfigError(f"{out}: a folder, please; lipcert export writes ONNX files.")
         target.check_new()
+        if not any(isinstance(m, FOLDABLE) for m in model.modules()):
+            raise ConfigError(f"the model in {run} has no layers with a bound of their own: there is nothing to fold.")
         plain = folded(model)
         target.create(changed)
         target.save_model(plain, changed, tuple(header["input_shape"]), tuple(header["classes"]))

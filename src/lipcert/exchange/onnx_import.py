@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lipcert.errors import ImportFileError
 from lipcert.exchange.operators import OPERATORS, VALUES, Sizes
-from lipcert.exchange.simplify import DOMAINS, INTERNAL, simplified
+from lipcert.exchange.simplify import DOMAINS, simplified
 from lipcert.graph.capture import first_line
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ _OLDEST = 7
 _ROWS = 3  # that are compared with the other implementation
 _TOLERANCE, _NOISE = 1e-3, 256
 _SCALES = (1e-2, 1.0, 30.0)
+_FLOATS = {1: torch.float32, 10: torch.float16, 11: torch.float64}
 
 
 def _package() -> Any:
@@ -76,7 +77,10 @@ class OnnxModule(nn.Module):
 
     Attributes:
         input_shape: of one sample; the first dimension of the file's input is the batch.
+        dtype: of the file's input.
     """
+
+    dtype = torch.float32
 
     def __init__(self, graph: GraphProto, input_shape: Sequence[int], batch: int | None, opset: int) -> None:
         super().__init__()
@@ -170,8 +174,6 @@ def _check(model: ModelProto) -> None:
         )
     if graph.sparse_initializer or model.functions:
         raise ImportFileError("sparse weights and functions of the file's own are not supported: export without them.")
-    if any(n.op_type == INTERNAL for n in graph.node):
-        raise ImportFileError(f"{INTERNAL} is no operator of ONNX.")
 
 
 def _check_operators(nodes: Sequence[NodeProto]) -> None:
@@ -239,7 +241,7 @@ def _read(path: Path, model: ModelProto, check: bool) -> OnnxModule:
     graph = model.graph
     source = next(v for v in graph.input if v.name not in {t.name for t in graph.initializer})
     batch, *sizes = _shape(source) or [None]
-    if source.type.tensor_type.elem_type not in (1, 10, 11):
+    if source.type.tensor_type.elem_type not in _FLOATS:
         raise ImportFileError(f"its input '{source.name}' does not hold floating-point numbers.")
     if not sizes or any(n is None or n < 1 for n in sizes):
         shown = ", ".join("?" if n is None else str(n) for n in (batch, *sizes))
@@ -249,6 +251,7 @@ def _read(path: Path, model: ModelProto, check: bool) -> OnnxModule:
         )
     opset = max((i.version for i in model.opset_import if i.domain in DOMAINS), default=_OLDEST)
     module = OnnxModule(graph, [n for n in sizes if n is not None], batch or None, opset).eval()
+    module.dtype = _FLOATS[source.type.tensor_type.elem_type]
     if check:
         try:
             reference = _reference(path, model)
@@ -275,13 +278,15 @@ def _check_batches(module: OnnxModule, x: Tensor, y: Tensor) -> None:
 
 def _compare(module: OnnxModule, reference: Any) -> None:
     """Set differences of outputs beside each other, entry by entry: a large constant must not hide a small signal."""
-    dtype = next((p.dtype for p in module.parameters()), torch.float32)
+    dtype = module.dtype
     rows = _ROWS if module.batch is None else module.batch
     generator = torch.Generator().manual_seed(0)
     for scale in _SCALES:
         x = torch.randn((2 * rows, *module.input_shape), generator=generator).mul(scale).to(dtype)
         (a, b), (c, d) = _both(module, reference, x[:rows]), _both(module, reference, x[rows:])
         gap, spread = ((a - c) - (b - d)).abs().amax(0), (b - d).abs().amax(0)
+        if not all(bool(torch.isfinite(v).all()) for v in (a, b, c, d)):
+            raise ImportFileError(f"its output is not finite at inputs of about {scale:g}: it has no bound as it runs.")
         # an entry is a sum of what may be as large as the largest, and differs by its rounding
         noise = _NOISE * torch.finfo(dtype).eps * torch.maximum(b.abs(), d.abs()).amax()
         if not bool((gap <= _TOLERANCE * spread + noise).all()):
@@ -301,6 +306,8 @@ def _both(module: OnnxModule, reference: Any, x: Tensor) -> tuple[Tensor, Tensor
             raise
         except Exception as error:
             raise ImportFileError(f"it does not run: {first_line(error)}") from error
+    if not isinstance(mine, Tensor) or not mine.is_floating_point():
+        raise ImportFileError("its output is not a floating-point tensor that is computed from the input.")
     if module.batch is not None:
         _check_batches(module, x, mine)
     if mine.shape != theirs.shape or not mine.numel():

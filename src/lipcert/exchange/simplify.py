@@ -16,7 +16,7 @@ from lipcert.errors import ImportFileError
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
 
-__all__ = ["DOMAINS", "INTERNAL", "simplified"]
+__all__ = ["DOMAINS", "simplified"]
 
 Arrays: TypeAlias = dict[str, np.ndarray[Any, Any]]
 _Pattern: TypeAlias = "str | float | tuple[Any, ...]"
@@ -24,9 +24,7 @@ _Binding: TypeAlias = dict[str, Any]
 
 DOMAINS = ("", "ai.onnx")
 """Of ONNX's own operators."""
-INTERNAL = "LogSigmoid"
-"""An operator that ONNX does not have."""
-_LARGEST = 2**20  # entries of what is computed here: shapes and amounts of padding, not weights
+_LARGEST = 2**10  # entries of what is computed here: shapes and amounts of padding, not weights
 _SIZES = {
     "Add", "Cast", "Concat", "ConstantOfShape", "Div", "Gather", "Mul", "Neg", "Reshape", "Shape", "Slice", "Squeeze",
     "Sub", "Transpose", "Unsqueeze",
@@ -58,11 +56,11 @@ _PATTERNS: list[tuple[_Pattern, str, dict[str, Any]]] = [
     (("Mul", "x", ("Sigmoid", "x")), "Swish", {}),
     (("Mul", "x", ("Tanh", ("Softplus", "x"))), "Mish", {}),
     (("Mul", "x", ("HardSigmoid", "x")), "HardSwish", {}),
-    (("Log", ("Sigmoid", "x")), INTERNAL, {}),
     (("Where", ("Greater", "x", 20.0), "x", ("Softplus", "x")), "Softplus", {}),
     (_SHRINK_SIGN, "Shrink", {"bias": "λ", "lambd": "λ"}),
     (("Add", *_SHRINK_PARTS), "Shrink", {"bias": "λ", "lambd": "λ"}),
     (("Where", ("LessOrEqual", "x", "λ"), "λ", "x"), "Clip", {"min": "λ"}),
+    (("Where", ("Greater", "x", "λ"), "x", "λ"), "Clip", {"min": "λ"}),
     *((p, "Gelu", {}) for gate in _ERF for p in _halved(gate)),
     *((p, "Gelu", {"approximate": "tanh"}) for gate in _TANH for p in _halved(gate)),
 ]
@@ -82,9 +80,9 @@ class _Matcher:
             if name not in self.arrays and known.get("x", name) == name:
                 yield {**known, "x": name}
         elif (value := self._number(name)) is not None:
-            if isinstance(pattern, str):
+            if isinstance(pattern, str):  # it becomes an attribute, which is stored in float32
                 value = -value if pattern.startswith("-") else value
-                if known.get("λ", value) == value:
+                if value == float(np.float32(value)) and known.get("λ", value) == value:
                     yield {**known, "λ": value}
             elif value == pattern or value == float(np.float32(pattern)):
                 yield known
@@ -137,9 +135,10 @@ def _sizes(onnx: Any, node: NodeProto, arrays: Arrays, opset: int) -> np.ndarray
     given = [v for v in inputs if v is not None]
     if node.op_type != "Shape" and any(v.dtype.kind not in "iub" for v in given):
         return None
-    entries = float(np.prod(given[0].astype(float))) if node.op_type == "ConstantOfShape" else 0.0
-    if entries > _LARGEST or any(v.size > _LARGEST for v in given if node.op_type != "Shape"):
-        raise ImportFileError(f"{node.op_type} makes {entries:g} numbers of constants: export with constants folded.")
+    if node.op_type != "Shape" and any(v.size > _LARGEST for v in given):
+        return None  # weights of whole numbers, which are computed where the network runs
+    if node.op_type == "ConstantOfShape" and (entries := float(np.prod(given[0].astype(float)))) > _LARGEST:
+        raise ImportFileError(f"ConstantOfShape makes {entries:g} numbers: export with constants folded.")
     from onnx.reference import ReferenceEvaluator
 
     try:
@@ -147,6 +146,8 @@ def _sizes(onnx: Any, node: NodeProto, arrays: Arrays, opset: int) -> np.ndarray
         (result,) = evaluator.run(None, dict(zip(node.input, given, strict=True)))
     except Exception as error:  # of whatever kind the package has
         raise ImportFileError(f"{node.op_type} of constants could not be computed: {error}") from error
+    if np.size(result) > _LARGEST:
+        raise ImportFileError(f"{node.op_type} makes {np.size(result)} numbers of constants: export with them folded.")
     return np.asarray(result)
 
 
@@ -165,8 +166,9 @@ def simplified(
         ImportFileError: constants of which too much, or nothing sensible, is computed.
     """
     arrays: Arrays = dict(constants)
+    results = [v.name for v in graph.output]
     nodes: list[NodeProto] = []
-    for node in graph.node:
+    for node in _used(graph.node, results):
         if node.op_type == "Constant":
             continue
         value = _sizes(onnx, node, arrays, opset)
@@ -177,8 +179,8 @@ def simplified(
     producers = {name: node for node in nodes if node.domain in DOMAINS for name in node.output if name}
     matcher = _Matcher(producers, arrays)
     changed = [_fused(onnx, node, matcher) for node in nodes]
-    kept = _used(changed, [v.name for v in graph.output])
-    needed = {name for node in kept for name in node.input} | {v.name for v in graph.output}
+    kept = _used(changed, results)
+    needed = {name for node in kept for name in node.input} | set(results)
     return kept, {name: array for name, array in arrays.items() if name in needed}
 
 

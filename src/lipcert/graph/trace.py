@@ -277,16 +277,16 @@ def trace(module: nn.Module, input_shape: Sequence[int], *, allow_train_mode: bo
         try:
             graph = _build(capture(module, _sizes(input_shape)))
         except TraceError as error:
-            if (attention := _attention(module)) is not None:
+            if (attention := _attention(module, error)) is not None:
                 raise attention from error
             raise
         _check(graph, module)
     return graph
 
 
-def _attention(module: nn.Module) -> UnsupportedError | None:
+def _attention(module: nn.Module, error: TraceError) -> UnsupportedError | None:
     """What torch's own attention is refused with: its forward stumbles over its shapes before it comes to the point."""
     for name, m in module.named_modules() if isinstance(module, nn.Module) else ():
-        if isinstance(m, nn.MultiheadAttention):
+        if isinstance(m, nn.MultiheadAttention) and getattr(error, "place", name).startswith(name):
             return UnsupportedError("nn.MultiheadAttention", name, *REFUSED["scaled_dot_product_attention"])
     return None

@@ -13,9 +13,9 @@ from lipcert.layers.linear import PairwiseLinear
 from lipcert.layers.normalised import Normalised
 from lipcert.layers.smallgain import SmallGainConv2d, SmallGainLinear
 
-__all__ = ["fold"]
+__all__ = ["FOLDABLE", "fold"]
 
-_FOLDABLE = (Normalised, PairwiseLinear, SmallGainLinear, SmallGainConv2d)
+FOLDABLE = (Normalised, PairwiseLinear, SmallGainLinear, SmallGainConv2d)
 
 
 def _check(name: str, layer: nn.Module) -> None:
@@ -30,7 +30,7 @@ def _check(name: str, layer: nn.Module) -> None:
 
 
 @torch.no_grad()
-def fold(module: nn.Module) -> nn.Module:
+def fold(module: nn.Module, *, prove: bool = True) -> nn.Module:
     """A copy in eval mode in which every layer of :mod:`lipcert.layers` is made of ordinary ones with fixed weights.
 
     What a layer promises is proved once more for its present weights, and its factor goes into the weights, a hair
@@ -39,6 +39,8 @@ def fold(module: nn.Module) -> nn.Module:
 
     Args:
         module: a network, or one layer.
+        prove: False for the form alone, whose weights are to be replaced by those of a folded network: it promises
+            nothing.
 
     Raises:
         BoundError: weights that are too large or too small.
@@ -54,9 +56,9 @@ def fold(module: nn.Module) -> nn.Module:
     copied = copy.deepcopy(module)
     replaced: dict[int, nn.Module] = {}
     for name, layer in list(copied.named_modules()):
-        if isinstance(layer, _FOLDABLE):
+        if isinstance(layer, FOLDABLE):
             _check(name, layer)
-            replaced[id(layer)] = layer.folded()
+            replaced[id(layer)] = layer.folded(prove=prove) if isinstance(layer, Normalised) else layer.folded()
     if id(copied) in replaced:
         return replaced[id(copied)].eval()
     for parent in list(copied.modules()):

@@ -224,8 +224,8 @@ class Normalised(nn.Module):
             self._sealed_at = self._glance()
         return self
 
-    def folded(self) -> nn.Module:
-        """The same function as ordinary layers with fixed weights: at most κ-Lipschitz, by a proof."""
+    def folded(self, *, prove: bool = True) -> nn.Module:
+        """The same function as ordinary layers with fixed weights: at most κ-Lipschitz, by a proof if ``prove``."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:

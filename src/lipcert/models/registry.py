@@ -125,9 +125,11 @@ def build(
         raise ConfigError(f"num_classes must be an integer of at least 2; got {num_classes!r}")
     if (mean is None) != (std is None):
         raise ConfigError("normalisation needs both mean and std (or neither)")
+    if not isinstance(folded, bool):
+        raise ConfigError(f"folded must be true or false; got {folded!r}")
     model = builder(input_shape=shape, num_classes=num_classes, **options)
     if folded:
-        model = fold(model)
+        model = fold(model, prove=False)
     if mean is None or std is None:
         return model
     first = Normalize(mean, std, trailing=len(shape) - 1)

@@ -96,7 +96,6 @@ _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "Round": torch.round,
     "Mish": F.mish,
     "HardSwish": F.hardswish,
-    "LogSigmoid": F.logsigmoid,  # of lipcert's own: simplify.py
 }
 for _name, _function in _PLAIN.items():
     OPERATORS[_name] = lambda _, x, function=_function: function(x)
