@@ -8,12 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 import lipcert
 from cases import named, traced
 from exact import rational
+from lipcert.bounds import UpperBound, graph_bound
 from lipcert.certify import exact_logits
+from lipcert.certify import logits as module_of_logits
 
 
 def _shifted() -> nn.Sequential:
@@ -96,3 +98,93 @@ def test_an_input_that_is_not_finite_spoils_no_other() -> None:
     radius = lipcert.certify(net, x).radius
     assert radius[1] == 0
     assert float(radius[0]) == pytest.approx(float(lipcert.certify(net, x[:1]).radius), rel=1e-9)
+
+
+class _Residual(nn.Module):
+    """x + G·relu(W·x + b)."""
+
+    def __init__(self, width: int, generator: torch.Generator, size: float) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(width, width), nn.Linear(width, width, bias=False)
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(torch.randn(p.shape, generator=generator) * size)
+            self.outer.weight.copy_(-2 * self.inner.weight.T / self.inner.weight.norm() ** 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.outer(self.inner(x).relu())
+
+
+def _stack(seed: int, depth: int, width: int, size: float) -> nn.Sequential:
+    generator = torch.Generator().manual_seed(seed)
+    last = nn.Linear(width, 3)
+    with torch.no_grad():
+        for p in last.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator))
+    return nn.Sequential(*(_Residual(width, generator, size) for _ in range(depth)), last).double().eval()
+
+
+def _affine(layer: nn.Linear, row: list[Fraction]) -> list[Fraction]:
+    bias = [Fraction(0)] * layer.out_features if layer.bias is None else [b for (b,) in rational(layer.bias[:, None])]
+    return [
+        sum((w * v for w, v in zip(ws, row, strict=True)), b)
+        for ws, b in zip(rational(layer.weight), bias, strict=True)
+    ]
+
+
+def _exactly(net: nn.Sequential, row: list[Fraction]) -> list[Fraction]:
+    *blocks, last = net
+    for block in blocks:
+        assert isinstance(block, _Residual)
+        hidden = [max(Fraction(0), v) for v in _affine(block.inner, row)]
+        row = [u + v for u, v in zip(row, _affine(block.outer, hidden), strict=True)]
+    assert isinstance(last, nn.Linear)
+    return _affine(last, row)
+
+
+def _upper(net: nn.Module, shape: tuple[int, ...], method: str = "liplt") -> tuple[lipcert.Graph, UpperBound]:
+    graph = lipcert.trace(net, shape)
+    bound = graph_bound(graph, scope="pairwise", guarantee="upper", method=method)  # type: ignore[arg-type]
+    assert isinstance(bound, UpperBound)
+    return graph, bound
+
+
+@pytest.mark.parametrize("method", ["liplt", "product"])
+@pytest.mark.parametrize(("depth", "size"), [(1, 1.0), (3, 1e3), (6, 1e-3), (10, 1.0)])
+def test_differences_of_deep_logits_in_rational_numbers(
+    depth: int, size: float, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the norms of a bound the enclosure holds for differences of logits, and does not grow with every block."""
+    monkeypatch.setattr(module_of_logits, "_MATTERS", 0.0)
+    net = _stack(depth, depth, 4, size)
+    graph, bound = _upper(net, (4,), method)
+    x = torch.rand(3, 4, generator=torch.Generator().manual_seed(depth))
+    logits, errors = exact_logits(graph, [x], bound=bound)
+    crude = exact_logits(graph, [x])[1]
+    assert bool((errors.sum(1) <= crude.sum(1)).all())
+    if depth == 10 and method == "liplt":
+        assert bool((errors.sum(1) < 0.1 * crude.sum(1)).all())
+    for row, found, error in zip(rational(x), logits.tolist(), errors.tolist(), strict=True):
+        true = _exactly(net, row)
+        for a in range(3):
+            for b in range(a):
+                off = true[a] - true[b] - (Fraction(found[a]) - Fraction(found[b]))
+                assert abs(off) <= Fraction(error[a]) + Fraction(error[b])
+
+
+@pytest.mark.parametrize("name", named()[1::4])
+def test_every_kind_of_layer_is_enclosed_by_norms_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the same float64 module, which computes in another order."""
+    graph = traced(name)
+    if len(graph.output_shape) != 1:
+        pytest.skip("no logits")
+    bound = graph_bound(graph, scope="class", guarantee="upper")
+    assert isinstance(bound, UpperBound)
+    monkeypatch.setattr(module_of_logits, "_MATTERS", 0.0)
+    x = torch.rand((4, *graph.input_shape), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits, errors = exact_logits(graph, [x[:3], x[3:]], bound=bound)
+    assert bool(torch.isfinite(errors).all())
+    with torch.no_grad():
+        off = graph.capture.module.double()(x) - logits
+    gap = (off[:, :, None] - off[:, None, :]).abs() - (errors[:, :, None] + errors[:, None, :])
+    assert float(gap.max()) <= 0

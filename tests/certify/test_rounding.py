@@ -19,7 +19,8 @@ from emulated import ORDERS, Machine, Mean, Residual, run, worst
 from lipcert.bounds.lipschitz import graph_bound
 from lipcert.certify import rounding
 from lipcert.certify.contest import _rounded
-from lipcert.certify.rounding import Arithmetic, Rounding, executed_logits
+from lipcert.certify.logits import executed_logits
+from lipcert.certify.rounding import Arithmetic, Rounding
 from lipcert.graph.types import Elementwise
 from lipcert.loop import LoopMap
 
@@ -210,13 +211,13 @@ def _no_inverse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _nothing_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = rounding._Errors._affine
+    whole = rounding.Errors._affine
 
-    def forgetful(self: rounding._Errors, node: object, *rest: object) -> object:
+    def forgetful(self: rounding.Errors, node: object, *rest: object) -> object:
         self.errors = dict.fromkeys(self.errors)
         return whole(self, node, *rest)
 
-    monkeypatch.setattr(rounding._Errors, "_affine", forgetful)
+    monkeypatch.setattr(rounding.Errors, "_affine", forgetful)
 
 
 def _activations_exact(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ from catalogue import Fn
 from flushing import flushing
 from lipcert.bounds.lipschitz import graph_bound
 from lipcert.certify.contest import _rounded
-from lipcert.certify.rounding import Rounding, executed_logits
+from lipcert.certify.logits import executed_logits
+from lipcert.certify.rounding import Rounding
 from lipcert.errors import BoundError
 
 LOGITS = named(without=("image",))

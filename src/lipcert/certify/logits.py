@@ -14,27 +14,77 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from lipcert.bounds.pairs import pair_bounds
+from lipcert.bounds.result import UpperBound
+from lipcert.certify.rounding import ARITHMETICS, Errors, Recursion, Rounding, check_tf32, far_from, require
+from lipcert.errors import BoundError
 from lipcert.graph import Graph
 from lipcert.graph.capture import ordinary_mode
 from lipcert.graph.types import Node
 from lipcert.loop import LoopMap
 from lipcert.norms.errors import path_error
 
-__all__ = ["alike", "enclosed", "exact_logits"]
+__all__ = ["alike", "enclosed", "exact_logits", "executed_logits"]
 
 _LARGER = 16.0
+_MATTERS = 1e-6  # radius that errors may cost before they are looked at closely
 
 Watch: TypeAlias = Callable[[Node, Sequence[Tensor], Tensor], None]
 
 
-def exact_logits(graph: Graph, batches: Iterable[Tensor], *, each: bool = False) -> tuple[Tensor, Tensor]:
-    """Float64 logits of the real-arithmetic network, and for each a bound on its error.
+class _Closer:
+    """What float64 loses in differences of logits, followed segment by segment (:mod:`lipcert.certify.rounding`).
+
+    The a-priori bound multiplies |W| through the whole network: of deep residual networks it grows by orders of
+    magnitude with each block, which the network does not.
+    """
+
+    def __init__(self, loop: LoopMap, bound: UpperBound) -> None:
+        arithmetic = ARITHMETICS[torch.float64]
+        self.loop, self.watch = loop, Errors(loop, arithmetic, torch.float64)
+        self.recursion = Recursion(loop, bound, arithmetic)
+        classes = loop.graph.output_shape[0]
+        off = ~torch.eye(classes, dtype=torch.bool, device=loop.resolved.device)
+        pairs = {j: pair_bounds(h.double(), classes, upward=True) for j, h in self.recursion.heads.items()}
+        self.largest = {j: float(v[off].max()) if classes > 1 else 0.0 for j, v in pairs.items()}
+
+    @staticmethod
+    def wanted(loop: LoopMap, bound: UpperBound | None, relative: float) -> bool:
+        """Whether the a-priori errors of inputs of size 1 make up for a radius that matters, and there is a way."""
+        if bound is None or len(loop.graph.output_shape) != 1 or set(bound.hidden) != set(range(1, loop.depth + 1)):
+            return False
+        ones = torch.ones((1, *loop.graph.input_shape), dtype=torch.float64, device=loop.resolved.device)
+        sizes = loop.graph.sizes(ones, loop.resolved, per_rounding=relative)[loop.graph.output]
+        return not float(sizes.max()) * relative <= _MATTERS * float(bound.value.max())
+
+    def start(self, batch: Tensor) -> None:
+        """Before a batch is evaluated."""
+        self.watch.reset(far_from(self.loop, batch)[1])
+
+    def closer(self, found: Tensor, errors: Tensor) -> Tensor:
+        """After it: the smaller of the errors (n, C), for each sample, of differences of its logits."""
+        sources, final = self.recursion.run(self.watch, self.watch.errors[self.loop.graph.output], found)
+        own = final[..., 0]
+        for j, gained in sources.items():
+            own = own + 0.5 * self.largest[j] * gained[:, :1]
+        own = own * (1 + 2.0**-40)
+        better = own.sum(1, keepdim=True) < errors.sum(1, keepdim=True)  # not where it is not a number
+        return torch.where(better, own, errors)
+
+
+def exact_logits(
+    graph: Graph, batches: Iterable[Tensor], *, each: bool = False, bound: UpperBound | None = None
+) -> tuple[Tensor, Tensor]:
+    """Float64 logits of the real-arithmetic network, and bounds on the errors of their differences.
+
+    A difference y_a − y_b errs by the sum of the two errors at most.
 
     Args:
         graph: the network.
         batches: of shape (n, *input_shape), in any floating-point dtype; their numbers are taken as exact.
         each: bound the errors of each sample by its own input, which takes twice as long, and is never more than in a
             batch of any others.
+        bound: of this network at its present weights: with its norms the errors of deep networks are bounded closely.
 
     Returns:
         logits (N, C) and errors (N, C), both float64.
@@ -49,13 +99,30 @@ def exact_logits(graph: Graph, batches: Iterable[Tensor], *, each: bool = False)
     logits, errors = [], []
     # γ_n holds for sums of products in any order, but not for the FFT and Winograd convolutions of cuDNN.
     with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
-        loop = LoopMap(graph, graph.resolve(torch.float64))
+        loop = LoopMap(graph, graph.resolve(torch.float64), centred=bound is None or bound.method != "product")
         relative = path_error(loop)
+        closer = _Closer(loop, bound) if bound is not None and _Closer.wanted(loop, bound, relative) else None
         for batch in alike(batches):
-            found, error = enclosed(loop, batch, relative, each=each)
+            found, error = _evaluated(loop, batch, relative, closer, [], each=each)
             logits.append(found)
             errors.append(error)
     return torch.cat(logits), torch.cat(errors)
+
+
+def _evaluated(
+    loop: LoopMap, batch: Tensor, relative: float, closer: _Closer | None, watches: list[Watch], *, each: bool
+) -> tuple[Tensor, Tensor]:
+    """:func:`enclosed`, watched by several, and with closer errors if there is a way."""
+    if closer is not None:
+        closer.start(batch)
+        watches = [*watches, closer.watch]
+
+    def watch(node: Node, operands: Sequence[Tensor], value: Tensor) -> None:
+        for one in watches:
+            one(node, operands, value)
+
+    found, error = enclosed(loop, batch, relative, watch if watches else None, each=each)
+    return found, error if closer is None else closer.closer(found, error)
 
 
 def enclosed(
@@ -94,3 +161,53 @@ def alike(batches: Iterable[Tensor]) -> Iterator[Tensor]:
             start = i + 1
         if start < len(batch):
             yield batch[start:]
+
+
+def executed_logits(
+    graph: Graph, bound: UpperBound, batches: Iterable[Tensor], dtype: torch.dtype, *, each: bool = False
+) -> tuple[Tensor, Tensor, Rounding]:
+    """Float64 logits, bounds on their errors, and what an execution in ``dtype`` adds to these within a ball.
+
+    Args:
+        graph: the network.
+        bound: of this network, at its present weights.
+        batches: of shape (n, *input_shape).
+        dtype: that the module runs in.
+        each: as in :func:`lipcert.certify.exact_logits`.
+
+    Returns:
+        as :func:`lipcert.certify.exact_logits`, and a :class:`Rounding`.
+
+    Raises:
+        BoundError: an operation of which nobody has said how it rounds, a dtype of which nothing can be said, or a
+            bound that does not carry its parts.
+    """
+    if dtype not in ARITHMETICS:
+        raise BoundError(
+            f"nothing useful can be said of rounding in {dtype}, whose sums may lose every digit: certify "
+            "module.float(), or the network of real arithmetic with precision='real'."
+        )
+    require(graph)
+    arithmetic = ARITHMETICS[dtype]
+    logits, errors, parts = [], [], []
+    # γ_n holds for sums of products in any order, but not for the FFT and Winograd convolutions of cuDNN.
+    with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
+        loop = LoopMap(graph, graph.resolve(torch.float64), centred=bound.method != "product")
+        if loop.depth and set(bound.hidden) != set(range(1, loop.depth + 1)):
+            raise BoundError(
+                "this bound does not say what it is made of: make it with lipcert.lipschitz, for this network."
+            )
+        check_tf32(loop.resolved.device, dtype)
+        relative = path_error(loop)
+        recursion, watch = Recursion(loop, bound, arithmetic), Errors(loop, arithmetic, dtype)
+        closer = _Closer(loop, bound) if _Closer.wanted(loop, bound, relative) else None
+        for batch in alike(batches):
+            far, sizes = far_from(loop, batch)
+            watch.reset(sizes)
+            found, error = _evaluated(loop, batch, relative, closer, [watch], each=each)
+            sources, final = recursion.run(watch, watch.errors[graph.output], found)
+            reach = far if all(s.max() < arithmetic.limit for s in sizes) else torch.zeros_like(far)
+            logits.append(found)
+            errors.append(error)
+            parts.append(Rounding(sources, recursion.heads, final, reach, arithmetic.name))
+    return torch.cat(logits), torch.cat(errors), Rounding.join(parts)

@@ -12,9 +12,9 @@ from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK, graph
 from lipcert.bounds.result import AnyMethod, Bound, Guarantee, Scope, UpperBound
 from lipcert.certify.contest import Contest
 from lipcert.certify.local import Progress, locally
-from lipcert.certify.logits import exact_logits
+from lipcert.certify.logits import exact_logits, executed_logits
 from lipcert.certify.radius import Radii, check_kind, contest_of, radii
-from lipcert.certify.rounding import Precision, executed_logits
+from lipcert.certify.rounding import Precision
 from lipcert.errors import BoundError, ShapeError
 from lipcert.graph import Graph, check_mode, trace
 from lipcert.graph.capture import first_line
@@ -200,7 +200,7 @@ def contested(
         raise ShapeError(f"radii are of logits (N, C); this module's output has shape (N, {shape}).")
     chosen = execution(graph, precision)
     if chosen == "real":
-        logits, errors = exact_logits(graph, batches, each=each)
+        logits, errors = exact_logits(graph, batches, each=each, bound=bound)
         rounding = None
     else:
         logits, errors, rounding = executed_logits(graph, bound, batches, getattr(torch, chosen), each=each)

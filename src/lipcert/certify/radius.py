@@ -157,7 +157,7 @@ def radii(
         errors: broadcasts to (N, C): how far each logit may be from that of the network that the bound is of, as
             :func:`lipcert.certify.exact_logits` says; zero if the logits are exact. An upper bound asks for them, as a
             logit that a float32 network computes is rounded, and would make radii that are not certified.
-        rounding: what execution adds, as :func:`lipcert.certify.rounding.executed_logits` says; None for real
+        rounding: what execution adds, as :func:`lipcert.certify.logits.executed_logits` says; None for real
             arithmetic.
 
     Returns:

@@ -49,14 +49,18 @@ TOLERANCE = 1e-9  # by which two machines may differ in a bound or an estimate
 ALTERED = 1e-6  # a claim that is smaller than the truth by more is not what was computed
 
 
-def enclosed_margins(graph: Graph, samples: Samples, chosen: Tensor) -> tuple[Tensor, Tensor]:
+def enclosed_margins(
+    graph: Graph, samples: Samples, chosen: Tensor, bound: UpperBound | None = None
+) -> tuple[Tensor, Tensor]:
     """``z_a − z_b`` of the real-arithmetic network for the class a chosen for each sample and every class b.
+
+    ``bound`` is as in :func:`lipcert.certify.exact_logits`.
 
     Returns:
         a lower and an upper bound, (N, C) each, float64 on the CPU. Whoever computes them, on whichever machine, the
         true difference lies between the two.
     """
-    logits, errors = (v.cpu() for v in exact_logits(graph, samples.batches(BATCH), each=True))
+    logits, errors = (v.cpu() for v in exact_logits(graph, samples.batches(BATCH), each=True, bound=bound))
     rows = torch.arange(len(logits))
     margins = logits[rows, chosen][:, None] - logits
     both = (errors[rows, chosen][:, None] + errors) * (1 + 2.0**-50)
@@ -175,7 +179,7 @@ class Recomputed:
     def margins(self, data: Samples) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds on every ``z_a − z_b``, a the claimed prediction."""
         if self._margins is None:
-            self._margins = enclosed_margins(self.graph, data, self.prediction)
+            self._margins = enclosed_margins(self.graph, data, self.prediction, self.bound)
         return self._margins
 
     def contested(self, data: Samples) -> tuple[Radii, Contest]:

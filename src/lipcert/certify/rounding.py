@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,15 +35,23 @@ import torch
 from torch import Tensor
 
 from lipcert.bounds.result import UpperBound
-from lipcert.certify.logits import alike, enclosed
 from lipcert.errors import BoundError
 from lipcert.graph import Graph
-from lipcert.graph.capture import ordinary_mode
 from lipcert.graph.types import Affine, Coefficient, Elementwise, Node, Nonlinear
 from lipcert.loop import LoopMap
-from lipcert.norms.errors import absolute_norm, path_error
+from lipcert.norms.errors import absolute_norm, roundings_at
 
-__all__ = ["ARITHMETICS", "ASSUMPTIONS", "Precision", "Rounding", "executed_logits"]
+__all__ = [
+    "ARITHMETICS",
+    "ASSUMPTIONS",
+    "Errors",
+    "Precision",
+    "Recursion",
+    "Rounding",
+    "check_tf32",
+    "far_from",
+    "require",
+]
 
 Precision = Literal["real", "float32", "float64"]
 
@@ -79,6 +87,7 @@ ARITHMETICS = {
 
 _SAFE = 1 + 2.0**-20  # covers the float64 arithmetic of this file, and what float64 does to the values at x
 _FAR = 2.0**10  # no radius is claimed beyond this many times the input's own size
+_ACTIVATION = 16  # roundings
 _STEEP = 2.0**10  # where c/r is larger, the uncentred map is the better one
 
 
@@ -116,7 +125,17 @@ def _gamma(roundings: int, unit: float) -> float:
 
 
 def _rounds(node: Node) -> bool:
-    return isinstance(node, Affine) and bool(node.roundings)
+    return isinstance(node, Affine) and node.roundings != 0
+
+
+def _count(loop: LoopMap, node: Affine | Elementwise) -> int:
+    """Roundings of an entry of the node's result; where nobody has counted those of an execution, of float64 here.
+
+    There its weights, whatever expression they come from, are numbers.
+    """
+    if node.roundings is not None:
+        return node.roundings
+    return 2 * roundings_at(loop, node) if isinstance(node, Affine) else _ACTIVATION
 
 
 def _row_norms(value: Tensor) -> Tensor:
@@ -124,7 +143,7 @@ def _row_norms(value: Tensor) -> Tensor:
     return norms * _SAFE
 
 
-class _Errors:
+class Errors:
     """Watches an evaluation, and bounds entry by entry what rounding adds to each node since the last activation."""
 
     def __init__(self, loop: LoopMap, arithmetic: Arithmetic, dtype: torch.dtype) -> None:
@@ -146,12 +165,12 @@ class _Errors:
 
         A product, an operand or an offset that is subnormal costs a bounded amount; a coefficient costs in proportion.
         """
-        if not isinstance(node, Affine) or not node.roundings:
+        if not isinstance(node, Affine) or not (roundings := _count(self.loop, node)):
             return 0.0, 0.0
         amplified = 1.0 if node.amplifies is None else max(1.0, float(node.amplifies(self.live).abs().max()))
         tiny = self.arithmetic.tiny * amplified
         values = [torch.as_tensor(c, dtype=torch.float64) for c in coefficients]
-        each = 4 * (node.roundings + 2) * tiny
+        each = 4 * (roundings + 2) * tiny
         return each * (1 + sum(float(v.max()) for v in values)), each * any(
             bool(((v > 0) & (v < tiny)).any()) for v in values
         )
@@ -172,7 +191,7 @@ class _Errors:
             k, before = self.targets[node.index], self.errors[node.inputs[0]]
             rows = len(value)
             self.local[k] = value.new_zeros(rows) if before is None else _row_norms(before.double())
-            if isinstance(node, Elementwise) and node.roundings:
+            if isinstance(node, Elementwise) and _count(self.loop, node):
                 self.sizes[k] = _row_norms(operands[0])
         self.errors[node.index] = errors
         for i in node.inputs:
@@ -181,9 +200,9 @@ class _Errors:
 
     def _affine(self, node: Affine, operands: Sequence[Tensor], value: Tensor) -> Tensor | None:
         coefficients, arithmetic = self.coefficients[node.index], self.arithmetic
-        assert node.roundings is not None
+        roundings = _count(self.loop, node)
         # what is computed here in the same dtype: sums of terms that are not negative, so their error is relative
-        own = (1 + _gamma(node.roundings + 4, arithmetic.unit)) ** 2 * (1 + 2.0**-18)
+        own = (1 + _gamma(roundings + 4, arithmetic.unit)) ** 2 * (1 + 2.0**-18)
         total: Tensor | None = None
         before = [self.errors[i] for i in node.inputs]
         if any(e is not None for e in before):
@@ -191,10 +210,10 @@ class _Errors:
                 torch.zeros_like(x, dtype=self.dtype) if e is None else e for e, x in zip(before, operands, strict=True)
             ]
             total = node.apply(given, coefficients).mul(own)
-        if node.roundings:
+        if roundings:
             sizes = [x.abs().to(self.dtype) for x in operands]
             size = node.apply(sizes, coefficients) + self.offsets[node.index]
-            size = size.add(value.abs().to(self.dtype)).mul_(0.5 * own * _gamma(node.roundings + 2, arithmetic.unit))
+            size = size.add(value.abs().to(self.dtype)).mul_(0.5 * own * _gamma(roundings + 2, arithmetic.unit))
             # a term, or a number in it, that is subnormal may be lost whole; here, and in computing these sizes
             still, growing = self.lost[node.index]
             size.add_(still + (growing * sum(self.far[i] for i in node.inputs) if growing else 0.0))
@@ -202,20 +221,22 @@ class _Errors:
         return total
 
 
-def _segment_roundings(graph: Graph, target: int) -> int:
+def _segment_roundings(loop: LoopMap, target: int) -> int:
     """Roundings on the way to a node since the activations before it: (n + 2) of each affine node, summed."""
     total, pending, seen = 0, [target], set[int]()
     while pending:
-        node = graph.nodes[pending.pop()]
+        node = loop.graph.nodes[pending.pop()]
         if node.index in seen or not isinstance(node, Affine):
             continue
         seen.add(node.index)
-        total += node.roundings + 2 if node.roundings else 0
+        roundings = _count(loop, node)
+        total += roundings + 2 if roundings else 0
         pending += node.inputs
     return total
 
 
-def _require(graph: Graph) -> None:
+def require(graph: Graph) -> None:
+    """Refuse a network with an operation of whose execution's roundings nobody has said how many there are."""
     for node in graph.nodes[: graph.output + 1]:
         if isinstance(node, (Affine, Elementwise)) and node.roundings is None:
             computed = isinstance(node, Elementwise) or node.obstacle
@@ -233,7 +254,7 @@ def _require(graph: Graph) -> None:
             )
 
 
-class _Recursion:
+class Recursion:
     """What of E does not depend on the sample: made once for a network and a bound."""
 
     def __init__(self, loop: LoopMap, bound: UpperBound, arithmetic: Arithmetic) -> None:
@@ -244,7 +265,7 @@ class _Recursion:
         gentle = {0: 1.0} | {j: flat.ratios(j)[1] for j in range(1, last)}
         self.segments = {(k, j): absolute_norm(flat, (k, j)) * gentle[j] for k, j in flat.pairs()}
         self.roundings = {
-            k: _segment_roundings(loop.graph, loop.graph.output if k == last else loop.nonlinear[k - 1].inputs[0])
+            k: _segment_roundings(loop, loop.graph.output if k == last else loop.nonlinear[k - 1].inputs[0])
             for k in range(1, last + 1)
         }
         self.gammas = {k: _gamma(n, arithmetic.unit) if n else 0.0 for k, n in self.roundings.items()}
@@ -266,7 +287,7 @@ class _Recursion:
         zero = torch.zeros((1, *node.shape), dtype=self.loop.resolved.dtype, device=self.loop.resolved.device)
         return float(node.function(zero, self.loop.resolved.live).norm()) if isinstance(node, Elementwise) else 0.0
 
-    def run(self, errors: _Errors, final: Tensor | None, rows: Tensor) -> tuple[dict[int, Tensor], Tensor]:
+    def run(self, errors: Errors, final: Tensor | None, rows: Tensor) -> tuple[dict[int, Tensor], Tensor]:
         """g_j for each source j, (N, 2), and (N, C, 2) of the last segment; ``rows`` is the output, for its shape."""
         unit, last = self.arithmetic.unit, self.depth + 1
         nothing = torch.zeros((len(rows), 2), dtype=torch.float64, device=rows.device)
@@ -288,9 +309,9 @@ class _Recursion:
             own = pair(errors.local[k], 0.0) + ball(k)
             error = own + sum((self.norms[k, j] * g for j, g in gained.items() if (k, j) in self.norms), start=nothing)
             departs = nothing
-            if isinstance(node, Elementwise) and node.roundings:
+            if isinstance(node, Elementwise) and (roundings := _count(self.loop, node)):
                 size = pair(errors.sizes[k], self.hidden[k]) + error
-                departs = node.roundings * unit * (pair(self.still[k], 0.0) + self.steep[k] * size)
+                departs = roundings * unit * (pair(self.still[k], 0.0) + self.steep[k] * size)
             each = node.departure if isinstance(node, Elementwise) else 0.0
             each += 4 * self.arithmetic.tiny  # even a comparison may take a subnormal number for zero
             departs = departs + pair(each * math.sqrt(math.prod(node.shape)), 0.0)
@@ -303,7 +324,7 @@ class _Recursion:
         return known, rest * _SAFE
 
 
-def _far(loop: LoopMap, batch: Tensor) -> tuple[Tensor, list[Tensor]]:
+def far_from(loop: LoopMap, batch: Tensor) -> tuple[Tensor, list[Tensor]]:
     """(n,), radii beyond which nothing is claimed, and how large each node's value can be in any such ball."""
     size = batch.to(dtype=torch.float64, device=loop.resolved.device).abs().nan_to_num(0.0, 0.0, 0.0)
     far = _FAR * (1 + size.reshape(len(size), math.prod(size.shape[1:])).amax(1))
@@ -312,7 +333,7 @@ def _far(loop: LoopMap, batch: Tensor) -> tuple[Tensor, list[Tensor]]:
     return far, loop.graph.sizes(largest + most, loop.resolved, per_rounding=2.0**-30)
 
 
-def _check_tf32(device: torch.device, dtype: torch.dtype) -> None:
+def check_tf32(device: torch.device, dtype: torch.dtype) -> None:
     """Warn where this very process would break one of the assumptions; torch allows TF32 to convolutions by default."""
     allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
     if device.type == "cuda" and dtype == torch.float32 and allowed:
@@ -321,52 +342,3 @@ def _check_tf32(device: torch.device, dtype: torch.dtype) -> None:
             "torch.backends.cuda.matmul.allow_tf32 to False where the network runs.",
             stacklevel=2,
         )
-
-
-def executed_logits(
-    graph: Graph, bound: UpperBound, batches: Iterable[Tensor], dtype: torch.dtype, *, each: bool = False
-) -> tuple[Tensor, Tensor, Rounding]:
-    """Float64 logits, bounds on their errors, and what an execution in ``dtype`` adds to these within a ball.
-
-    Args:
-        graph: the network.
-        bound: of this network, at its present weights.
-        batches: of shape (n, *input_shape).
-        dtype: that the module runs in.
-        each: as in :func:`lipcert.certify.exact_logits`.
-
-    Returns:
-        as :func:`lipcert.certify.exact_logits`, and a :class:`Rounding`.
-
-    Raises:
-        BoundError: an operation of which nobody has said how it rounds, a dtype of which nothing can be said, or a
-            bound that does not carry its parts.
-    """
-    if dtype not in ARITHMETICS:
-        raise BoundError(
-            f"nothing useful can be said of rounding in {dtype}, whose sums may lose every digit: certify "
-            "module.float(), or the network of real arithmetic with precision='real'."
-        )
-    _require(graph)
-    arithmetic = ARITHMETICS[dtype]
-    logits, errors, parts = [], [], []
-    # γ_n holds for sums of products in any order, but not for the FFT and Winograd convolutions of cuDNN.
-    with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
-        loop = LoopMap(graph, graph.resolve(torch.float64), centred=bound.method != "product")
-        if loop.depth and set(bound.hidden) != set(range(1, loop.depth + 1)):
-            raise BoundError(
-                "this bound does not say what it is made of: make it with lipcert.lipschitz, for this network."
-            )
-        _check_tf32(loop.resolved.device, dtype)
-        relative = path_error(loop)
-        recursion, watch = _Recursion(loop, bound, arithmetic), _Errors(loop, arithmetic, dtype)
-        for batch in alike(batches):
-            far, sizes = _far(loop, batch)
-            watch.reset(sizes)
-            found, error = enclosed(loop, batch, relative, watch, each=each)
-            sources, final = recursion.run(watch, watch.errors[graph.output], found)
-            reach = far if all(s.max() < arithmetic.limit for s in sizes) else torch.zeros_like(far)
-            logits.append(found)
-            errors.append(error)
-            parts.append(Rounding(sources, recursion.heads, final, reach, arithmetic.name))
-    return torch.cat(logits), torch.cat(errors), Rounding.join(parts)

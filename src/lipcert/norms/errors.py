@@ -35,6 +35,7 @@ __all__ = [
     "gamma",
     "path_error",
     "relative_error",
+    "roundings_at",
     "underflow",
 ]
 
@@ -49,10 +50,10 @@ def gamma(n: float) -> float:
 
 def _roundings(loop: BlockMap) -> int:
     """At most this many roundings lie on one path, of T or of its adjoint, in whatever order sums are made."""
-    return loop.overhead + sum(_roundings_at(loop, node) for node in loop.graph.nodes)
+    return loop.overhead + sum(roundings_at(loop, node) for node in loop.graph.nodes)
 
 
-def _roundings_at(loop: BlockMap, node: Node) -> int:
+def roundings_at(loop: BlockMap, node: Node) -> int:
     """What one node adds to that."""
     total = 4 + loop.graph.users[node.index]  # the adjoint makes a sum where a value is used several times
     if isinstance(node, Affine):
@@ -151,7 +152,7 @@ class BlockErrors:
             node = nodes[pending.pop()]
             if node.index not in seen:
                 seen.add(node.index)
-                total += _roundings_at(self.loop, node)
+                total += roundings_at(self.loop, node)
                 pending += node.inputs if isinstance(node, Affine) else ()
         return gamma(2 * total) * (1 + gamma(2 * total))
 
