@@ -98,7 +98,7 @@ def _matrix(loop: LoopMap, pair: Pair) -> Tensor:
 @pytest.fixture
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """One rounding a node, of size UNIT."""
-    monkeypatch.setattr(errors, "_roundings_at", lambda *_: 1)
+    monkeypatch.setattr(errors, "roundings_at", lambda *_: 1)
     monkeypatch.setattr(errors, "gamma", lambda n: (1 + UNIT) ** (n / 2) - 1)
 
 

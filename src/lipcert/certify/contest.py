@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lipcert.bounds.pairs import pair_bounds
+from lipcert.certify.logits import pair_errors
 from lipcert.certify.rounding import Rounding
 
 __all__ = ["SPARE", "Contest", "round_down"]
@@ -52,7 +53,7 @@ class Contest:
 
     @staticmethod
     def of(logits: Tensor, pairs: Tensor, errors: Tensor | None, rounding: Rounding | None) -> Contest:
-        """From logits (N, C), L_ab (C, C), the logits' errors, and what execution adds (None in real arithmetic)."""
+        """From logits (N, C), L_ab (C, C), errors (:func:`pair_errors`), and what execution adds (None: nothing)."""
         classes = logits.shape[1]
         z = logits.detach().double()
         finite = torch.isfinite(z).all(1)
@@ -60,8 +61,7 @@ class Contest:
         top, prediction = z.max(1)
         margins, doubt = top[:, None] - z, torch.zeros_like(z)
         if errors is not None:
-            each = errors.to(z).expand_as(z)
-            both = (each + each.gather(1, prediction[:, None])) * (1 + 2.0**-50)
+            both = pair_errors(errors.to(z) if errors.ndim == 3 else errors.to(z).expand_as(z), prediction)
             margins, doubt = round_down(round_down(margins) - both), 2 * both
         own = torch.nn.functional.one_hot(prediction, classes).bool()
         slopes = pairs[prediction].clamp_min(torch.finfo(torch.float64).tiny)

@@ -22,14 +22,21 @@ from lipcert.graph import Graph
 from lipcert.graph.capture import ordinary_mode
 from lipcert.graph.types import Node
 from lipcert.loop import LoopMap
-from lipcert.norms.errors import path_error
+from lipcert.norms.errors import TINY, path_error
 
-__all__ = ["alike", "enclosed", "exact_logits", "executed_logits"]
+__all__ = ["alike", "enclosed", "exact_logits", "executed_logits", "pair_errors"]
 
 _LARGER = 16.0
 _MATTERS = 1e-6  # radius that errors may cost before they are looked at closely
 
 Watch: TypeAlias = Callable[[Node, Sequence[Tensor], Tensor], None]
+
+
+def pair_errors(errors: Tensor, chosen: Tensor) -> Tensor:
+    """How far y_a − y_b may be off, (N, C), for the class a chosen for each sample, from errors (N, C) or (N, C, m)."""
+    several = errors if errors.ndim == 3 else errors[..., None]
+    own = several.gather(1, chosen[:, None, None].expand(-1, 1, several.shape[2]))
+    return (several + own).amin(2) * (1 + 2.0**-50)
 
 
 class _Closer:
@@ -49,27 +56,30 @@ class _Closer:
         self.largest = {j: float(v[off].max()) if classes > 1 else 0.0 for j, v in pairs.items()}
 
     @staticmethod
-    def wanted(loop: LoopMap, bound: UpperBound | None, relative: float) -> bool:
-        """Whether the a-priori errors of inputs of size 1 make up for a radius that matters, and there is a way."""
-        if bound is None or len(loop.graph.output_shape) != 1 or set(bound.hidden) != set(range(1, loop.depth + 1)):
-            return False
+    def of(loop: LoopMap, bound: UpperBound | None, relative: float, *, each: bool) -> _Closer | None:
+        """One, if the a-priori errors of inputs of size 1 make up for a radius that matters, and there is a way.
+
+        Who verifies (``each``) has one wherever who certified had, whatever the last digits are on either's machine.
+        """
+        shape = loop.graph.output_shape
+        if bound is None or len(shape) != 1 or shape[0] < 2 or set(bound.hidden) != set(range(1, loop.depth + 1)):
+            return None
         ones = torch.ones((1, *loop.graph.input_shape), dtype=torch.float64, device=loop.resolved.device)
         sizes = loop.graph.sizes(ones, loop.resolved, per_rounding=relative)[loop.graph.output]
-        return not float(sizes.max()) * relative <= _MATTERS * float(bound.value.max())
+        matters = _MATTERS * float(bound.value.max()) * (0.5 if each else 1.0)
+        return None if float(sizes.max()) * relative <= matters else _Closer(loop, bound)
 
     def start(self, batch: Tensor) -> None:
         """Before a batch is evaluated."""
         self.watch.reset(far_from(self.loop, batch)[1])
 
     def closer(self, found: Tensor, errors: Tensor) -> Tensor:
-        """After it: the smaller of the errors (n, C), for each sample, of differences of its logits."""
+        """After it: the errors (n, C), and the closer ones, (n, C, 2)."""
         sources, final = self.recursion.run(self.watch, self.watch.errors[self.loop.graph.output], found)
-        own = final[..., 0]
+        own = final[..., 0] + TINY
         for j, gained in sources.items():
             own = own + 0.5 * self.largest[j] * gained[:, :1]
-        own = own * (1 + 2.0**-40)
-        better = own.sum(1, keepdim=True) < errors.sum(1, keepdim=True)  # not where it is not a number
-        return torch.where(better, own, errors)
+        return torch.stack([errors, (own * (1 + 2.0**-40)).nan_to_num(torch.inf)], 2)
 
 
 def exact_logits(
@@ -77,7 +87,7 @@ def exact_logits(
 ) -> tuple[Tensor, Tensor]:
     """Float64 logits of the real-arithmetic network, and bounds on the errors of their differences.
 
-    A difference y_a − y_b errs by the sum of the two errors at most.
+    A difference y_a − y_b errs by the sum of the two errors at most; see :func:`pair_errors`.
 
     Args:
         graph: the network.
@@ -87,7 +97,8 @@ def exact_logits(
         bound: of this network at its present weights: with its norms the errors of deep networks are bounded closely.
 
     Returns:
-        logits (N, C) and errors (N, C), both float64.
+        logits (N, C) and errors, both float64: (N, C), or (N, C, m) where there are several bounds, of which each
+        holds. They are infinite where nothing is known.
 
     Example:
         >>> import lipcert
@@ -101,7 +112,7 @@ def exact_logits(
     with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
         loop = LoopMap(graph, graph.resolve(torch.float64), centred=bound is None or bound.method != "product")
         relative = path_error(loop)
-        closer = _Closer(loop, bound) if bound is not None and _Closer.wanted(loop, bound, relative) else None
+        closer = _Closer.of(loop, bound, relative, each=each)
         for batch in alike(batches):
             found, error = _evaluated(loop, batch, relative, closer, [], each=each)
             logits.append(found)
@@ -141,7 +152,7 @@ def enclosed(
         largest = largest.amax(0, keepdim=True) if len(x) else x.new_zeros((1, *x.shape[1:]))
     sizes = loop.graph.sizes(largest, loop.resolved, per_rounding=relative)[loop.graph.output]
     whole = finite.flatten(1).all(1).reshape(-1, *(1,) * (found.ndim - 1))
-    return found.masked_fill(~whole, float("nan")), (relative * sizes).expand_as(found)
+    return found.masked_fill(~whole, float("nan")), (relative * sizes).nan_to_num(torch.inf).expand_as(found)
 
 
 def alike(batches: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -200,7 +211,7 @@ def executed_logits(
         check_tf32(loop.resolved.device, dtype)
         relative = path_error(loop)
         recursion, watch = Recursion(loop, bound, arithmetic), Errors(loop, arithmetic, dtype)
-        closer = _Closer(loop, bound) if _Closer.wanted(loop, bound, relative) else None
+        closer = _Closer.of(loop, bound, relative, each=each)
         for batch in alike(batches):
             far, sizes = far_from(loop, batch)
             watch.reset(sizes)

@@ -29,7 +29,7 @@ from lipcert.certify.certificate import evidence_of
 from lipcert.certify.contest import SPARE, Contest
 from lipcert.certify.identity import Samples
 from lipcert.certify.local import reproved
-from lipcert.certify.logits import exact_logits
+from lipcert.certify.logits import exact_logits, pair_errors
 from lipcert.certify.network import BATCH, contested
 from lipcert.certify.radius import Radii
 from lipcert.certify.report import Check, NotChecked, Refuted, examine
@@ -63,11 +63,12 @@ def enclosed_margins(
     logits, errors = (v.cpu() for v in exact_logits(graph, samples.batches(BATCH), each=True, bound=bound))
     rows = torch.arange(len(logits))
     margins = logits[rows, chosen][:, None] - logits
-    both = (errors[rows, chosen][:, None] + errors) * (1 + 2.0**-50)
+    both = pair_errors(errors, chosen)
     far = torch.full_like(margins, torch.inf)
     # a step for the rounding of each of the two differences, at the number that it could have rounded away from
     lower = torch.nextafter(torch.nextafter(margins, -far) - both, -far)
-    return lower, torch.nextafter(torch.nextafter(margins, far) + both, far)
+    upper = torch.nextafter(torch.nextafter(margins, far) + both, far)
+    return torch.where(torch.isnan(lower), -far, lower), torch.where(torch.isnan(upper), far, upper)
 
 
 def bound_pairs(value: Tensor, classes: int) -> Tensor:
@@ -293,7 +294,7 @@ class Recomputed:
         runner_up = torch.tensor(self.c.samples.runner_up)[:, None]
         low, wide = (v.gather(1, runner_up)[:, 0] for v in (lower, width))
         _refute(
-            torch.nonzero(claimed > low).flatten(),
+            torch.nonzero(~(claimed <= low)).flatten(),
             lambda n: f"has a margin of which {float(low[n])!r} is proved here, not {float(claimed[n])!r}",
         )
         altered = claimed < low - ALTERED * low.abs() - 4 * wide
@@ -344,11 +345,11 @@ class Recomputed:
     @staticmethod
     def _compare(what: str, claimed: Tensor, low: Tensor, high: Tensor) -> None:
         _refute(
-            torch.nonzero(claimed > high).flatten(),
+            torch.nonzero(~(claimed <= high)).flatten(),
             lambda n: f"has a {what} of {float(high[n])!r} at most, not {float(claimed[n])!r}",
         )
         _refute(
-            torch.nonzero(claimed < low).flatten(),
+            torch.nonzero(~(claimed >= low)).flatten(),
             lambda n: f"has a {what} of at least {float(low[n])!r}, not {float(claimed[n])!r}: it was changed",
         )
 

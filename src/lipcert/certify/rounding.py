@@ -39,7 +39,7 @@ from lipcert.errors import BoundError
 from lipcert.graph import Graph
 from lipcert.graph.types import Affine, Coefficient, Elementwise, Node, Nonlinear
 from lipcert.loop import LoopMap
-from lipcert.norms.errors import absolute_norm, roundings_at
+from lipcert.norms.errors import absolute_norm, roundings_at, underflow
 
 __all__ = [
     "ARITHMETICS",
@@ -139,7 +139,12 @@ def _count(loop: LoopMap, node: Affine | Elementwise) -> int:
 
 
 def _row_norms(value: Tensor) -> Tensor:
-    norms: Tensor = value.reshape(len(value), math.prod(value.shape[1:])).norm(dim=1)
+    """Norms of rows that do not underflow: squares of small numbers would."""
+    flat = value.reshape(len(value), math.prod(value.shape[1:]))
+    if not flat.shape[1]:
+        return flat.new_zeros(len(flat))
+    largest = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
+    norms: Tensor = (flat / largest).norm(dim=1) * largest[:, 0]
     return norms * _SAFE
 
 
@@ -263,7 +268,8 @@ class Recursion:
         flat = LoopMap(loop.graph, loop.resolved, centred=False)
         self.steep = {j: float(torch.as_tensor(flat.radius(j), dtype=torch.float64).max()) for j in range(1, last)}
         gentle = {0: 1.0} | {j: flat.ratios(j)[1] for j in range(1, last)}
-        self.segments = {(k, j): absolute_norm(flat, (k, j)) * gentle[j] for k, j in flat.pairs()}
+        lost = underflow(flat)
+        self.segments = {(k, j): absolute_norm(flat, (k, j), lost) * gentle[j] for k, j in flat.pairs()}
         self.roundings = {
             k: _segment_roundings(loop, loop.graph.output if k == last else loop.nonlinear[k - 1].inputs[0])
             for k in range(1, last + 1)
@@ -274,7 +280,7 @@ class Recursion:
         self.hidden = {0: 1.0, **bound.hidden}
         self.ratios = {j: loop.ratios(j) for j in range(1, last)}
         if any(ratio > _STEEP or not math.isfinite(inverse) for ratio, inverse in self.ratios.values()):
-            self.norms = {p: absolute_norm(flat, p) for p in flat.pairs()}
+            self.norms = {p: absolute_norm(flat, p, lost) for p in flat.pairs()}
             self.heads = {
                 j: loop.resolved.scalar(self.norms[last, j]) for j in range(1, last) if (last, j) in self.norms
             }
@@ -285,7 +291,7 @@ class Recursion:
         """‖φ_j(0)‖."""
         node = self.loop.nonlinear[j - 1]
         zero = torch.zeros((1, *node.shape), dtype=self.loop.resolved.dtype, device=self.loop.resolved.device)
-        return float(node.function(zero, self.loop.resolved.live).norm()) if isinstance(node, Elementwise) else 0.0
+        return float(_row_norms(node.function(zero, self.loop.resolved.live))) if isinstance(node, Elementwise) else 0.0
 
     def run(self, errors: Errors, final: Tensor | None, rows: Tensor) -> tuple[dict[int, Tensor], Tensor]:
         """g_j for each source j, (N, 2), and (N, C, 2) of the last segment; ``rows`` is the output, for its shape."""
@@ -306,7 +312,8 @@ class Recursion:
 
         for k in range(1, last):
             node, (ratio, inverse) = self.loop.nonlinear[k - 1], self.ratios[k]
-            own = pair(errors.local[k], 0.0) + ball(k)
+            # more than what underflows in a product with a norm
+            own = pair(errors.local[k] + 4 * self.arithmetic.tiny, 0.0) + ball(k)
             error = own + sum((self.norms[k, j] * g for j, g in gained.items() if (k, j) in self.norms), start=nothing)
             departs = nothing
             if isinstance(node, Elementwise) and (roundings := _count(self.loop, node)):
