@@ -54,7 +54,8 @@ def enclosed_margins(
 ) -> tuple[Tensor, Tensor]:
     """``z_a − z_b`` of the real-arithmetic network for the class a chosen for each sample and every class b.
 
-    ``bound`` is as in :func:`lipcert.certify.exact_logits`.
+    ``bound`` is as in :func:`lipcert.certify.exact_logits`: where its norms are used, what is enclosed is so on their
+    word, which other checks look into.
 
     Returns:
         a lower and an upper bound, (N, C) each, float64 on the CPU. Whoever computes them, on whichever machine, the
