@@ -197,19 +197,17 @@ def _start(
     seconds: float,
 ) -> Scaling:
     """What LipLT gives, or the blocks of a deep network by themselves, whichever is better."""
-    deadline = time.monotonic() + _PARTS_SHARE * seconds
     try:
-        whole, failed = feasible_start(working, hidden, norms), None
-    except BoundError as error:
-        whole, failed = None, error
-    try:
-        staged = staged_start(loop, _finder(kind), deadline)
+        staged = staged_start(loop, _finder(kind), time.monotonic() + _PARTS_SHARE * seconds)
     except BoundError:
         staged = None
-    given = [s for s in (whole, staged) if s is not None]
-    if not given:
-        raise failed or BoundError("there are no weights to start from")
-    return given[0] if len(given) == 1 else min(given, key=search.reached)
+    try:
+        whole = feasible_start(working, hidden, norms)
+    except BoundError:
+        if staged is None:
+            raise
+        return staged
+    return whole if staged is None else min((whole, staged), key=search.reached)
 
 
 def _finder(kind: Kind) -> Find:
@@ -288,31 +286,23 @@ def prove(
     scaling: Scaling,
     gain: Tensor | float,
     *,
-    dense: int,
-    limit: int,
-    failure: float,
     slack: float,
-    seed: int | None = None,
-    norms: Mapping[Pair, float] | None = None,
+    **options: Any,
 ) -> Evidence:
     """Prove the norm of S for given D and N.
 
     Args:
         loop: T in float64.
         scaling, gain: from :func:`search`, or from anywhere.
-        dense, limit, failure, seed, norms: see :func:`lipcert.norms.scaled.prove_scaled`.
         slack: relative excess to aim at in the bound.
+        options: the others of :func:`lipcert.norms.scaled.prove_scaled`.
     """
     # whatever float32 makes of P, the norm is that of the P that stands in the evidence
     evidence = Evidence(scaling, fitted(_scaled(_precision(loop, {}), scaling), whitening(gain)))
     norm = prove_scaled(
         evidence.map(loop),
-        dense=dense,
-        limit=limit,
-        failure=failure,
         slack=slack / max(levels(loop)),
-        seed=seed,
-        norms=norms,
+        **options,
     )
     return replace(evidence, norm=norm)
 
@@ -398,8 +388,10 @@ def proved_smallgain(
             known = typical_norms(loop, proofs, base.heads)
             found, gain = search(loop, base.hidden, scope=scope, norms=known, **options)
             limit = deterministic_limit(dense_limit, failure)
-            how: dict[str, Any] = {"dense": min(DENSE, limit), "limit": limit, "failure": failure / 2}
-            evidence = prove(loop, found, gain, slack=slack, norms=proofs, **how)
+            share = failure / 2
+            evidence = prove(
+                loop, found, gain, slack=slack, dense=min(DENSE, limit), limit=limit, failure=share, norms=proofs
+            )
             sharp = evidence_value(loop, evidence, scope)
         except BoundError as error:
             warnings.warn(f"no small-gain bound was found, and LipLT's is used: {error}", stacklevel=2)

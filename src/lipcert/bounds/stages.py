@@ -56,10 +56,10 @@ def staged_start(loop: LoopMap, find: Find, deadline: float) -> Scaling | None:
         constant, first = constant * factor, last
         if not 0 < constant < math.inf:
             return None
+    if sum(piece.depth for piece, _, _ in found) != loop.depth:  # the output does not depend on some activation
+        return None
     kind = max((s.kind for _, s, _ in found), key=KINDS.index)
     weights: list[Tensor] = []
     for piece, scaling, before in found:
         weights += [d / before for d in scaling.refined(piece, kind).weights]
-    if len(weights) != loop.depth:  # an activation on which the output does not depend is in no part
-        return None
     return Scaling(kind, tuple(weights))

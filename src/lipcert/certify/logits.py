@@ -53,7 +53,7 @@ class _Closer:
         classes = loop.graph.output_shape[0]
         off = ~torch.eye(classes, dtype=torch.bool, device=loop.resolved.device)
         pairs = {j: pair_bounds(h.double(), classes, upward=True) for j, h in self.recursion.heads.items()}
-        self.largest = {j: float(v[off].max()) if classes > 1 else 0.0 for j, v in pairs.items()}
+        self.largest = {j: float(v[off].max()) for j, v in pairs.items()}
 
     @staticmethod
     def of(loop: LoopMap, bound: UpperBound | None, relative: float, *, each: bool) -> _Closer | None:

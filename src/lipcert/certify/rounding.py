@@ -40,6 +40,7 @@ from lipcert.graph import Graph
 from lipcert.graph.types import Affine, Coefficient, Elementwise, Node, Nonlinear
 from lipcert.loop import LoopMap
 from lipcert.norms.errors import absolute_norm, roundings_at, underflow
+from lipcert.norms.scaling import row_norms
 
 __all__ = [
     "ARITHMETICS",
@@ -139,13 +140,7 @@ def _count(loop: LoopMap, node: Affine | Elementwise) -> int:
 
 
 def _row_norms(value: Tensor) -> Tensor:
-    """Norms of rows that do not underflow: squares of small numbers would."""
-    flat = value.reshape(len(value), math.prod(value.shape[1:]))
-    if not flat.shape[1]:
-        return flat.new_zeros(len(flat))
-    largest = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
-    norms: Tensor = (flat / largest).norm(dim=1) * largest[:, 0]
-    return norms * _SAFE
+    return row_norms(value.reshape(len(value), math.prod(value.shape[1:])).double()) * _SAFE
 
 
 class Errors:
@@ -195,7 +190,7 @@ class Errors:
         elif isinstance(node, Nonlinear):
             k, before = self.targets[node.index], self.errors[node.inputs[0]]
             rows = len(value)
-            self.local[k] = value.new_zeros(rows) if before is None else _row_norms(before.double())
+            self.local[k] = value.new_zeros(rows) if before is None else _row_norms(before)
             if isinstance(node, Elementwise) and _count(self.loop, node):
                 self.sizes[k] = _row_norms(operands[0])
         self.errors[node.index] = errors

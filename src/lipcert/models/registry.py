@@ -97,7 +97,8 @@ def build(
         mean: with ``std``, makes the first layer a :class:`~lipcert.models.normalize.Normalize`; the model
             then still takes the raw input in [0, 1], and radii are in its units.
         std: see ``mean``.
-        folded: of ordinary layers with fixed weights, as :func:`lipcert.layers.fold` leaves it.
+        folded: of ordinary layers with fixed weights, in the form that :func:`lipcert.layers.fold` gives: to load the
+            weights of a folded model into. Fresh ones promise nothing.
         options: the model's own, see :func:`options_of`.
 
     Returns:

@@ -29,8 +29,6 @@ from lipcert.train.summary import summarise
 
 __all__ = ["Interrupted", "Trainer"]
 
-_SETTLE = 40  # power iterations before a bound is looked at that has not been used for a while
-
 
 class Trainer:
     """Trains one network as a configuration says; interrupted at any point, it goes on exactly where it was.
@@ -272,7 +270,7 @@ class Trainer:
             self.robust_before = False
             return nn.functional.cross_entropy(logits, labels)
         if not self.robust_before:  # the weights have moved without the bound being looked at
-            self.bound.refresh(_SETTLE)
+            self.bound.settle()
             self.robust_before = True
         for name, value in values.items():
             setattr(self.loss, name, value)
