@@ -14,10 +14,11 @@ from lipcert.errors import BoundError
 from lipcert.graph import trace
 from lipcert.graph.types import Resolved
 
-__all__ = ["DeferredBound", "detached", "in_layout", "memory_layout"]
+__all__ = ["SETTLE", "DeferredBound", "detached", "in_layout", "memory_layout"]
 
 
-_SETTLE = 40  # passes, to look closely at a bound
+SETTLE = 40
+"""Passes of a bound that has not been used for a while, or is looked at closely."""
 
 
 def detached(resolved: Resolved) -> Resolved:
@@ -75,7 +76,7 @@ class DeferredBound(nn.Module):
 
     def settle(self) -> Tensor:
         """Bring the state close to convergence at the present weights; the value, no gradient."""
-        return self.refresh(_SETTLE)
+        return self.refresh(SETTLE)
 
     def deferred(self, resolved: Resolved, tensors: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:
         """What happens in the backward pass: from G = ∂loss/∂value to the gradients of the weights' coefficients."""

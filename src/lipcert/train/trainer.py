@@ -15,6 +15,7 @@ from lipcert.bounds.result import Estimate
 from lipcert.data import Dataset, load, split
 from lipcert.errors import BoundError, CheckpointError, ConfigError, TrainingError
 from lipcert.train.checkpoint import check_matches, load_state, save_state
+from lipcert.train.deferred import SETTLE
 from lipcert.train.evaluate import Evaluation, evaluate
 from lipcert.train.factory import average_into, default_device, make_batches, make_bound, make_loss, make_optimizer
 from lipcert.train.health import advice, check_finite, is_stuck
@@ -270,7 +271,7 @@ class Trainer:
             self.robust_before = False
             return nn.functional.cross_entropy(logits, labels)
         if not self.robust_before:  # the weights have moved without the bound being looked at
-            self.bound.settle()
+            self.bound.refresh(SETTLE)
             self.robust_before = True
         for name, value in values.items():
             setattr(self.loss, name, value)
