@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,9 +32,8 @@ Progress = Callable[[str, float, float], None]
 """Called with the scaling, a typical value of the bound, and the seconds so far."""
 
 _STEP = 0.5
-_TOLERANCE = 1e-2  # of conjugate gradients while D moves: N errs by its square
 _WORSE = 3e-3  # log J may grow by this much before a step is taken back: its values are that good
-_SETTLED, _SETTLED_ROUGHLY = 2e-4, 2e-3  # what four steps must bring of log J
+_SETTLED_ROUGHLY = 2e-3  # what four steps must bring of log J where a finer search follows
 _WALL = 1 - 1e-6
 _LIMIT, _SAFE = 1 - 2e-5, 1 - 5e-4  # ‖S_z‖² at the end of a stage: what is not left as it is, and what it becomes
 _LOOKS, _LOOK_CLOSE = 40, 1e-3  # products, of one row, to see ‖S_z‖² at each step, and how closely
@@ -44,10 +44,36 @@ _NO_FLOW = 1e-12
 _LEAST = 1e-80  # of m_k: weights that are larger cannot stand in a certificate
 _LONGEST = 2.0  # of a step in log D, before η
 _LITTLE = 1e-2  # of the average share in a vector: what has less does not move away from it
-# stages: how sharp a maximum over heads is, and how much log 1/(1 − ‖S_z‖²) counts beside the objective, which keeps
-# the weights away from where S_z cannot be told from infeasible
-_STAGES = ((1.0, 1e-2), (1.0, 1e-3))
-_SHARP_STAGES = ((4.0, 1e-2), (32.0, 1e-2), (256.0, 3e-3), (1024.0, 1e-3))
+
+
+class _Stage(NamedTuple):
+    """What one part of a search looks for, and how closely.
+
+    Attributes:
+        sharpness: of the maximum over heads.
+        barrier: how much log 1/(1 − ‖S_z‖²) counts beside the objective, which keeps the weights away from where S_z
+            cannot be told from infeasible.
+        tolerance: of conjugate gradients: N errs by its square, times Q's condition.
+        settled: what four steps must bring of log J.
+    """
+
+    sharpness: float
+    barrier: float
+    tolerance: float = 1e-2
+    settled: float = 2e-4
+
+
+_STAGES = (_Stage(1.0, 1e-2), _Stage(1.0, 1e-3))
+# In a long row of blocks each has its share of the slack, and the last stages take it away, near the wall.
+_SHARP_STAGES = (
+    _Stage(4.0, 1e-2),
+    _Stage(32.0, 1e-2),
+    _Stage(256.0, 3e-3),
+    _Stage(1024.0, 1e-3, 1e-3),
+    _Stage(4096.0, 3e-4, 1e-3, 2e-5),
+    _Stage(16384.0, 1e-4, 1e-3, 2e-5),
+)
+_ROUGH, _ROUGH_SHARP = _STAGES[:1], _SHARP_STAGES[:2]
 
 
 def feasible_start(loop: LoopMap, hidden: Mapping[int, float], norms: Mapping[Pair, float] | None = None) -> Scaling:
@@ -238,14 +264,15 @@ class Search:
         self._probe = Probe.random(self.scaled(logs))
         self._seen = None
         solution: Tensor | None = None  # V, not in scaled units
-        value, settled = math.inf, _SETTLED_ROUGHLY if rough else _SETTLED
-        stages = _STAGES if smooth else _SHARP_STAGES
-        for sharpness, barrier in stages[: len(stages) // 2] if rough else stages:
+        value = math.inf
+        stages = (_ROUGH if smooth else _ROUGH_SHARP) if rough else (_STAGES if smooth else _SHARP_STAGES)
+        for stage in stages:
+            settled = _SETTLED_ROUGHLY if rough else stage.settled
             best: _Point | None = None
-            step = most = _STEP / (1 + (0 if smooth else sharpness / 20))
+            step = most = _STEP / (1 + (0 if smooth else stage.sharpness / 20))
             history: list[float] = []
             for _ in range(steps):
-                point = self._look(logs, solution, sharpness, barrier)
+                point = self._look(logs, solution, stage)
                 if point is not None and (best is None or point.value <= best.value + _WORSE):
                     history.append(point.value)
                     if best is None or point.value < best.value:
@@ -260,7 +287,7 @@ class Search:
                     continue
                 else:  # in looking further on, more may have been seen of the walls near the best
                     step /= 2
-                    point = self._look_again(best, sharpness, barrier)
+                    point = self._look_again(best, stage)
                     if point is None:  # it was not feasible
                         logs, solution, step, history = self._loosened(best.logs), None, min(2 * step, most), []
                         best = None
@@ -282,14 +309,15 @@ class Search:
     def reached(self, scaling: Scaling) -> float:
         """Log J at D, without what keeps the search from ‖S_z‖ = 1; infinite where ‖S_z‖ ≥ 1."""
         scaled = self.scaled([d.to(self.b).log() for d in scaling.weights])
-        found = solve(scaled, self.b / scaled.divisors, None, Probe.random(scaled), tolerance=_TOLERANCE)
-        return math.inf if found is None else float(self.objective(found.gain.double(), _SHARP_STAGES[-1][0]))
+        last = _SHARP_STAGES[-1]
+        found = solve(scaled, self.b / scaled.divisors, None, Probe.random(scaled), tolerance=last.tolerance)
+        return math.inf if found is None else float(self.objective(found.gain.double(), last.sharpness))
 
     def _solution(self, point: _Point) -> Tensor:
         """V, not in scaled units: what to start from at other weights."""
         return point.found.vectors / self.scaled(point.logs).divisors
 
-    def _look(self, logs: list[Tensor], solution: Tensor | None, sharpness: float, barrier: float) -> _Point | None:
+    def _look(self, logs: list[Tensor], solution: Tensor | None, stage: _Stage) -> _Point | None:
         """Solve at these weights, and see where to go; None where ‖S_z‖ ≥ 1 was seen.
 
         The few products of a solution that was nearly right before do not show the probes a direction that has only now
@@ -297,29 +325,37 @@ class Search:
         """
         scaled = self.scaled(logs)
         carried = None if solution is None else solution * scaled.divisors
-        found = solve(scaled, self.b / scaled.divisors, carried, self._probe, tolerance=_TOLERANCE)
+        found = solve(scaled, self.b / scaled.divisors, carried, self._probe, tolerance=stage.tolerance)
         if found is None:
             return None
         self._steepest(scaled, tolerance=_LOOK_CLOSE, products=_LOOKS)
         leading = self._probe.vectors
-        return self._weighed(logs, found, leading, product(scaled, leading)[1], sharpness, barrier)
+        return self._weighed(logs, found, leading, product(scaled, leading)[1], stage)
 
-    def _look_again(self, point: _Point, sharpness: float, barrier: float) -> _Point | None:
+    def _look_again(self, point: _Point, stage: _Stage) -> _Point | None:
         """The same weights, with what is known now of the walls; None where they turn out not to be feasible."""
         new = self._probe.vectors
         images = torch.cat([point.images, product(self.scaled(point.logs), new)[1]])
         leading, images = leading_part(torch.cat([point.leading, new]), images, len(new))
         self._probe = Probe(leading, torch.zeros_like(leading))
-        return self._weighed(point.logs, point.found, leading, images, sharpness, barrier)
+        return self._weighed(point.logs, point.found, leading, images, stage)
 
     def _weighed(
-        self, logs: list[Tensor], found: Solution, leading: Tensor, images: Tensor, sharpness: float, barrier: float
+        self, logs: list[Tensor], found: Solution, leading: Tensor, images: Tensor, stage: _Stage
     ) -> _Point | None:
         if self._square(images) > INFEASIBLE:
             return None
         gain, vectors = found.gain, found.vectors
         value, moves, _ = balance(
-            self.scaled(logs), gain, vectors, found.images, leading, images, self.objective, sharpness, barrier
+            self.scaled(logs),
+            gain,
+            vectors,
+            found.images,
+            leading,
+            images,
+            self.objective,
+            stage.sharpness,
+            stage.barrier,
         )
         return _Point(logs, found, leading, images, value, moves)
 
