@@ -223,7 +223,7 @@ def test_a_precision_that_is_not_the_modules_is_refused() -> None:
     assert lipcert.certify(net, x, guarantee="estimate").precision == "real"
 
 
-PIECEWISE = {"relu", "relu6", "leaky", "rrelu", "hardtanh", "threshold", "abs"}
+PIECEWISE = {"relu", "relu6", "leaky", "rrelu", "hardtanh", "threshold", "abs", "softsign"}
 ACTIVATIONS = {
     "relu": F.relu, "relu6": F.relu6, "abs": torch.abs, "leaky": lambda z: F.leaky_relu(z, 0.3),
     "rrelu": lambda z: F.rrelu(z, 0.1, 0.4), "hardtanh": lambda z: F.hardtanh(z, -0.3, 2.1),
@@ -232,7 +232,7 @@ ACTIVATIONS = {
     "hardswish": F.hardswish, "selu": F.selu, "elu": F.elu, "celu": lambda z: F.celu(z, 0.3), "gelu": F.gelu,
     "gelu-tanh": lambda z: F.gelu(z, approximate="tanh"), "softshrink": lambda z: F.softshrink(z, 0.2),
     "softplus": F.softplus, "softplus-beta": lambda z: F.softplus(z, 3.0), "sin": torch.sin, "cos": torch.cos,
-    "asinh": torch.asinh,
+    "asinh": torch.asinh, "softsign": F.softsign,
 }  # fmt: skip
 
 

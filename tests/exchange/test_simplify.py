@@ -26,6 +26,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu, tanh": lambda: nn.GELU("tanh"),
     "hardswish": nn.Hardswish,
     "softplus": nn.Softplus,
+    "softplus, steep": lambda: nn.Softplus(beta=3.0),
+    "softsign": nn.Softsign,
     "softshrink": lambda: nn.Softshrink(0.25),
 }
 

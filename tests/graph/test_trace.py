@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lipcert
 from cases import CASES, loop_map, traced
+from catalogue import Fn
 from lipcert.errors import TraceError
 from lipcert.graph.types import Elementwise, Graph, VectorMap
 from lipcert.loop import LoopMap
@@ -158,3 +161,21 @@ def test_a_divisor_that_is_negative() -> None:
     assert dense.absolute_norm(loop, (1, 0)) >= 1.5
     window = lipcert.lipschitz(nn.AvgPool2d(2, divisor_override=-3).eval(), (1, 4, 4), guarantee="upper")
     assert float(window) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    "f", [F.softsign, lambda z: z / (1 + z.abs()), lambda z: z / (z.abs() + 1), lambda z: z / torch.add(1, z.abs())]
+)
+def test_softsign_is_one_activation(f: Callable[[Tensor], Tensor]) -> None:
+    """Torch divides by 1 + |x|: as three operations it would be a quotient of signals."""
+    graph = lipcert.trace(Fn(lambda s, x: f(s.a(x)), a=nn.Linear(3, 4)).eval(), (3,))
+    (node,) = graph.nonlinear
+    assert (node.slopes(None).lower, node.slopes(None).upper) == (0, 1)
+    assert len(graph.nodes) == 3
+    z = torch.randn(5, 4)
+    torch.testing.assert_close(node.function(z, None), F.softsign(z))
+
+
+def test_what_softsign_divides_by_may_be_used_elsewhere() -> None:
+    net = Fn(lambda s, x: F.softsign(x) + x.abs()).eval()
+    assert float(lipcert.lipschitz(net, (3,))) == pytest.approx(2)

@@ -38,6 +38,7 @@ _SHRINK_PARTS = (
     ("Where", ("Less", "x", "-λ"), ("Add", "x", "λ"), 0.0),
 )
 _SHRINK_SIGN = ("Where", ("Greater", ("Abs", "x"), "λ"), ("Sub", "x", ("Mul", ("Sign", "x"), "λ")), ("Mul", "x", 0.0))
+_TIMES = ("Mul", "x", "λ")
 _ERF = [("Add", ("Erf", ("Div", "x", 2**0.5)), 1.0), ("Add", ("Erf", ("Mul", "x", 0.5**0.5)), 1.0)]
 _CUBES = [("Pow", "x", 3.0), ("Mul", "x", ("Mul", "x", "x"))]
 _TANH = [("Add", ("Tanh", ("Mul", (2 / np.pi) ** 0.5, ("Add", "x", ("Mul", 0.044715, cube)))), 1.0) for cube in _CUBES]
@@ -57,6 +58,8 @@ _PATTERNS: list[tuple[_Pattern, str, dict[str, Any]]] = [
     (("Mul", "x", ("Tanh", ("Softplus", "x"))), "Mish", {}),
     (("Mul", "x", ("HardSigmoid", "x")), "HardSwish", {}),
     (("Where", ("Greater", "x", 20.0), "x", ("Softplus", "x")), "Softplus", {}),
+    (("Where", ("Greater", _TIMES, 20.0), "x", ("Div", ("Softplus", _TIMES), "λ")), "Softplus", {"beta": "λ"}),
+    (("Div", "x", ("Add", ("Abs", "x"), 1.0)), "Softsign", {}),
     (_SHRINK_SIGN, "Shrink", {"bias": "λ", "lambd": "λ"}),
     (("Add", *_SHRINK_PARTS), "Shrink", {"bias": "λ", "lambd": "λ"}),
     (("Where", ("LessOrEqual", "x", "λ"), "λ", "x"), "Clip", {"min": "λ"}),

@@ -13,6 +13,7 @@ from lipcert.errors import ModuleStateError, ShapeError, TraceError, Unsupported
 from lipcert.graph.aliases import check_in_place, module_path
 from lipcert.graph.builder import RULES, Builder, Call
 from lipcert.graph.capture import Capture, capture, first_line, in_eval_mode, ordinary_mode
+from lipcert.graph.rules.activations import softsign_of
 from lipcert.graph.rules.refused import REFUSED
 from lipcert.graph.rules.shape import getitem
 from lipcert.graph.types import Elementwise, Graph, VectorMap
@@ -48,13 +49,15 @@ def _dependent(nodes: Sequence[fx.Node], source: fx.Node) -> set[fx.Node]:
     return found
 
 
-def _needed(output: fx.Node) -> set[fx.Node]:
+def _needed(output: fx.Node, *, meant: bool = False) -> set[fx.Node]:
+    """Everything that a result is computed from; with ``meant``, what several operations mean counts as one."""
     found, pending = set(), [output]
     while pending:
         node = pending.pop()
         if node not in found:
             found.add(node)
-            pending.extend(node.all_input_nodes)
+            whole = softsign_of(node) if meant else None
+            pending.extend(node.all_input_nodes if whole is None else [whole])
     return found
 
 
@@ -121,9 +124,9 @@ def _build(recorded: Capture) -> Graph:
     check_in_place(recorded.nodes, {*needed, result}, recorded.input)
     _check_deterministic([n for n in needed if n not in dependent])
     _check_batch_size([n for n in recorded.nodes if n in needed], dependent)
-    b = Builder(recorded.input)
+    b, built = Builder(recorded.input), _needed(output, meant=True)
     for node in recorded.nodes:
-        if node is recorded.input or node not in dependent or node not in needed:
+        if node is recorded.input or node not in dependent or node not in built:
             continue
         if getattr(node.target, "__name__", "") == _GETITEM:
             part = getitem(b, node)

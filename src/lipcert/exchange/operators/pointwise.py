@@ -79,7 +79,6 @@ _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "Relu": torch.relu,
     "Tanh": torch.tanh,
     "Sigmoid": torch.sigmoid,
-    "Softplus": F.softplus,
     "Softsign": F.softsign,
     "Abs": torch.abs,
     "Sin": torch.sin,
@@ -105,6 +104,11 @@ for _name, _function in _PLAIN.items():
 def _pow(_: Attributes, x: Tensor, exponent: Any) -> Tensor:
     power = float(exponent.item())
     return x if power == 1 else torch.pow(x, power)
+
+
+@operator("Softplus")
+def _softplus(a: Attributes, x: Tensor) -> Tensor:
+    return F.softplus(x, a.get("beta", 1.0))  # ONNX has none: it stands where a pattern was put together
 
 
 @operator("LeakyRelu")

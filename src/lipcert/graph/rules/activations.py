@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from lipcert.graph.builder import Builder, Call, Value, rule
 from lipcert.graph.types import Live, Slopes
@@ -158,6 +158,27 @@ def softplus(b: Builder, call: Call) -> Value:
             "Keep the default threshold of 20, and beta above 0.01.",
         )
     return _plain(b, call, Slopes(0.0, 1.0), departure=jump)
+
+
+def softsign_of(node: fx.Node) -> fx.Node | None:
+    """The x of ``x / (|x| + 1)``, which torch has no operation for; None of anything else."""
+    aten = torch.ops.aten
+    if node.target is not aten.div.Tensor:
+        return None
+    x, below = node.args
+    if not isinstance(below, fx.Node) or below.target is not aten.add.Tensor or below.kwargs:
+        return None
+    size, one = below.args if isinstance(below.args[0], fx.Node) else below.args[::-1]
+    absolute = isinstance(size, fx.Node) and size.target is aten.abs.default and size.args[0] is x
+    return x if absolute and isinstance(x, fx.Node) and one == 1 else None
+
+
+def softsign(b: Builder, call: Call) -> Value:
+    """``x / (1 + |x|)``, of slope ``1/(1 + |x|)²``: in [0, 1]."""
+    call.operation, call.arguments = "softsign", {"self": call["self"]}  # what is divided by is no number of its own
+    slopes = Slopes(0.0, 1.0)
+    source = b.signal(call, "self")
+    return b.elementwise(call, source, lambda live: slopes, lambda z, live: z / (1 + z.abs()), roundings=_SIMPLE)
 
 
 @rule("hardtanh", "clamp", "clamp_min", "clamp_max", "clip")

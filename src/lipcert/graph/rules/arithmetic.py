@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lipcert.graph.builder import Builder, Call, Value, rule
+from lipcert.graph.rules.activations import softsign, softsign_of
 from lipcert.graph.types import Coefficient, Live
 
 
@@ -134,7 +135,9 @@ def mul(b: Builder, call: Call) -> Value:
 
 @rule("div", "divide", "true_divide")
 def div(b: Builder, call: Call) -> Value:
-    """A signal divided by a constant."""
+    """A signal divided by a constant; softsign."""
+    if softsign_of(call.node) is not None:
+        return softsign(b, call)
     if call.get("rounding_mode") is not None:
         raise call.refuse("rounding is not continuous.")
     if not b.is_signal(call["self"]) or b.is_signal(call["other"]):
