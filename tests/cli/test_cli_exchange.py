@@ -69,6 +69,7 @@ def test_a_folded_run(run: Path, tmp_path: Path) -> None:
         (["fold", folded, own], "folded already"),
         (["fold", layers, folded], "holds a run already"),
         (["fold", own, folded], "there is no"),
+        (["fold", layers, layers / "folded"], "outside of"),
         (["fold", layers, tmp_path / "o.onnx"], "lipcert export"),
         (["fold", run, own], "nothing to fold"),
         (["train", "--resume", "--out", folded], "not for training"),

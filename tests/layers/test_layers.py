@@ -385,6 +385,15 @@ def test_a_layer_that_is_used_twice_in_one_step() -> None:
     torch.testing.assert_close(folded(x), net.eval()(x), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("make", [lambda: SmallGainLinear(3), lambda: LipschitzLinear(3, 2), lambda: nn.Linear(3, 2)])
+def test_weights_that_are_not_finite_are_not_folded(make: Callable[[], nn.Module]) -> None:
+    net = nn.Sequential(make(), LipschitzLinear(3 if isinstance(make(), SmallGainLinear) else 2, 2))
+    with torch.no_grad():
+        next(net.parameters()).view(-1)[0] = torch.nan
+    with pytest.raises(ModuleStateError, match=r"parameter '0\.[\w.]+' contains a NaN"):
+        fold(net)
+
+
 def test_what_folding_would_lose_is_refused() -> None:
     for change in (
         lambda m: m.register_forward_hook(lambda *a: 3 * a[-1]),

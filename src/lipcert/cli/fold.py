@@ -40,6 +40,8 @@ def fold(
         changed = config.model_copy(update={"model": ModelConfig(**{**config.model.model_dump(), "options": options})})
         if out.suffix.lower() == ".onnx":
             raise ConfigError(f"{out}: a folder, please; lipcert export writes ONNX files.")
+        if out.resolve().is_relative_to(run.resolve()):
+            raise ConfigError(f"{out} is in the run that is to be folded: name a folder outside of {run}.")
         target.check_new()
         if not any(isinstance(m, FOLDABLE) for m in model.modules()):
             raise ConfigError(f"the model in {run} has no layers with a bound of their own: there is nothing to fold.")

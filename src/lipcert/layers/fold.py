@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lipcert.errors import ModuleStateError
+from lipcert.graph.capture import check_state
 from lipcert.layers.linear import PairwiseLinear
 from lipcert.layers.normalised import Normalised
 from lipcert.layers.smallgain import SmallGainConv2d, SmallGainLinear
@@ -53,6 +54,8 @@ def fold(module: nn.Module, *, prove: bool = True) -> nn.Module:
       (0): Linear(in_features=3, out_features=2, bias=True)
     )
     """
+    if prove:
+        check_state(module)
     copied = copy.deepcopy(module)
     replaced: dict[int, nn.Module] = {}
     for name, layer in list(copied.named_modules()):
