@@ -27,7 +27,7 @@ _CPU = torch.device("cpu")
 _METHODS = ("liplt", "smallgain")
 
 
-def _train(config: str, overrides: Sequence[str], out: Path, data: Path | None) -> RunFolder:
+def trained(config: str, overrides: Sequence[str], out: Path, data: Path | None) -> RunFolder:
     settings, folder = load_config(config, overrides), RunFolder(out)
     trainer = Trainer(settings, folder.path, root=data, device=_CPU, reporter=SilentReporter())
     trainer.fit(resume=folder.exists)
@@ -76,7 +76,7 @@ def main(
         folders, began = [], time.perf_counter()
         for seed in seeds:
             name = f"{way.replace(' ', '-').replace(',', '')}-{seed}".lower()
-            folders.append(_train(config, [*overrides, *changes, f"seed={seed}"], out / name, data))
+            folders.append(trained(config, [*overrides, *changes, f"seed={seed}"], out / name, data))
         each = (time.perf_counter() - began) / len(seeds)
         for method in _METHODS:
             rows = [_certified(folder, method, seconds, data) for folder in folders]
