@@ -2,9 +2,9 @@
 
     python -m benchmarks.recipes CONFIG [section.key=value …] --try 'section.key=value …' [--try …] [--seeds 0]
 
-A line for each ``--try`` on top of what is common to all: clean accuracy, and accuracy at the radii of the configuration
-with the bound estimated, on the validation split; the test images are not looked at. Every run goes on where it was
-stopped, and none that is finished is trained again.
+A line for each ``--try`` on top of what is common to all: clean accuracy, and accuracy at the radii of the
+configuration with the bound estimated, on images held out of the training set; the test images are not looked at. Every
+run goes on where it was stopped, and none that is finished is trained again.
 """
 
 from __future__ import annotations
