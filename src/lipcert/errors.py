@@ -16,6 +16,7 @@ __all__ = [
     "ImportFileError",
     "LipcertError",
     "ModuleStateError",
+    "ParallelError",
     "ShapeError",
     "TraceError",
     "TrainingError",
@@ -58,6 +59,10 @@ class ModuleStateError(LipcertError, ValueError):
 
 class ImportFileError(LipcertError, ValueError):
     """A network in a file from outside cannot be read, or written for outside."""
+
+
+class ParallelError(LipcertError):
+    """The processes of a run lost each other, or never met."""
 
 
 class ShapeError(LipcertError, ValueError):

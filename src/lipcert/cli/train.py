@@ -24,6 +24,7 @@ from lipcert.cli.common import (
     table,
 )
 from lipcert.errors import ConfigError
+from lipcert.parallel import joined
 from lipcert.train import RunFolder, Trainer, load_config
 from lipcert.train.progress import Reporter, SilentReporter
 
@@ -54,6 +55,8 @@ def train(
     - `lipcert train mnist-4c3f-quick train.epochs=5 seed=1 --data ~/data --out runs/mnist`
 
     - `lipcert train --resume --out runs/mnist --data ~/data`
+
+    - `torchrun --nproc-per-node 2 --no-python lipcert train cifar10-6c2f-quick --out runs/cifar`
     """
     where = ["--data", data] if data is not None else []
     with guarded(f"Go on with: {command('lipcert', 'train', '--resume', '--out', out, *where)}"):
@@ -66,11 +69,16 @@ def train(
             raise ConfigError("which configuration? Give the name of a ready one (lipcert configs) or a TOML file.")
         else:
             settings = load_config(config, overrides or [])
-        reporter = SilentReporter() if quiet else Reporter()
-        if not resume:
-            folder.check_new()
-        trainer = Trainer(settings, out, root=data, download=download, device=find_device(device), reporter=reporter)
-        summary = trainer.fit(resume=resume)
+        with joined(find_device(device)) as (ranks, where_to):
+            reporter = SilentReporter() if quiet or not ranks.first else Reporter()
+            if not resume and ranks.first:
+                folder.check_new()
+            trainer = Trainer(
+                settings, out, root=data, download=download, device=where_to, reporter=reporter, ranks=ranks
+            )
+            summary = trainer.fit(resume=resume)
+    if not ranks.first:
+        return
     if as_json:
         emit(summary)
         return

@@ -45,13 +45,17 @@ class Augment:
         if not 0 <= self.rotate <= 180:
             raise DataError(f"rotate is an angle in degrees from 0 to 180; found {self.rotate}")
 
-    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def __call__(
+        self, images: torch.Tensor, generator: torch.Generator, among: tuple[int, int] | None = None
+    ) -> torch.Tensor:
         """Return a changed copy of ``images`` (N, C, H, W).
 
         Args:
             images: bytes, or float32 or float64 in [0, 1], on any device.
             generator: where all randomness comes from, four numbers for each image whatever is switched on;
                 with one on the CPU, every device gets the same flips, shifts and angles.
+            among: ``(first, count)`` if these are only some of ``count`` images, from the ``first`` on: they are
+                changed as they would be among all.
 
         Returns:
             Floats in [0, 1]: float32 for bytes, else the dtype that came in; channels-last if the input was.
@@ -64,7 +68,9 @@ class Augment:
                 "Augment needs images of shape (N, C, H, W) in uint8, float32 or float64; "
                 f"found {images.dtype} of shape {tuple(images.shape)}"
             )
-        draws = torch.rand(4, len(images), generator=generator, device=generator.device).to(images.device)
+        first, count = (0, len(images)) if among is None else among
+        draws = torch.rand(4, count, generator=generator, device=generator.device)
+        draws = draws[:, first : first + len(images)].to(images.device)
         if self.rotate:
             return self._turned(as_float(images) if images.dtype == torch.uint8 else images, draws)
         if self.shift or self.flip:

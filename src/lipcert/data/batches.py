@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 import torch
 
 from lipcert.errors import DataError
+from lipcert.parallel import ALONE, Ranks
 
 from .dataset import Dataset, as_float
 
 __all__ = ["Batches", "derived_generator"]
 
-Change = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+Change = Callable[[torch.Tensor, torch.Generator, tuple[int, int]], torch.Tensor]
 
 
 def derived_generator(*parts: int | str) -> torch.Generator:
@@ -51,6 +52,7 @@ class Batches:
         device: torch.device | str | None = None,
         drop_last: bool = False,
         memory_format: torch.memory_format = torch.contiguous_format,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Put the data on the device.
 
@@ -59,11 +61,12 @@ class Batches:
             batch_size: images in a batch, at least 1; the last batch has what is left.
             shuffle: take the images in a new random order in each epoch, else always in their own.
             seed: what all randomness is derived from.
-            augment: turns bytes (N, C, H, W) into floats in [0, 1], for example
-                :class:`lipcert.data.Augment`.
+            augment: turns bytes (N, C, H, W) into floats in [0, 1], given which of how many images of the batch
+                they are: :class:`lipcert.data.Augment`, for example.
             device: where the data is to lie; by default where it is.
             drop_last: leave out a last batch that is not full.
             memory_format: ``torch.contiguous_format`` or ``torch.channels_last``, of the batches.
+            ranks: several processes that go through the same batches: each gets its part of every batch.
 
         Raises:
             DataError: ``batch_size`` is not positive, no batch would be full, or the memory format is
@@ -77,7 +80,7 @@ class Batches:
             raise DataError(f"memory_format must be contiguous or channels_last, found {memory_format}")
         self.dataset = dataset if device is None else dataset.to(device)
         self.batch_size, self.shuffle, self.seed, self.augment = batch_size, shuffle, seed, augment
-        self.drop_last, self.memory_format = drop_last, memory_format
+        self.drop_last, self.memory_format, self.ranks = drop_last, memory_format, ranks
         # Indexed along the first dimension, (N, H, W, C) gives batches that are channels-last when permuted
         # back.
         self._pixels = self.dataset.images
@@ -108,7 +111,10 @@ class Batches:
             order = torch.randperm(len(self.dataset), generator=derived_generator(self.seed, number, "order"))
             order = order.to(self.dataset.device)
         for batch in range(start, len(self)):
-            part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            begin = batch * self.batch_size
+            count = min(self.batch_size, len(self.dataset) - begin)
+            own = self.ranks.part(count)
+            part = slice(begin + own.start, begin + own.stop)
             if order is None:
                 pixels, labels = self._pixels[part], self.dataset.labels[part].clone()
             else:
@@ -118,4 +124,4 @@ class Batches:
             if self.augment is None:
                 yield as_float(pixels), labels
             else:
-                yield self.augment(pixels, derived_generator(self.seed, number, batch)), labels
+                yield self.augment(pixels, derived_generator(self.seed, number, batch), (own.start, count)), labels

@@ -13,6 +13,8 @@ its work when autograd hands it G. One forward and one backward pass of a handfu
   the head, as the head is linear in it.
 
 So the bound that a loss sees is one step old, which at training's step sizes is far below the bound's own error.
+Several processes that train together share its rows: each sends its own pairs of blocks and classes of the head
+through, adds what they make of the gradient, and tells the others the norms and the head's rows.
 With ``every = n`` the pass is made in every n-th step, and its gradient is used again in between, scaled to the
 size of the present G.
 """
@@ -21,6 +23,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +35,39 @@ from lipcert.bounds.result import Method, Scope
 from lipcert.errors import BoundError
 from lipcert.graph.capture import ordinary_mode
 from lipcert.graph.types import Resolved
-from lipcert.loop import Group, LoopMap, Pair
+from lipcert.loop import Group, LoopMap, Pair, Plan
 from lipcert.norms.lanczos import leading_vectors
 from lipcert.norms.power import next_vectors, random_seeds, row_norms
+from lipcert.parallel import ALONE, Ranks
 from lipcert.train.deferred import DeferredBound, detached, in_layout, memory_layout
 
 __all__ = ["TrainingBound"]
 
 _SETTLED, _PRODUCTS = 1e-3, 100  # of Lanczos where the bound is looked at closely
+
+
+Rows: TypeAlias = "Tensor | slice"
+"""Some of the rows of a tensor, or all of them as they are."""
+
+
+@dataclass(frozen=True)
+class _Share:
+    """The rows of a pass that one process sends: some pairs of blocks, and some classes of the head.
+
+    Attributes:
+        rows: for each source with such pairs, which of its vectors they are.
+        pairs: the numbers of these pairs.
+        order: where among the norms as they arrive each of these pairs is.
+        classes: of the head.
+        plan, pair_plan: for the rows of both, and of the pairs alone.
+    """
+
+    rows: dict[int, Rows]
+    pairs: Rows
+    order: Tensor
+    classes: slice
+    plan: Plan
+    pair_plan: Plan
 
 
 class TrainingBound(DeferredBound):
@@ -69,6 +98,7 @@ class TrainingBound(DeferredBound):
     """
 
     norms: Tensor
+    divides = True
 
     def __init__(
         self,
@@ -93,19 +123,39 @@ class TrainingBound(DeferredBound):
         pairs = loop.pairs() if scope == "global" else hidden_pairs(loop)
         self.pairs: list[Pair] = sorted(pairs, key=lambda pair: (pair[1], -pair[0]))
         self.heads = [] if scope == "global" else [j for j in range(last) if loop.connected(last, j)]
-        groups = [Group(1, frozenset({j}), frozenset({k})) for k, j in self.pairs]
-        self._pair_plan = loop.plan(groups)
-        if self.heads:
-            groups.append(Group(graph.output_shape[0], frozenset(self.heads), frozenset({last})))
-        self._plan = loop.plan(groups)
-        arrived = [g for k in self._plan.delivered for g in self._plan.rows(k) if g < len(self.pairs)]
-        self._order = torch.tensor([arrived.index(g) for g in range(len(self.pairs))], dtype=torch.int64)
+        self._mine = self._share(ALONE)
         self._create_state(seed)
         self._power_steps(warmup)
 
+    def share(self, ranks: Ranks) -> None:
+        """Make the passes together with other processes from now on; their states are to be the same."""
+        super().share(ranks)
+        self._mine = self._share(ranks)
+
+    def _share(self, ranks: Ranks) -> _Share:
+        loop, last = self._loop, self._loop.depth + 1
+        numbers = [i for i in range(len(self.pairs)) if i % ranks.size == ranks.rank]
+        pairs = [self.pairs[i] for i in numbers]
+        groups = [Group(1, frozenset({j}), frozenset({k})) for k, j in pairs]
+        classes = ranks.part(self.graph.output_shape[0] if self.heads else 0)
+        if classes.start < classes.stop:
+            groups.append(Group(classes.stop - classes.start, frozenset(self.heads), frozenset({last})))
+        plan = loop.plan(groups)
+        arrived = [g for k in plan.delivered for g in plan.rows(k) if g < len(pairs)]
+        first = {j: min(i for i, p in enumerate(self.pairs) if p[1] == j) for _, j in pairs}
+        alone = ranks.size == 1
+        return _Share(
+            {j: _rows([i - first[j] for i in numbers if self.pairs[i][1] == j], alone) for j in first},
+            _rows(numbers, alone),
+            torch.tensor([arrived.index(g) for g in range(len(pairs))], dtype=torch.int64),
+            classes,
+            plan,
+            loop.plan(groups[: len(pairs)]),
+        )
+
     def _create_state(self, seed: int) -> None:
         loop, resolved = self._loop, self._loop.resolved
-        layout = memory_layout(self.graph.capture.module)
+        self._layout = layout = memory_layout(self.graph.capture.module)
         starts = random_seeds(loop, self.pairs, seed=seed)
         for j in sorted({j for _, j in self.pairs}):
             rows = torch.cat([starts[p] for p in self.pairs if p[1] == j])
@@ -139,6 +189,10 @@ class TrainingBound(DeferredBound):
     def _vectors(self) -> dict[int, Tensor]:
         return {j: self.get_buffer(f"vectors_{j}") for j in sorted({j for _, j in self.pairs})}
 
+    def _own_vectors(self, source: int) -> Tensor:
+        vectors = self.get_buffer(f"vectors_{source}").detach()
+        return in_layout(vectors[self._mine.rows[source]], self._layout)
+
     def _rows(self) -> dict[int, Tensor]:
         return {j: self.get_buffer(f"rows_{j}") for j in self.heads}
 
@@ -148,23 +202,27 @@ class TrainingBound(DeferredBound):
     ) -> list[Tensor | None]:
         """One forward and backward pass; updates the state, returns the gradients in ``leaves``.
 
+        Processes that share it get what their own rows make of the gradients.
+
         Args:
             weights: ∂/∂s for each block; where it is 0 the block's vector is left as it is.
             injected: for each source of the head ∂/∂p, which is what to inject there.
         """
-        loop, last = self._loop.at(resolved), self._loop.depth + 1
+        loop, last, mine = self._loop.at(resolved), self._loop.depth + 1, self._mine
+        weights, heads = weights[mine.pairs], mine.classes.start < mine.classes.stop
+        norms = weights.new_zeros(len(weights))
         with torch.enable_grad():
-            vectors = {j: v.detach().requires_grad_() for j, v in self._vectors().items()}
-            injected = {j: v.detach().requires_grad_() for j, v in injected.items()}
-            seeds = {j: torch.cat([a[j] for a in (vectors, injected) if j in a]) for j in range(last)}
-            out = loop.run(self._plan, seeds)
-            total = weights.new_zeros(())
-            if self.pairs:
+            vectors = {j: self._own_vectors(j).requires_grad_() for j in mine.rows}
+            injected = {j: v[mine.classes].detach().requires_grad_() for j, v in injected.items() if heads}
+            seeds = {j: torch.cat([a[j] for a in (vectors, injected) if j in a]) for j in {**vectors, **injected}}
+            out = loop.run(mine.plan, seeds) if seeds else {}
+            total = weights.new_zeros((), requires_grad=True)
+            if len(weights):
                 lengths = [row_norms(v) for k, v in out.items() if k != last or not self.heads]
-                norms = torch.cat(lengths)[self._order]
+                norms = torch.cat(lengths)[mine.order]
                 total = total + (norms * weights).sum()
-            if self.heads:
-                total = total + out[last].diagonal().sum()
+            if heads:
+                total = total + out[last][:, mine.classes].diagonal().sum()
             wanted = [*leaves, *vectors.values(), *injected.values()]
             gradients: list[Tensor | None] = [*torch.autograd.grad(total, wanted, allow_unused=True)]
         found = iter(gradients[len(leaves) :])
@@ -174,34 +232,49 @@ class TrainingBound(DeferredBound):
                 gradient = next(found)
                 count = len(v)
                 if gradient is not None:
-                    self._advance(j, gradient, weights[at : at + count].sign())
+                    self._advance(j, gradient, weights[at : at + count].sign(), mine.rows[j])
                 at += count
-            for j in injected:
-                gradient = next(found)
+            for j in self.heads:
+                rows = self.get_buffer(f"rows_{j}").zero_()
+                gradient = next(found) if j in injected else None
                 if gradient is not None:
-                    self.get_buffer(f"rows_{j}").copy_(gradient)
-            if self.pairs:
-                self.norms.copy_(norms.detach())
+                    rows[mine.classes] = gradient
+            self.norms.zero_()[mine.pairs] = norms.detach()
+            self.ranks.add(self.norms, *self._rows().values())
             self.value.copy_(self._formula(self.norms, self._rows()))
         return gradients[: len(leaves)]
 
     def _iterate(self, resolved: Resolved) -> None:
         """One power iteration of the hidden blocks alone, at given weights."""
-        if not self.pairs:
+        rows = self._mine.rows
+        if not rows:
             return
         with torch.enable_grad():
-            vectors = {j: v.detach().requires_grad_() for j, v in self._vectors().items()}
-            out = self._loop.at(resolved).run(self._pair_plan, vectors)
+            vectors = {j: self._own_vectors(j).requires_grad_() for j in rows}
+            out = self._loop.at(resolved).run(self._mine.pair_plan, vectors)
             total = torch.cat([row_norms(v) for v in out.values()]).sum()
             gradients = torch.autograd.grad(total, list(vectors.values()))
-        for j, gradient in zip(vectors, gradients, strict=True):
-            self._advance(j, gradient)
+        for (j, at), gradient in zip(rows.items(), gradients, strict=True):
+            self._advance(j, gradient, torch.ones_like(gradient.flatten(1)[:, 0]), at)
 
-    def _advance(self, source: int, gradient: Tensor, signs: Tensor | None = None) -> None:
-        """One power iteration of the blocks from one source; see :func:`next_vectors`."""
-        vectors, memory = self.get_buffer(f"vectors_{source}"), self.get_buffer(f"memory_{source}")
-        for state, new in zip((vectors, memory), next_vectors(gradient, vectors, memory, signs), strict=True):
-            state.copy_(new)
+    def _advance(self, source: int, gradient: Tensor, signs: Tensor, rows: Rows) -> None:
+        """One power iteration of some blocks from one source; see :func:`next_vectors`."""
+        states = self.get_buffer(f"vectors_{source}"), self.get_buffer(f"memory_{source}")
+        following = next_vectors(gradient, states[0][rows], states[1][rows], signs)
+        for state, new in zip(states, following, strict=True):
+            state[rows] = new
+
+    def gather(self) -> None:
+        """Bring together what the processes that share the passes know."""
+        if self.ranks.size == 1 or not self.pairs:
+            return
+        for j in self._vectors():
+            states = self.get_buffer(f"vectors_{j}"), self.get_buffer(f"memory_{j}")
+            others = torch.ones(len(states[0]), dtype=torch.bool, device=states[0].device)
+            others[self._mine.rows.get(j, [])] = False
+            for state in states:
+                state[others] = 0
+            self.ranks.add(*states)
 
     def _power_steps(self, count: int) -> None:
         """Improve the vectors at the present weights without a gradient; the rows, which are exact, are made once."""
@@ -227,12 +300,13 @@ class TrainingBound(DeferredBound):
 
         Singular values that are nearly equal it tells apart in fewer products than power iteration does.
         """
-        if self.pairs:
+        rows = [row for vectors in self._vectors().values() for row in vectors]
+        known = dict(zip(self.pairs, rows, strict=True))
+        known = {pair: v for i, (pair, v) in enumerate(known.items()) if i % self.ranks.size == self.ranks.rank}
+        if known:
             with ordinary_mode(), torch.no_grad():
                 loop = self._loop.at(detached(self.graph.resolve(self.value.dtype, self.value.device)))
-                rows = [row for vectors in self._vectors().values() for row in vectors]
-                known = dict(zip(self.pairs, rows, strict=True))
-                found = leading_vectors(loop, self.pairs, tolerance=_SETTLED, max_products=_PRODUCTS, start=known)
+                found = leading_vectors(loop, list(known), tolerance=_SETTLED, max_products=_PRODUCTS, start=known)
                 for pair, vector in known.items():
                     if bool(torch.isfinite(found[pair].norm)):
                         vector.copy_(found[pair].vector)
@@ -261,6 +335,10 @@ class TrainingBound(DeferredBound):
             )
             return [torch.zeros_like(t) for t in leaves]
         return self._pass(resolved.with_tensors(leaves), leaves, settled[0], dict(zip(rows, settled[1:], strict=True)))
+
+
+def _rows(numbers: list[int], every: bool) -> Rows:
+    return slice(None) if every else torch.tensor(numbers, dtype=torch.int64)
 
 
 def _flat(rows: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from lipcert.bounds.result import Scope
 from lipcert.errors import BoundError
 from lipcert.graph import trace
 from lipcert.graph.types import Resolved
+from lipcert.parallel import ALONE, Ranks
 
 __all__ = ["SETTLE", "DeferredBound", "detached", "in_layout", "memory_layout"]
 
@@ -46,6 +47,8 @@ class DeferredBound(nn.Module):
 
     value: Tensor
     counter: Tensor
+    divides = False
+    """Whether processes that share it make a part of the pass each, instead of all of it."""
 
     def __init__(
         self, module: nn.Module, input_shape: Sequence[int], scope: Scope, every: int, counts: Mapping[str, int]
@@ -57,7 +60,17 @@ class DeferredBound(nn.Module):
             raise BoundError(f"{', '.join(wrong)} must be at least 1, a whole number; got {said}.")
         self.graph = trace(module, input_shape, allow_train_mode=True)
         check_scope(scope, self.graph)
-        self.scope, self.every = scope, every
+        self.scope, self.every, self.ranks = scope, every, ALONE
+
+    def share(self, ranks: Ranks) -> None:
+        """Be the bound of a network that several processes train from now on, each on its part of the batches.
+
+        Their losses are added, and so are the gradients that each gets; their states are to be the same.
+        """
+        self.ranks = ranks
+
+    def gather(self) -> None:
+        """Bring together what the processes know, to be saved or looked at."""
 
     def _register_counter(self, resolved: Resolved) -> None:
         self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
@@ -80,6 +93,9 @@ class DeferredBound(nn.Module):
 
     def deferred(self, resolved: Resolved, tensors: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:
         """What happens in the backward pass: from G = ∂loss/∂value to the gradients of the weights' coefficients."""
+        if self.ranks.size > 1:
+            cotangent = cotangent.contiguous().clone()
+            self.ranks.add(cotangent)
         turn = int(self.counter) % self.every
         self.counter += 1
         size = cotangent.abs().sum()
@@ -88,6 +104,8 @@ class DeferredBound(nn.Module):
             scale = torch.where(self.get_buffer("stale_size") > 0, scale, torch.zeros_like(scale))
             return [self.get_buffer(f"stale_{i}") * scale for i in range(len(tensors))]
         gradients = self._step(resolved, tensors, cotangent)
+        if not (self.divides or self.ranks.first):  # each has the whole, and one is enough
+            gradients = [torch.zeros_like(t) for t in tensors]
         if self.every > 1:
             self.get_buffer("stale_size").copy_(size)
             for i, g in enumerate(gradients):

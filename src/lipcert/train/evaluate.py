@@ -14,6 +14,7 @@ from lipcert.certify.radius import Radii, radii
 from lipcert.data import Batches, Dataset
 from lipcert.graph import Graph
 from lipcert.graph.capture import in_eval_mode
+from lipcert.parallel import ALONE, Ranks
 
 __all__ = ["Evaluation", "certify_data", "evaluate", "predict", "radius_key"]
 
@@ -41,12 +42,17 @@ class Evaluation:
     collapsed: bool
 
 
-def predict(module: nn.Module, data: Dataset, *, device: torch.device, batch_size: int = 1000) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) in float32 of a model in eval mode, and labels (N,), on the CPU."""
-    batches = Batches(data, batch_size, shuffle=False, seed=0, device=device)
+def predict(
+    module: nn.Module, data: Dataset, *, device: torch.device, batch_size: int = 1000, ranks: Ranks = ALONE
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) in float32 of a model in eval mode, and labels (N,), on the CPU.
+
+    With several processes each computes its part, and all get all of it.
+    """
+    batches = Batches(data.subset(ranks.part(len(data))), batch_size, shuffle=False, seed=0, device=device)
     with in_eval_mode(module), torch.no_grad():
-        parts = [(module(x).float().cpu(), y.cpu()) for x, y in batches.epoch(0)]
-    return torch.cat([z for z, _ in parts]), torch.cat([y for _, y in parts])
+        logits = torch.cat([module(x).float() for x, _ in batches.epoch(0)])
+    return ranks.gather(logits, len(data)).cpu(), data.labels.cpu()
 
 
 def certify_data(
@@ -71,10 +77,16 @@ def certify_data(
 
 
 def evaluate(
-    module: nn.Module, data: Dataset, bound: Bound, epsilons: tuple[float, ...], *, device: torch.device
+    module: nn.Module,
+    data: Dataset,
+    bound: Bound,
+    epsilons: tuple[float, ...],
+    *,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> tuple[Evaluation, Radii]:
     """Clean accuracy and accuracy at radii, with a bound given."""
-    logits, labels = predict(module, data, device=device)
+    logits, labels = predict(module, data, device=device, ranks=ranks)
     result = radii(logits, bound, labels)
     values = bound.value[bound.value > 0]
     summary = Evaluation(

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from lipcert.data import Augment, Batches, Dataset
+from lipcert.errors import ConfigError
+from lipcert.parallel import ALONE, Ranks
 from lipcert.train.bound import TrainingBound
 from lipcert.train.deferred import DeferredBound
 from lipcert.train.gain import GainBound
@@ -99,25 +101,32 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
                 slots[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
-def make_batches(config: RunConfig, data: Dataset, device: torch.device, layout: torch.memory_format) -> Batches:
-    """The training batches of a configuration.
+def make_batches(
+    config: RunConfig, data: Dataset, device: torch.device, layout: torch.memory_format, ranks: Ranks = ALONE
+) -> Batches:
+    """The training batches of a configuration, or the part of each that is this process's.
 
     Raises:
+        lipcert.errors.ConfigError: there are more processes than images in a batch.
         lipcert.errors.DataError: the augmentation does not fit the images.
     """
     a = config.data.augment
     augment = Augment(flip=a.flip, shift=a.shift, rotate=a.rotate) if a.flip or a.shift or a.rotate else None
     if augment is not None:
         augment(data.images[:1].cpu(), torch.Generator())  # says now, not at the first step, what is wrong
+    size = min(config.train.batch_size, len(data))
+    if size < ranks.size:
+        raise ConfigError(f"a batch of {size} images has none for some of {ranks.size} processes: start fewer.")
     return Batches(
         data,
-        min(config.train.batch_size, len(data)),
+        size,
         shuffle=True,
         seed=config.seed,
         augment=augment,
         device=device,
         drop_last=True,
         memory_format=layout,
+        ranks=ranks,
     )
 
 

@@ -15,14 +15,18 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C or SIGTERM lets the step in flight finish; the second ends at once."""
+def stop_on_signal(*, launched: bool = False) -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C or SIGTERM lets the step in flight finish; the second ends at once.
+
+    Where processes were ``launched`` by another one, further ones change nothing: the launcher passes on what the
+    terminal has sent to all of them already, and in the end it kills them.
+    """
     asked = False
     handled = (signal.SIGINT, signal.SIGTERM)
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked:
+        if asked and not launched:
             raise KeyboardInterrupt
         asked = True
 

@@ -10,10 +10,12 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lipcert.bounds.result import Estimate
 from lipcert.data import Dataset, load, split
 from lipcert.errors import BoundError, CheckpointError, ConfigError, TrainingError
+from lipcert.parallel import ALONE, Ranks
 from lipcert.train.checkpoint import check_matches, load_state, save_state
 from lipcert.train.deferred import SETTLE
 from lipcert.train.evaluate import Evaluation, evaluate
@@ -34,6 +36,9 @@ __all__ = ["Interrupted", "Trainer"]
 class Trainer:
     """Trains one network as a configuration says; interrupted at any point, it goes on exactly where it was.
 
+    Several processes train it together, each on its part of every batch: what they find is what one would, up to
+    rounding, and a run may go on with another number of them. The first writes and speaks; all read the same folder.
+
     Args:
         config: the run.
         out: its folder.
@@ -41,10 +46,11 @@ class Trainer:
         download: fetch the data set if it is not there.
         device: by default CUDA where there is one.
         reporter: is told how it goes.
+        ranks: the processes that train together; see :func:`lipcert.parallel.joined`.
 
     Raises:
         lipcert.errors.DataError: the data set is missing or damaged.
-        lipcert.errors.ConfigError: the model or the folder does not fit.
+        lipcert.errors.ConfigError: the model or the folder does not fit, or there are too many processes.
     """
 
     def __init__(
@@ -56,19 +62,23 @@ class Trainer:
         download: bool = False,
         device: torch.device | str | None = None,
         reporter: SilentReporter | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         if config.model.options.get("folded"):
             raise ConfigError("a folded model has fixed weights and is not for training: train without folded=true.")
-        self.config, self.folder = config, RunFolder(out)
-        self.reporter = reporter or SilentReporter()
+        self.config, self.folder, self.ranks = config, RunFolder(out), ranks
+        self.reporter = reporter if reporter and ranks.first else SilentReporter()
         self.device = torch.device(device or default_device())
-        self.train_data = load(config.data.name, "train", root=root, download=download)
-        if config.data.validation:
-            self.train_data, self.eval_data = split(self.train_data, config.data.validation, config.seed)
-            self.eval_split = "validation"
-        else:
-            self.eval_data = load(config.data.name, "test", root=root, download=download)
-            self.eval_split = "test"
+        with ranks.first_alone(self.device):
+            self.train_data = load(config.data.name, "train", root=root, download=download)
+            if config.data.validation:
+                self.train_data, self.eval_data = split(self.train_data, config.data.validation, config.seed)
+                self.eval_split = "validation"
+            else:
+                self.eval_data = load(config.data.name, "test", root=root, download=download)
+                self.eval_split = "test"
+        if len(self.eval_data) < ranks.size:
+            raise ConfigError(f"{len(self.eval_data)} images to evaluate are too few for {ranks.size} processes.")
         self._create(self.train_data)
 
     def _create(self, data: Dataset) -> None:
@@ -77,7 +87,12 @@ class Trainer:
         layout = torch.channels_last if c.train.channels_last else torch.contiguous_format
         self.model: nn.Module = build_model(c.model, data.input_shape, data.num_classes).to(self.device)
         self.model = self.model.to(memory_format=layout)  # type: ignore[call-overload]
-        self.batches = make_batches(c, data, self.device, layout)
+        if self.ranks.size > 1 and any(isinstance(m, _BatchNorm) for m in self.model.modules()):
+            raise ConfigError(
+                f"model '{c.model.name}' has BatchNorm, which would see each process's images by themselves: train it "
+                "in one process, or without (norm=false)."
+            )
+        self.batches = make_batches(c, data, self.device, layout, self.ranks)
         self.loss = make_loss(c.loss)
         self.optimizer = make_optimizer(c, self.model)
         b, shape = c.bound, data.input_shape
@@ -85,6 +100,8 @@ class Trainer:
         self.averaged = copy.deepcopy(self.model) if c.train.ema else None
         # A bound of its own: looking at a run, however often, leaves no trace in it.
         self.evaluation_bound = make_bound(b, self.deployed, shape, seed=c.seed, every=1, iterations=1)
+        self.bound.share(self.ranks)
+        self.evaluation_bound.share(self.ranks)
         self.found: Evaluation | None = None  # by the last evaluation
         self.epoch, self.batch, self.seconds, self.flat = 0, 0, 0.0, 0
         # Of this epoch: loss, hits, samples, hits with a radius above the first of eval_epsilons (an estimate).
@@ -99,7 +116,14 @@ class Trainer:
 
     def save(self) -> None:
         """Write the whole state, atomically."""
-        save_state(self.folder.checkpoint_file, take(self), self._identity())
+        self.bound.gather()
+        self.evaluation_bound.gather()
+        self.ranks.add(self.sums)
+        if self.ranks.first:
+            save_state(self.folder.checkpoint_file, take(self), self._identity())
+        else:  # the first has them all
+            self.sums.zero_()
+        self.ranks.wait(self.device)
 
     def restore(self) -> None:
         """Take up the run from its checkpoint, or from the start if it has none yet.
@@ -114,7 +138,7 @@ class Trainer:
                     "with. To train again choose another folder, or delete this one."
                 )
             self._create(self.train_data)
-            self.folder.drop_metrics_after(0)
+            self._drop_metrics()
             return
         state, header = load_state(self.folder.checkpoint_file)
         check_matches(header, self._identity())
@@ -124,7 +148,14 @@ class Trainer:
             raise CheckpointError(
                 f"{self.folder.checkpoint_file} does not fit this model: {str(error).splitlines()[0]}"
             ) from error
-        self.folder.drop_metrics_after(self.epoch)
+        if not self.ranks.first:
+            self.sums.zero_()
+        self._drop_metrics()
+
+    def _drop_metrics(self) -> None:
+        if self.ranks.first:
+            self.folder.drop_metrics_after(self.epoch)
+        self.ranks.wait(self.device)
 
     # --- the loop -----------------------------------------------------------------------------------------
     def fit(self, *, resume: bool = False, steps: int | None = None) -> dict[str, Any]:
@@ -150,20 +181,23 @@ class Trainer:
             if summary is not None:
                 self.reporter.message(f"The run in {self.folder.path} is finished: nothing is left to do.")
                 return summary
-        else:
+        elif self.ranks.first:
             self.folder.create(self.config)
         title = f"{self.config.name}: {sum(p.numel() for p in self.model.parameters()):,} parameters on {self.device}"
         self.reporter.start(title, c.epochs, self.epoch, len(self.batches))
         try:
-            with stop_on_signal() as stopped:
+            with stop_on_signal(launched=self.ranks.size > 1) as stopped:
                 while self.epoch < c.epochs:
                     if steps == 0:
                         self._stop()
                     steps = self._run_epoch(stopped, steps)
             assert self.found is not None  # the last epoch is always evaluated
             summary = summarise(self, self.found)
-            self.folder.save_model(self.deployed, self.config, self.train_data.input_shape, self.train_data.classes)
-            self.folder.write_summary(summary)
+            if self.ranks.first:
+                data = self.train_data
+                self.folder.save_model(self.deployed, self.config, data.input_shape, data.classes)
+                self.folder.write_summary(summary)
+            self.ranks.wait(self.device)
             return summary
         finally:
             self.reporter.stop()
@@ -187,7 +221,7 @@ class Trainer:
         self.model.train()
         number = self.epoch + 1
         for x, y in self.batches.epoch(self.epoch, start=self.batch):
-            self._step(x, y)
+            asked = self._step(x, y, stopped)
             self.batch += 1
             if time.monotonic() - shown > 0.25:
                 shown = time.monotonic()
@@ -199,9 +233,10 @@ class Trainer:
                 self.reporter.step(number, self.batch, loss / seen, hits / seen, certified=certified, bound=bound)
             if steps is not None:
                 steps -= 1
-            if stopped() or steps == 0:
+            if asked or steps == 0:
                 self._spend(began)
                 self._stop()
+        self.ranks.add(self.sums)
         loss, hits, seen, _ = self.sums.tolist()
         self._check_finite(loss, self.model)
         self.epoch, self.batch = number, 0
@@ -223,7 +258,8 @@ class Trainer:
                 "seconds": elapsed,
                 "images_per_second": seen / max(elapsed, 1e-6),
             }
-            self.folder.log(record)
+            if self.ranks.first:
+                self.folder.log(record)
             self.reporter.epoch(record)
             self._check_collapse(found)
         if last or self.epoch % c.checkpoint_every == 0:
@@ -231,7 +267,9 @@ class Trainer:
         return steps
 
     def _stop(self) -> NoReturn:
-        self._check_finite(float(self.sums[0]), self.model)
+        sums = self.sums.clone()
+        self.ranks.add(sums)
+        self._check_finite(float(sums[0]), self.model)
         self.save()
         epoch, epochs = self.epoch + 1, self.config.train.epochs
         raise Interrupted(f"stopped in epoch {epoch} of {epochs}; the state is saved in {self.folder.path}")
@@ -240,7 +278,8 @@ class Trainer:
         spent = time.monotonic() - began
         self.seconds, self.elapsed = self.seconds + spent, self.elapsed + spent
 
-    def _step(self, x: Tensor, y: Tensor) -> None:
+    def _step(self, x: Tensor, y: Tensor, stopped: Callable[[], bool]) -> bool:
+        """One step; whether this process, or any of several, was asked to stop."""
         c = self.config
         done = self.epoch * len(self.batches) + self.batch
         for group in self.optimizer.param_groups:
@@ -251,7 +290,12 @@ class Trainer:
             logits = self.model(x)
         loss = self._loss(logits.float(), y, done / len(self.batches))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        if self.ranks.size == 1:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:  # the mean over the whole batch is that of the parts, each by its share of it
+            (loss * (len(y) / self.batches.batch_size)).backward()  # type: ignore[no-untyped-call]
+            asked = torch.tensor([float(stopped())], device=self.device)
+            self.ranks.add(*(p.grad for p in self.model.parameters() if p.grad is not None), asked)
         if c.optimizer.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.optimizer.clip_norm)
         self.optimizer.step()
@@ -264,6 +308,7 @@ class Trainer:
                 found = margin_radii(logits.float(), y, self.bound.value).min(1).values
                 robust = (found > c.train.eval_epsilons[0]).sum()
             self.sums += torch.stack([loss.detach() * len(y), hits, torch.full_like(hits, len(y)), robust]).double()
+        return stopped() if self.ranks.size == 1 else bool(asked)
 
     def _loss(self, logits: Tensor, labels: Tensor, epoch: float) -> Tensor:
         values = loss_values(self.config.loss, epoch)
@@ -282,10 +327,22 @@ class Trainer:
     def evaluate(self) -> Evaluation:
         """Accuracies of the deployed weights on the evaluation split, with the bound estimated."""
         c = self.config
+        if not self.ranks.agree(list(self.deployed.parameters())):
+            raise TrainingError(
+                "the processes have come to different weights: they must run the same program on the same data, on "
+                f"machines of one kind. {advice(self.folder.checkpoint_file)}"
+            )
         value = self.evaluation_bound.settle()
         estimate = Estimate(value.double().cpu(), c.bound.method, c.bound.scope)
         try:
-            return evaluate(self.deployed, self.eval_data, estimate, c.train.eval_epsilons, device=self.device)[0]
+            return evaluate(
+                self.deployed,
+                self.eval_data,
+                estimate,
+                c.train.eval_epsilons,
+                device=self.device,
+                ranks=self.ranks,
+            )[0]
         except BoundError as error:
             hint = advice(self.folder.checkpoint_file)
             raise TrainingError(

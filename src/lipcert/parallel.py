@@ -1,0 +1,197 @@
+"""Several processes that work on one run: who is who, and what they tell each other.
+
+Started by ``torchrun``, ``accelerate launch`` or anything else that sets ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and
+``MASTER_PORT``. All processes run the same program on the same files; what is written, the first of them writes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lipcert.errors import ConfigError, ParallelError
+
+__all__ = ["ALONE", "Ranks", "joined"]
+
+_PATIENCE = timedelta(days=2)  # others wait while one proves a bound; one that is gone is seen at once
+_APART = 1e-6
+_LOST = "another process of this run has stopped; what it said is above or in its log."
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run, as seen by one of them. All methods must be called by all of them, in the same order.
+
+    Attributes:
+        rank: which one this is, from 0 on.
+        size: how many there are. One alone talks to nobody.
+
+    Example:
+        >>> ALONE.part(5), ALONE.first
+        (slice(0, 5, None), True)
+        >>> [Ranks(i, 3).part(5) for i in range(3)]
+        [slice(0, 1, None), slice(1, 3, None), slice(3, 5, None)]
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def part(self, count: int) -> slice:
+        """The share that is this one's of ``count`` things in a row; the shares differ by one at most."""
+        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def add(self, *tensors: Tensor) -> None:
+        """Replace each tensor by its sum over all processes, in place; all in one exchange for each dtype and device.
+
+        Raises:
+            ParallelError: another process is gone.
+        """
+        if self.size == 1:
+            return
+        alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for t in tensors:
+            alike.setdefault((t.dtype, t.device), []).append(t)
+        for group in alike.values():
+            flat = torch.cat([t.reshape(-1) for t in group])
+            with _watched():
+                dist.all_reduce(flat)
+            for t, new in zip(group, torch.split(flat, [t.numel() for t in group]), strict=True):
+                t.copy_(new.view(t.shape))
+
+    def gather(self, tensor: Tensor, count: int) -> Tensor:
+        """The rows of all processes, one after another, where each has those of its :meth:`part` of ``count``.
+
+        Raises:
+            ParallelError: another process is gone.
+        """
+        if self.size == 1:
+            return tensor
+        parts = [Ranks(i, self.size).part(count) for i in range(self.size)]
+        most = max(p.stop - p.start for p in parts)
+        mine = tensor.new_zeros((most, *tensor.shape[1:]))
+        mine[: len(tensor)] = tensor
+        found = [torch.empty_like(mine) for _ in parts]
+        with _watched():
+            dist.all_gather(found, mine)
+        return torch.cat([rows[: p.stop - p.start] for rows, p in zip(found, parts, strict=True)])
+
+    def say(self, text: str | None, device: torch.device) -> str:
+        """What the first process says, to all of them.
+
+        Raises:
+            ParallelError: another process is gone.
+        """
+        if self.size == 1:
+            assert text is not None
+            return text
+        sent = (text or "").encode() if self.first else b""
+        length = torch.tensor([len(sent)], device=device)
+        self.add(length)
+        data = torch.zeros(int(length), dtype=torch.uint8, device=device)
+        if self.first:
+            data.copy_(torch.frombuffer(bytearray(sent), dtype=torch.uint8)) if sent else None
+        with _watched():
+            dist.broadcast(data, 0)
+        return bytes(data.cpu().numpy()).decode()
+
+    def wait(self, device: torch.device) -> None:
+        """Until all are here.
+
+        Raises:
+            ParallelError: another process is gone.
+        """
+        self.add(torch.zeros(1, device=device))
+
+    @contextmanager
+    def first_alone(self, device: torch.device) -> Iterator[None]:
+        """The first process goes through the block by itself, then all others: it may leave files for them.
+
+        Raises:
+            ParallelError: another process is gone.
+        """
+        if not self.first:
+            self.wait(device)
+        yield
+        if self.first:
+            self.wait(device)
+
+    def agree(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether all have the same numbers, but for rounding: by the sums of their sizes, in float64."""
+        if self.size == 1:
+            return True
+        sums = torch.stack([t.detach().abs().sum(dtype=torch.float64) for t in tensors])
+        mean = sums / self.size
+        self.add(mean)
+        apart = ((sums - mean).abs() > _APART * mean).sum()
+        self.add(apart)
+        return int(apart) == 0
+
+
+ALONE = Ranks()
+"""One process by itself."""
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ParallelError(f"{_LOST} ({str(error).splitlines()[0]})") from error
+
+
+def _number(environment: Mapping[str, str], name: str, least: int) -> int:
+    text = environment.get(name, "")
+    if not text.isdecimal() or int(text) < least:
+        raise ConfigError(f"{name}={text!r} in the environment: start the processes by torchrun or accelerate launch.")
+    return int(text)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
+    """Meet the other processes that the environment speaks of, if it does; yields the ranks, and where to compute.
+
+    Where ``torch.distributed`` has a process group already, that is it.
+
+    Args:
+        device: what was asked for; of ``cuda`` without a number each process has the GPU of its ``LOCAL_RANK``.
+
+    Raises:
+        ConfigError: the environment is not what a launcher leaves, or torch was built without ``distributed``.
+        ParallelError: the others do not come.
+    """
+    available = dist.is_available()
+    if available and dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size()), device
+        return
+    environment = os.environ
+    if environment.get("WORLD_SIZE", "1") == "1":
+        yield ALONE, device
+        return
+    if not available:
+        raise ConfigError("this torch was built without torch.distributed: run one process.")
+    size, rank = _number(environment, "WORLD_SIZE", 1), _number(environment, "RANK", 0)
+    if str(device) == "cuda":
+        device = torch.device("cuda", _number(environment, "LOCAL_RANK", 0) % max(torch.cuda.device_count(), 1))
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size, timeout=_PATIENCE
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ParallelError(f"the {size} processes of this run could not meet: {str(error).splitlines()[0]}") from error
+    try:
+        yield Ranks(rank, size), device
+    finally:
+        dist.destroy_process_group()
