@@ -7,6 +7,7 @@ Started by ``torchrun``, ``accelerate launch`` or anything else that sets ``RANK
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,7 +149,12 @@ def _watched() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ParallelError(f"{_LOST} ({str(error).splitlines()[0]})") from error
+        raise ParallelError(f"{_LOST} ({_first_sentence(error)})") from error
+
+
+def _first_sentence(error: Exception) -> str:
+    """Without the line of torch's source that it begins with, or what it says in general."""
+    return re.split(r"\.\s", re.sub(r"^\[[^]]*\]\s*", "", str(error)).splitlines()[0])[0]
 
 
 def _number(environment: Mapping[str, str], name: str, least: int) -> int:
@@ -190,7 +196,7 @@ def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
             "nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size, timeout=_PATIENCE
         )
     except (RuntimeError, ValueError) as error:
-        raise ParallelError(f"the {size} processes of this run could not meet: {str(error).splitlines()[0]}") from error
+        raise ParallelError(f"the {size} processes of this run could not meet: {_first_sentence(error)}.") from error
     try:
         yield Ranks(rank, size), device
     finally:

@@ -153,6 +153,24 @@ def _smallgain(evidence: Evidence) -> dict[str, Any]:
     }
 
 
+def stated(bound: UpperBound) -> str:
+    """A bound as it stands in a certificate: JSON, for :func:`restated`."""
+    return CertifiedBound.model_validate(_bound(bound)).model_dump_json()
+
+
+def restated(graph: Graph, bound: CertifiedBound | str) -> UpperBound:
+    """The bound that the stated norms and weights give for a network: as good as they are.
+
+    Raises:
+        lipcert.errors.BoundError: they are of another network.
+    """
+    c = CertifiedBound.model_validate_json(bound) if isinstance(bound, str) else bound
+    norms = {(n.target, n.source): Norm(n.upper, n.lower, n.method, n.failure) for n in c.norms}
+    found = graph_bound(graph, method=c.method, scope=c.scope, guarantee="upper", norms=norms, evidence=evidence_of(c))
+    assert isinstance(found, UpperBound)
+    return found
+
+
 def evidence_of(bound: CertifiedBound) -> Evidence | None:
     """The evidence of a small-gain bound as a certificate states it; whether it fits a network is not checked."""
     found = bound.smallgain

@@ -22,10 +22,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lipcert.bounds import UpperBound, graph_bound
+from lipcert.bounds import UpperBound
 from lipcert.bounds.evidence import fits
 from lipcert.bounds.pairs import pair_bounds
-from lipcert.certify.certificate import evidence_of
+from lipcert.certify.certificate import evidence_of, restated
 from lipcert.certify.contest import SPARE, Contest
 from lipcert.certify.identity import Samples
 from lipcert.certify.local import reproved
@@ -166,16 +166,7 @@ class Recomputed:
             c = self.c.bound
             if self.evidence is not None and not fits(self.loop, self.evidence):
                 raise Refuted("the weights of the small-gain bound are not those of this network's activations")
-            found = graph_bound(
-                self.graph,
-                method=c.method,
-                scope=c.scope,
-                guarantee="upper",
-                norms=self.claims,
-                evidence=self.evidence,
-            )
-            assert isinstance(found, UpperBound)
-            self._bound = found
+            self._bound = restated(self.graph, c)
         return self._bound
 
     def margins(self, data: Samples) -> tuple[Tensor, Tensor]:

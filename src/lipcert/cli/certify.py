@@ -18,9 +18,9 @@ from torch import nn
 
 from lipcert.bounds import graph_bound
 from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK
-from lipcert.bounds.result import UpperBound, rounded
+from lipcert.bounds.result import Bound, UpperBound, rounded
 from lipcert.certify import Origin, Samples, make_certificate, write_certificate
-from lipcert.certify.certificate import assumptions_of
+from lipcert.certify.certificate import assumptions_of, restated, stated
 from lipcert.certify.identity import versions
 from lipcert.certify.radius import CertifiedRadii, Radii, radii
 from lipcert.cli.common import (
@@ -55,6 +55,7 @@ from lipcert.data import Dataset, load
 from lipcert.errors import BoundError, ConfigError, DataError
 from lipcert.exchange import load_onnx
 from lipcert.graph import Graph, trace
+from lipcert.parallel import ALONE, Ranks, joined
 from lipcert.train import RunFolder
 from lipcert.train.evaluate import certify_data, predict, radius_key
 from lipcert.train.run_folder import write_text
@@ -97,8 +98,11 @@ def certify_run(
     device: torch.device,
     precision: str | None = None,
     local: bool = False,
+    ranks: Ranks = ALONE,
 ) -> tuple[dict[str, Any], Radii, Graph]:
     """Bound a model and certify its predictions on a data set.
+
+    Of several processes the first proves an upper bound, and all share the samples.
 
     Args:
         source: a run, or an ONNX file.
@@ -112,18 +116,19 @@ def certify_run(
     graph = trace(model, data.input_shape)
     if graph.output_shape != (data.num_classes,):
         raise DataError(f"the model has outputs of shape {graph.output_shape}, {data.name} {data.num_classes} classes.")
-    bound = graph_bound(graph, **bounding)
+    bound = _bounded(graph, bounding, ranks, device)
     seconds = time.monotonic() - began
     result: Radii
     if isinstance(bound, UpperBound):
-        with _bar(len(data), show=local) as progress:
+        own = ranks.part(len(data))
+        with _bar(own.stop - own.start, show=local and ranks.first) as progress:
             result = certify_data(
-                graph, bound, data, device=device, precision=precision, local=local, progress=progress
+                graph, bound, data, device=device, precision=precision, local=local, progress=progress, ranks=ranks
             )
     elif precision not in (None, "real"):
         raise BoundError(f"--precision {precision} is for upper bounds: an estimate certifies nothing.")
     else:
-        logits, labels = predict(model, data, device=device)
+        logits, labels = predict(model, data, device=device, ranks=ranks)
         result = radii(logits, bound, labels)
     low, high = bound.ends()
     document = {
@@ -150,6 +155,18 @@ def certify_run(
         "versions": versions(),
     }
     return document, result, graph
+
+
+def _bounded(graph: Graph, bounding: Mapping[str, Any], ranks: Ranks, device: torch.device) -> Bound:
+    """A bound, which the first of several processes proves for all; an estimate each makes for itself."""
+    if ranks.first:
+        found = graph_bound(graph, **bounding)
+        if isinstance(found, UpperBound):
+            ranks.say(stated(found) if ranks.size > 1 else "", device)
+        return found
+    if bounding["guarantee"] == "upper":
+        return restated(graph, ranks.say(None, device))
+    return graph_bound(graph, **bounding)
 
 
 @contextmanager
@@ -313,37 +330,46 @@ def certify(
     - `lipcert certify runs/cifar -e 36/255 -e 72/255 --guarantee estimate --data ~/data`
 
     - `lipcert certify model.onnx --dataset mnist -e 0.5 --data ~/data`
+
+    - `torchrun --nproc-per-node 2 --no-python lipcert certify runs/cifar --local --save cifar.json`
     """
     with guarded():
         _check_local(local, guarantee)
         name, default = _data_of(run, dataset)
         epsilons = [parse_epsilon(e) for e in epsilon] if epsilon else default
-        where = find_device(device)
         folder = None if is_onnx(run) else RunFolder(run)
         target = None if save is None else _target(save, folder)
-        samples = load(name, split, root=data, download=download)
-        total = len(samples)
-        if first is not None:
-            samples = samples.subset(slice(first))
-        document, result, graph = certify_run(
-            folder or run,
-            samples,
-            of=total,
-            bounding={
-                "method": method.value,
-                "scope": scope.value,
-                "guarantee": guarantee.value,
-                "dense_limit": dense_limit,
-                "failure": failure,
-                "slack": slack,
-                "scaling": scaling.value,
-                "seconds": seconds,
-            },
-            epsilons=epsilons,
-            device=where,
-            precision=None if precision is None else precision.value,
-            local=local,
-        )
+        bounding = {
+            "method": method.value,
+            "scope": scope.value,
+            "guarantee": guarantee.value,
+            "dense_limit": dense_limit,
+            "failure": failure,
+            "slack": slack,
+            "scaling": scaling.value,
+            "seconds": seconds,
+        }
+        with joined(find_device(device)) as (ranks, where):
+            with ranks.first_alone(where):
+                samples = load(name, split, root=data, download=download)
+            total = len(samples)
+            if first is not None:
+                samples = samples.subset(slice(first))
+            if len(samples) < ranks.size:
+                raise ConfigError(f"{len(samples)} samples are too few for {ranks.size} processes: start fewer.")
+            document, result, graph = certify_run(
+                folder or run,
+                samples,
+                of=total,
+                bounding=bounding,
+                epsilons=epsilons,
+                device=where,
+                precision=None if precision is None else precision.value,
+                local=local,
+                ranks=ranks,
+            )
+    if not ranks.first:
+        return
     try:
         if as_json:
             emit(document)

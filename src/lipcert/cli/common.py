@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lipcert.bounds import Bound, UpperBound
-from lipcert.errors import ConfigError, LipcertError, out_of_memory
+from lipcert.errors import ConfigError, LipcertError, ParallelError, out_of_memory
 from lipcert.train import Interrupted
 from lipcert.train.factory import default_device
 
@@ -90,6 +90,8 @@ def guarded(after_stop: str = "") -> Iterator[None]:
     except Interrupted as stop:
         _errors.print(f"{stop}. {after_stop}".rstrip(), markup=False)
         raise typer.Exit(130) from stop
+    except ParallelError as error:
+        fail(f"{error} {after_stop}".rstrip())
     except LipcertError as error:
         fail(str(error))
     except BrokenPipeError:  # whoever read the output has seen enough; click knows what to do

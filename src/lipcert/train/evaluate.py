@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,16 +65,31 @@ def certify_data(
     precision: str | None = None,
     local: bool = False,
     progress: Callable[[int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Radii:
     """Certified radii of every sample of a data set.
 
+    With several processes each certifies its part, and all get all of it.
+
     Args:
         precision, local: as in :func:`lipcert.certify`.
-        progress: is told of how many samples the local radii are there.
+        progress: is told of how many of its samples this process has the local radii.
     """
-    batches = Batches(data, BATCH, shuffle=False, seed=0, device=device)
-    images = (x for x, _ in batches.epoch(0))
-    return certified(graph, bound, images, data.labels, precision, local=local, progress=progress)
+    mine = data.subset(ranks.part(len(data)))
+    images = (x for x, _ in Batches(mine, BATCH, shuffle=False, seed=0, device=device).epoch(0))
+    return _together(
+        certified(graph, bound, images, mine.labels, precision, local=local, progress=progress), len(data), ranks
+    )
+
+
+def _together(result: Radii, count: int, ranks: Ranks) -> Radii:
+    """The radii of all processes' samples, in order."""
+    if ranks.size == 1:
+        return result
+    columns = {f.name: getattr(result, f.name) for f in fields(result)}
+    found: dict[str, Any] = {name: ranks.gather(v, count) for name, v in columns.items() if isinstance(v, Tensor)}
+    alone = None if result.alone is None else _together(result.alone, count, ranks)
+    return replace(result, **found, alone=alone)
 
 
 def evaluate(

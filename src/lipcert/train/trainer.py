@@ -108,6 +108,8 @@ class Trainer:
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         self.elapsed = 0.0  # seconds of this epoch before the run was taken up
         self.robust_before = False
+        self.stopped: Callable[[], bool] = lambda: False
+        self.asked = torch.zeros(1, device=self.device)
 
     # --- state --------------------------------------------------------------------------------------------
     def _identity(self) -> dict[str, Any]:
@@ -190,7 +192,8 @@ class Trainer:
                 while self.epoch < c.epochs:
                     if steps == 0:
                         self._stop()
-                    steps = self._run_epoch(stopped, steps)
+                    self.stopped = stopped
+                    steps = self._run_epoch(steps)
             assert self.found is not None  # the last epoch is always evaluated
             summary = summarise(self, self.found)
             if self.ranks.first:
@@ -216,12 +219,12 @@ class Trainer:
         """The weights that are evaluated and kept: the averaged ones where there are any."""
         return self.model if self.averaged is None else self.averaged
 
-    def _run_epoch(self, stopped: Callable[[], bool], steps: int | None) -> int | None:
+    def _run_epoch(self, steps: int | None) -> int | None:
         c, began, shown = self.config.train, time.monotonic(), 0.0
         self.model.train()
         number = self.epoch + 1
         for x, y in self.batches.epoch(self.epoch, start=self.batch):
-            asked = self._step(x, y, stopped)
+            self._step(x, y)
             self.batch += 1
             if time.monotonic() - shown > 0.25:
                 shown = time.monotonic()
@@ -233,7 +236,7 @@ class Trainer:
                 self.reporter.step(number, self.batch, loss / seen, hits / seen, certified=certified, bound=bound)
             if steps is not None:
                 steps -= 1
-            if asked or steps == 0:
+            if self._to_stop() or steps == 0:
                 self._spend(began)
                 self._stop()
         self.ranks.add(self.sums)
@@ -278,8 +281,11 @@ class Trainer:
         spent = time.monotonic() - began
         self.seconds, self.elapsed = self.seconds + spent, self.elapsed + spent
 
-    def _step(self, x: Tensor, y: Tensor, stopped: Callable[[], bool]) -> bool:
-        """One step; whether this process, or any of several, was asked to stop."""
+    def _to_stop(self) -> bool:
+        """Whether this process was asked to stop, or, before this step, any of several."""
+        return self.stopped() if self.ranks.size == 1 else bool(self.asked)
+
+    def _step(self, x: Tensor, y: Tensor) -> None:
         c = self.config
         done = self.epoch * len(self.batches) + self.batch
         for group in self.optimizer.param_groups:
@@ -294,8 +300,8 @@ class Trainer:
             loss.backward()  # type: ignore[no-untyped-call]
         else:  # the mean over the whole batch is that of the parts, each by its share of it
             (loss * (len(y) / self.batches.batch_size)).backward()  # type: ignore[no-untyped-call]
-            asked = torch.tensor([float(stopped())], device=self.device)
-            self.ranks.add(*(p.grad for p in self.model.parameters() if p.grad is not None), asked)
+            self.asked.fill_(float(self.stopped()))
+            self.ranks.add(*(p.grad for p in self.model.parameters() if p.grad is not None), self.asked)
         if c.optimizer.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.optimizer.clip_norm)
         self.optimizer.step()
@@ -308,7 +314,6 @@ class Trainer:
                 found = margin_radii(logits.float(), y, self.bound.value).min(1).values
                 robust = (found > c.train.eval_epsilons[0]).sum()
             self.sums += torch.stack([loss.detach() * len(y), hits, torch.full_like(hits, len(y)), robust]).double()
-        return stopped() if self.ranks.size == 1 else bool(asked)
 
     def _loss(self, logits: Tensor, labels: Tensor, epoch: float) -> Tensor:
         values = loss_values(self.config.loss, epoch)
