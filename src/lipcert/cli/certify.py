@@ -331,7 +331,7 @@ def certify(
 
     - `lipcert certify model.onnx --dataset mnist -e 0.5 --data ~/data`
 
-    - `torchrun --nproc-per-node 2 --no-python lipcert certify runs/cifar --local --save cifar.json`
+    - `torchrun --nproc-per-node 2 --no-python -- lipcert certify runs/cifar --local --save cifar.json`
     """
     with guarded():
         _check_local(local, guarantee)

@@ -25,10 +25,22 @@ from lipcert.cli.common import (
 )
 from lipcert.errors import ConfigError
 from lipcert.parallel import joined
-from lipcert.train import RunFolder, Trainer, load_config
+from lipcert.train import RunConfig, RunFolder, Trainer, load_config
 from lipcert.train.progress import Reporter, SilentReporter
+from lipcert.train.tracking import Reporters, TensorBoardReporter, WandbReporter
 
 __all__ = ["train"]
+
+
+def _reporters(
+    settings: RunConfig, out: Path, *, quiet: bool, tensorboard: bool, wandb: str | None
+) -> list[SilentReporter]:
+    found: list[SilentReporter] = [] if quiet else [Reporter()]
+    if tensorboard:
+        found.append(TensorBoardReporter(out / "tensorboard"))
+    if wandb is not None:
+        found.append(WandbReporter(wandb, name=settings.name, folder=out, settings=settings.to_dict()))
+    return found
 
 
 def train(
@@ -41,6 +53,12 @@ def train(
     data: DataOption = None,
     download: DownloadOption = False,
     device: DeviceOption = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write curves for TensorBoard, into the run's folder.")
+    ] = False,
+    wandb: Annotated[
+        str | None, typer.Option("--wandb", help="Send curves to Weights & Biases.", metavar="PROJECT")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing until the end.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -56,7 +74,7 @@ def train(
 
     - `lipcert train --resume --out runs/mnist --data ~/data`
 
-    - `torchrun --nproc-per-node 2 --no-python lipcert train cifar10-6c2f-quick --out runs/cifar`
+    - `torchrun --nproc-per-node 2 --no-python -- lipcert train cifar10-6c2f-quick --out runs/cifar`
     """
     where = ["--data", data] if data is not None else []
     with guarded(f"Go on with: {command('lipcert', 'train', '--resume', '--out', out, *where)}"):
@@ -70,7 +88,9 @@ def train(
         else:
             settings = load_config(config, overrides or [])
         with joined(find_device(device)) as (ranks, where_to):
-            reporter = SilentReporter() if quiet or not ranks.first else Reporter()
+            reporter = SilentReporter()
+            if ranks.first:
+                reporter = Reporters(_reporters(settings, out, quiet=quiet, tensorboard=tensorboard, wandb=wandb))
             if not resume and ranks.first:
                 folder.check_new()
             trainer = Trainer(
