@@ -12,6 +12,8 @@ from lipcert.certify import CertifiedRadii, EstimatedRadii, Radii, certify
 from lipcert.errors import LipcertError
 from lipcert.exchange import load_onnx
 from lipcert.graph import Graph, trace
+from lipcert.version import __version__
+from lipcert.zoo import load
 
 __all__ = [
     "Bound",
@@ -22,9 +24,10 @@ __all__ = [
     "LipcertError",
     "Radii",
     "UpperBound",
+    "__version__",
     "certify",
     "lipschitz",
+    "load",
     "load_onnx",
     "trace",
 ]
-__version__ = "0.1.0"

@@ -18,6 +18,7 @@ from lipcert.graph import Graph
 from lipcert.graph.builder import Call
 from lipcert.graph.types import Affine, Elementwise, InputNode, Node
 from lipcert.models.normalize import Normalize
+from lipcert.version import __version__
 
 if TYPE_CHECKING:
     from lipcert.data import Dataset
@@ -122,8 +123,6 @@ class Samples:
 
 def versions() -> dict[str, str]:
     """What the numbers were made with."""
-    from lipcert import __version__
-
     return {"lipcert": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 

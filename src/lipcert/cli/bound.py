@@ -23,6 +23,7 @@ from lipcert.cli.common import (
     find_device,
     guarded,
     is_onnx,
+    run_of,
     say,
     table,
 )
@@ -41,7 +42,6 @@ from lipcert.errors import ConfigError
 from lipcert.exchange import load_onnx, read_state_dict
 from lipcert.graph import Graph, trace
 from lipcert.models import build
-from lipcert.train import RunFolder
 from lipcert.train.checkpoint import load_weights, put_weights
 from lipcert.train.run_folder import MOST_INPUTS
 
@@ -71,7 +71,7 @@ def _model(
         if is_onnx(run):
             imported = load_onnx(run)
             return imported, imported.input_shape
-        module, header = RunFolder(run).load_model()
+        module, header = run_of(run).load_model()
         return module, tuple(header["input_shape"])
     if shape is None:
         raise ConfigError("--model needs --input, such as --input 3,32,32.")

@@ -36,6 +36,7 @@ from lipcert.cli.common import (
     is_onnx,
     parse_epsilon,
     percent,
+    run_of,
     say,
     table,
 )
@@ -194,7 +195,7 @@ def _data_of(run: Path, dataset: str | None) -> tuple[str, list[float]]:
         return dataset, []
     if dataset is not None:
         raise ConfigError("--dataset goes with an ONNX file; a run knows its data.")
-    config = RunFolder(run).config()
+    config = run_of(run).config()
     return config.data.name, list(config.train.eval_epsilons)
 
 
@@ -323,6 +324,8 @@ def certify(
 
     - `lipcert certify runs/digits`
 
+    - `lipcert certify digits-mlp-crm`, a model of `lipcert zoo`
+
     - `lipcert certify runs/digits --method smallgain --save digits.json`
 
     - `lipcert certify runs/digits --local --first 100`
@@ -337,7 +340,7 @@ def certify(
         _check_local(local, guarantee)
         name, default = _data_of(run, dataset)
         epsilons = [parse_epsilon(e) for e in epsilon] if epsilon else default
-        folder = None if is_onnx(run) else RunFolder(run)
+        folder = None if is_onnx(run) else run_of(run)
         target = None if save is None else _target(save, folder)
         bounding = {
             "method": method.value,

@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lipcert import zoo
 from lipcert.bounds import Bound, UpperBound
 from lipcert.errors import ConfigError, LipcertError, ParallelError, out_of_memory
-from lipcert.train import Interrupted
+from lipcert.train import Interrupted, RunFolder
 from lipcert.train.factory import default_device
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "is_onnx",
     "parse_epsilon",
     "percent",
+    "run_of",
     "say",
     "table",
 ]
@@ -106,6 +108,12 @@ def guarded(after_stop: str = "") -> Iterator[None]:
             "there is not enough memory. To train, choose a smaller train.batch_size; to bound or certify, a lower "
             "--dense-limit; or another --device."
         )
+
+
+def run_of(path: Path) -> RunFolder:
+    """The run in a folder, or, where there is no such folder, the model of that name that lipcert comes with."""
+    shipped = not path.exists() and str(path) in zoo.available()
+    return zoo.folder(str(path)) if shipped else RunFolder(path)
 
 
 def find_device(name: str | None) -> torch.device:

@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from lipcert.cli.common import guarded, say
+from lipcert.cli.common import guarded, run_of, say
 from lipcert.errors import ConfigError
 from lipcert.exchange import save_exported, save_onnx
-from lipcert.train import RunFolder
 
 __all__ = ["export"]
 
@@ -37,6 +36,6 @@ def export(
             raise ConfigError(f"{file}: the name must end in {' or '.join(_WRITERS)}, which says the format.")
         if not file.resolve().parent.is_dir():
             raise ConfigError(f"{file}: there is no folder {file.resolve().parent}.")
-        model, header = RunFolder(run).load_model()
+        model, header = run_of(run).load_model()
         writer(model, tuple(header["input_shape"]), file)
     say(f"{file}: {model.__class__.__name__} on inputs of {tuple(header['input_shape'])}, read back and compared.")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lipcert.cli.common import guarded, say
+from lipcert.cli.common import guarded, run_of, say
 from lipcert.errors import ConfigError
 from lipcert.layers import fold as folded
 from lipcert.layers.fold import FOLDABLE
@@ -31,7 +31,7 @@ def fold(
     - `lipcert fold runs/lipres runs/lipres-folded`
     """
     with guarded():
-        source, target = RunFolder(run), RunFolder(out)
+        source, target = run_of(run), RunFolder(out)
         model, header = source.load_model()
         config = source.config()
         if config.model.options.get("folded"):

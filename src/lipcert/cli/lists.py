@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from lipcert import data, models
-from lipcert.cli.common import DataOption, JsonOption, console, emit, guarded, say, table
+from lipcert import data, models, zoo
+from lipcert.bounds.result import rounded
+from lipcert.certify import read_certificate
+from lipcert.cli.common import DataOption, JsonOption, console, emit, guarded, percent, say, table
 from lipcert.train import available_configs, load_config
+from lipcert.train.evaluate import radius_key
 
-__all__ = ["configs", "datasets", "list_models"]
+__all__ = ["configs", "datasets", "list_models", "list_zoo"]
 
 
 def list_models(as_json: JsonOption = False) -> None:
@@ -19,6 +22,37 @@ def list_models(as_json: JsonOption = False) -> None:
     shown.columns[1].justify = "left"
     for name, options in found.items():
         shown.add_row(name, ", ".join(f"{k}={v!r}" for k, v in options.items()).replace("[", r"\["))
+    console.print(shown)
+
+
+def list_zoo(as_json: JsonOption = False) -> None:
+    """List the trained models that lipcert comes with, and what is certified of them.
+
+    A name of these stands for a run's folder: `lipcert certify NAME`.
+    """
+    with guarded():
+        found = {name: (zoo.folder(name).config(), read_certificate(zoo.certificate(name))) for name in zoo.available()}
+    if as_json:
+        emit(
+            {
+                name: {
+                    "data": config.data.name,
+                    "model": config.model.name,
+                    "loss": config.loss.kind,
+                    "bound": c.bound.method,
+                    "precision": c.precision.arithmetic,
+                    "clean": c.clean.share,
+                    "certified": {radius_key(v.epsilon): v.share for v in c.certified},
+                    "certificate": str(zoo.certificate(name)),
+                }
+                for name, (config, c) in found.items()
+            }
+        )
+        return
+    shown = table("name", "data", "model", "clean", "certified")
+    for name, (config, c) in found.items():
+        radii = ", ".join(f"{percent(v.share)} at {rounded(v.epsilon, 4, up=False)}" for v in c.certified)
+        shown.add_row(name, config.data.name, config.model.name, percent(c.clean.share), radii)
     console.print(shown)
 
 

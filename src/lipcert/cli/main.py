@@ -8,15 +8,15 @@ from typing import Annotated
 
 import typer
 
-from lipcert import __version__
 from lipcert.cli.bound import bound
 from lipcert.cli.certify import certify
 from lipcert.cli.demo import demo
 from lipcert.cli.export import export
 from lipcert.cli.fold import fold
-from lipcert.cli.lists import configs, datasets, list_models
+from lipcert.cli.lists import configs, datasets, list_models, list_zoo
 from lipcert.cli.train import train
 from lipcert.cli.verify import verify
+from lipcert.version import __version__
 
 __all__ = ["app", "run"]
 
@@ -51,6 +51,7 @@ app.command()(bound)
 app.command()(export)
 app.command()(fold)
 app.command("models")(list_models)
+app.command("zoo")(list_zoo)
 app.command()(datasets)
 app.command()(configs)
 app.command()(demo)

@@ -8,16 +8,27 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from lipcert import zoo
 from lipcert.bounds.lipschitz import FAILURE
 from lipcert.bounds.result import rounded
 from lipcert.certify import Certificate, Check, Report, Samples, read_certificate
 from lipcert.certify import verify as verify_certificate
 from lipcert.certify.recompute import CONFIRM_LIMIT
 from lipcert.cli.certify import origin_of
-from lipcert.cli.common import DeviceOption, JsonOption, console, emit, find_device, guarded, percent, say, table
+from lipcert.cli.common import (
+    DeviceOption,
+    JsonOption,
+    console,
+    emit,
+    find_device,
+    guarded,
+    percent,
+    run_of,
+    say,
+    table,
+)
 from lipcert.data import load
 from lipcert.errors import CertificateError
-from lipcert.train import RunFolder
 from lipcert.train.evaluate import radius_key
 
 __all__ = ["verify"]
@@ -95,10 +106,13 @@ def verify(
     - `lipcert verify digits.json runs/digits`
 
     - `lipcert verify mnist.json runs/mnist ~/data --no-norms`
+
+    - `lipcert verify digits-mlp-crm digits-mlp-crm`, a model of `lipcert zoo` and its certificate
     """
     with guarded():
-        c = read_certificate(certificate)
-        folder = RunFolder(model)
+        shipped = not certificate.exists() and str(certificate) in zoo.available()
+        c = read_certificate(zoo.certificate(str(certificate)) if shipped else certificate)
+        folder = run_of(model)
         where = find_device(device)
         module, header = folder.load_model()
         samples, total = None, c.data.samples

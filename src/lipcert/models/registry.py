@@ -11,7 +11,7 @@ from torch import nn
 
 from lipcert.errors import ConfigError
 from lipcert.hints import did_you_mean
-from lipcert.layers import fold
+from lipcert.layers.fold import fold
 from lipcert.models.normalize import Normalize
 from lipcert.models.options import is_positive_integer, positive_integers
 
