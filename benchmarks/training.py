@@ -34,7 +34,7 @@ def trained(config: str, overrides: Sequence[str], out: Path, data: Path | None)
     return folder
 
 
-def _certified(folder: RunFolder, method: str, seconds: float, data: Path | None) -> list[float]:
+def certified(folder: RunFolder, method: str, seconds: float, data: Path | None) -> list[float]:
     """Clean accuracy, and certified at each radius of the configuration, in per cent."""
     module, header = folder.load_model()
     graph, config = trace(module, tuple(header["input_shape"])), folder.config()
@@ -79,7 +79,7 @@ def main(
             folders.append(trained(config, [*overrides, *changes, f"seed={seed}"], out / name, data))
         each = (time.perf_counter() - began) / len(seeds)
         for method in _METHODS:
-            rows = [_certified(folder, method, seconds, data) for folder in folders]
+            rows = [certified(folder, method, seconds, data) for folder in folders]
             shares = "".join(f"{_spread(column):>15}" for column in zip(*rows, strict=True))
             print(f"{way:>20} {method:>13} {each:>8.1f} {shares}", flush=True)
 
