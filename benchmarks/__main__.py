@@ -7,9 +7,23 @@ import platform
 
 import torch
 
-from benchmarks import adversary, check, curves, epoch, heads, mlps, precision, smallgain, stack, step, training, upper
+from benchmarks import (
+    adversary,
+    check,
+    curves,
+    epoch,
+    heads,
+    mlps,
+    parts,
+    precision,
+    smallgain,
+    stack,
+    step,
+    training,
+    upper,
+)
 
-QUICK = {"check": check.main, "step": step.main, "heads": heads.main, "epoch": epoch.main}
+QUICK = {"check": check.main, "parts": parts.main, "step": step.main, "heads": heads.main, "epoch": epoch.main}
 
 
 def main() -> None:
