@@ -11,6 +11,13 @@ from torch.nn.functional import cross_entropy
 from lipcert.models import build
 from lipcert.train import GainBound, TrainingBound, crm_loss
 
+# architecture, input shape, classes: images a second with a pairwise LipLT bound and without one
+NETS = (
+    ("6c2f", (3, 32, 32), 10),
+    ("6c2f", (3, 32, 32), 200),
+    ("8c2f", (3, 64, 64), 10),
+    ("8c2f", (3, 64, 64), 200),
+)
 CASES = (
     # method, batch, precision, channels last, refresh the bound every n steps, iterations
     ("liplt", 512, "float32", False, 1, 1),
@@ -28,16 +35,24 @@ CASES = (
 
 
 def _pair(
-    method: str, batch: int, precision: str, last: bool, every: int, iterations: int, rounds: int
+    method: str,
+    batch: int,
+    precision: str,
+    last: bool,
+    every: int,
+    iterations: int,
+    rounds: int,
+    net: tuple[str, tuple[int, ...], int] = NETS[0],
 ) -> tuple[float, float]:
     torch.manual_seed(0)
     layout = torch.channels_last if last else torch.contiguous_format
-    model = build("6c2f", input_shape=(3, 32, 32), num_classes=10).to(memory_format=layout)
+    name, shape, classes = net
+    model = build(name, input_shape=shape, num_classes=classes).to(memory_format=layout)
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True)
     kind = GainBound if method == "smallgain" else TrainingBound
-    bound = kind(model, (3, 32, 32), every=every, iterations=iterations)
-    x = torch.rand(batch, 3, 32, 32).contiguous(memory_format=layout)
-    y = torch.randint(10, (batch,))
+    bound = kind(model, shape, every=every, iterations=iterations)
+    x = torch.rand(batch, *shape).contiguous(memory_format=layout)
+    y = torch.randint(classes, (batch,))
 
     def step(robust: bool) -> float:
         began = time.perf_counter()
@@ -72,6 +87,11 @@ def main(rounds: int = 12) -> None:
         shown = (*case[:3], "channels last" if case[3] else "contiguous", *case[4:])
         cells = (f"{value:>{width}}" for value, (_, width) in zip(shown, columns, strict=True))
         print(*cells, f"{1e3 * plain:>7.0f} {ratio:>7.2f}", flush=True)
+    print("\nLipLT, batch 128, bfloat16, channels last")
+    print(f"{'network':>8} {'classes':>8} {'CE, images/s':>13} {'CRM, images/s':>14}")
+    for net in NETS:
+        plain, ratio = _pair("liplt", 128, "bfloat16", True, 1, 1, rounds, net)
+        print(f"{net[0]:>8} {net[2]:>8} {128 / plain:>13.0f} {128 / plain / ratio:>14.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class Notes(SilentReporter):
     def message(self, text: str) -> None:
         self.messages.append(text)
 
-    def stop(self) -> None:
+    def stop(self, finished: bool = True) -> None:
         self.ended = True
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 
 import torch
 import torch.distributed as dist
@@ -21,9 +22,10 @@ from lipcert.errors import ConfigError, ParallelError
 
 __all__ = ["ALONE", "Ranks", "joined"]
 
-_PATIENCE = timedelta(days=2)  # others wait while one proves a bound; one that is gone is seen at once
+_PATIENCE = timedelta(days=2)  # others wait while one proves a bound
+_MEETING = timedelta(minutes=10)  # until all have come
 _APART = 1e-6
-_LOST = "another process of this run has stopped; what it said is above or in its log."
+_LOST = "another process of this run has stopped, or cannot be reached; what it said is above or in its log."
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,24 @@ class Ranks:
             dist.broadcast(data, 0)
         return bytes(data.cpu().numpy()).decode()
 
+    def check_same(self, what: str, text: str, device: torch.device) -> None:
+        """Refuse to go on where the processes do not work on the same.
+
+        Args:
+            what: that is to be the same, for the message.
+            text: what tells it apart from others.
+            device: to compute on.
+
+        Raises:
+            ParallelError: some process has another, or is gone.
+        """
+        if self.size == 1:
+            return
+        other = torch.tensor([int(self.say(text, device) != text)], device=device)
+        self.add(other)
+        if bool(other):
+            raise ParallelError(f"the processes of this run do not have the same {what}: give all of them the same.")
+
     def wait(self, device: torch.device) -> None:
         """Until all are here.
 
@@ -188,13 +208,23 @@ def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     if not available:
         raise ConfigError("this torch was built without torch.distributed: run one process.")
     size, rank = _number(environment, "WORLD_SIZE", 1), _number(environment, "RANK", 0)
+    if rank >= size:
+        raise ConfigError(f"RANK={rank} in the environment, but there are {size} processes, numbered from 0.")
     if str(device) == "cuda":
-        device = torch.device("cuda", _number(environment, "LOCAL_RANK", 0) % max(torch.cuda.device_count(), 1))
+        local, there = _number(environment, "LOCAL_RANK", 0), torch.cuda.device_count()
+        if local >= there:
+            raise ConfigError(f"process {local} of this machine has no GPU of its own: there are {there}. Start fewer.")
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
+    # Its default arguments keep the group that there is when it is imported, and beyond that group's end.
+    import_module("torch.distributed.nn.functional")
+    from torch.distributed.rendezvous import rendezvous
+
     try:
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size, timeout=_PATIENCE
-        )
+        store, rank, size = next(rendezvous("env://", rank, size, timeout=_MEETING))
+        store.set_timeout(_PATIENCE)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise ParallelError(f"the {size} processes of this run could not meet: {_first_sentence(error)}.") from error
     try:

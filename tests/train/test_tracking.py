@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from lipcert.train import RunFolder
-from lipcert.train.tracking import curves
+from lipcert.train.progress import SilentReporter
+from lipcert.train.tracking import Reporters, curves
 from runs import SMALL, TINY, cli
 
 _RUN = ["train", "digits-mlp-crm", *TINY, *SMALL, "train.epochs=2", "--quiet"]
@@ -35,7 +36,7 @@ def test_tensorboard(tmp_path: Path) -> None:
 def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it is told; the package itself would ask for an account."""
     told: list[Any] = []
-    run = SimpleNamespace(log=lambda values, step: told.append((step, values)), finish=lambda: told.append("end"))
+    run = SimpleNamespace(log=lambda values, step: told.append((step, values)), finish=lambda **how: told.append(how))
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **given: told.append(given) or run))
     out = tmp_path / "run"
     assert cli(*_RUN, "--wandb", "proofs", "--out", out).exit_code == 0
@@ -44,7 +45,27 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "digits-mlp-crm",
         2,
     )
-    assert told[1:] == [*((r["epoch"], curves(r)) for r in RunFolder(out).metrics()), "end"]
+    assert told[1:] == [*((r["epoch"], curves(r)) for r in RunFolder(out).metrics()), {"exit_code": 0}]
+    assert told[0]["id"] == (out / "wandb-id").read_text()
+
+
+def test_wandb_that_refuses_or_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise RuntimeError("no account")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse))
+    result = cli(*_RUN, "--wandb", "proofs", "--out", tmp_path / "run")
+    assert (result.exit_code, "--wandb: no account" in result.stderr) == (1, True)
+    ended: list[bool] = []
+
+    class Broken(SilentReporter):
+        def stop(self, finished: bool = True) -> None:
+            ended.append(finished)
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        Reporters([Broken(), Broken()]).stop(finished=False)
+    assert ended == [False, False]
 
 
 @pytest.mark.parametrize(("module", "option"), [("tensorboardX", ["--tensorboard"]), ("wandb", ["--wandb", "p"])])

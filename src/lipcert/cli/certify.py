@@ -21,7 +21,7 @@ from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK
 from lipcert.bounds.result import Bound, UpperBound, rounded
 from lipcert.certify import Origin, Samples, make_certificate, write_certificate
 from lipcert.certify.certificate import assumptions_of, restated, stated
-from lipcert.certify.identity import versions
+from lipcert.certify.identity import describe_graph, versions, weights_digest
 from lipcert.certify.radius import CertifiedRadii, Radii, radii
 from lipcert.cli.common import (
     DataOption,
@@ -117,6 +117,9 @@ def certify_run(
     graph = trace(model, data.input_shape)
     if graph.output_shape != (data.num_classes,):
         raise DataError(f"the model has outputs of shape {graph.output_shape}, {data.name} {data.num_classes} classes.")
+    asked = json.dumps([dict(bounding), epsilons, precision, local], default=str)
+    same = [weights_digest(model), describe_graph(graph)[1], data.fingerprint, asked]
+    ranks.check_same("model, data and options", "\n".join(same), device)
     bound = _bounded(graph, bounding, ranks, device)
     seconds = time.monotonic() - began
     result: Radii

@@ -23,7 +23,7 @@ from lipcert.cli.common import (
     say,
     table,
 )
-from lipcert.errors import ConfigError
+from lipcert.errors import ConfigError, ParallelError
 from lipcert.parallel import joined
 from lipcert.train import RunConfig, RunFolder, Trainer, load_config
 from lipcert.train.progress import Reporter, SilentReporter
@@ -77,7 +77,8 @@ def train(
     - `torchrun --nproc-per-node 2 --no-python -- lipcert train cifar10-6c2f-quick --out runs/cifar`
     """
     where = ["--data", data] if data is not None else []
-    with guarded(f"Go on with: {command('lipcert', 'train', '--resume', '--out', out, *where)}"):
+    go_on = f"Go on with: {command('lipcert', 'train', '--resume', '--out', out, *where)}"
+    with guarded(go_on):
         folder = RunFolder(out)
         if resume:
             if config is not None or overrides:
@@ -96,7 +97,10 @@ def train(
             trainer = Trainer(
                 settings, out, root=data, download=download, device=where_to, reporter=reporter, ranks=ranks
             )
-            summary = trainer.fit(resume=resume)
+            try:
+                summary = trainer.fit(resume=resume)
+            except ParallelError as error:
+                raise ParallelError(f"{error} {go_on if folder.checkpoint_file.exists() else ''}".rstrip()) from error
     if not ranks.first:
         return
     if as_json:

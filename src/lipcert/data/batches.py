@@ -14,7 +14,7 @@ from .dataset import Dataset, as_float
 
 __all__ = ["Batches", "derived_generator"]
 
-Change = Callable[[torch.Tensor, torch.Generator, tuple[int, int]], torch.Tensor]
+Change = Callable[..., torch.Tensor]
 
 
 def derived_generator(*parts: int | str) -> torch.Generator:
@@ -61,8 +61,9 @@ class Batches:
             batch_size: images in a batch, at least 1; the last batch has what is left.
             shuffle: take the images in a new random order in each epoch, else always in their own.
             seed: what all randomness is derived from.
-            augment: turns bytes (N, C, H, W) into floats in [0, 1], given which of how many images of the batch
-                they are: :class:`lipcert.data.Augment`, for example.
+            augment: turns bytes (N, C, H, W) and a generator into floats in [0, 1], for example
+                :class:`lipcert.data.Augment`. Where several processes share a batch it is also told ``(first, count)``:
+                which images of how many these are.
             device: where the data is to lie; by default where it is.
             drop_last: leave out a last batch that is not full.
             memory_format: ``torch.contiguous_format`` or ``torch.channels_last``, of the batches.
@@ -124,4 +125,5 @@ class Batches:
             if self.augment is None:
                 yield as_float(pixels), labels
             else:
-                yield self.augment(pixels, derived_generator(self.seed, number, batch), (own.start, count)), labels
+                among = () if self.ranks.size == 1 else ((own.start, count),)
+                yield self.augment(pixels, derived_generator(self.seed, number, batch), *among), labels

@@ -224,7 +224,9 @@ class TrainingBound(DeferredBound):
             if heads:
                 total = total + out[last][:, mine.classes].diagonal().sum()
             wanted = [*leaves, *vectors.values(), *injected.values()]
-            gradients: list[Tensor | None] = [*torch.autograd.grad(total, wanted, allow_unused=True)]
+            gradients: list[Tensor | None] = []
+            if wanted:  # else this process has no rows, and nobody asks for gradients
+                gradients = [*torch.autograd.grad(total, wanted, allow_unused=True)]
         found = iter(gradients[len(leaves) :])
         with torch.no_grad():
             at = 0
@@ -266,7 +268,8 @@ class TrainingBound(DeferredBound):
 
     def gather(self) -> None:
         """Bring together what the processes that share the passes know."""
-        if self.ranks.size == 1 or not self.pairs:
+        super().gather()
+        if self.ranks.size == 1:
             return
         for j in self._vectors():
             states = self.get_buffer(f"vectors_{j}"), self.get_buffer(f"memory_{j}")

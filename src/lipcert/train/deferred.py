@@ -70,7 +70,19 @@ class DeferredBound(nn.Module):
         self.ranks = ranks
 
     def gather(self) -> None:
-        """Bring together what the processes know, to be saved or looked at."""
+        """Bring together what the processes know, to be saved: the first then has all of it."""
+        self.ranks.add(*self._stale())
+        self.keep_once()
+
+    def keep_once(self) -> None:
+        """What the processes add up, the first alone keeps: after :meth:`gather`, or a state that was loaded."""
+        if not self.ranks.first:
+            for gradient in self._stale():
+                gradient.zero_()
+
+    def _stale(self) -> list[Tensor]:
+        """The gradients that are used again, of which each process has its share."""
+        return [b for name, b in self.named_buffers() if name.startswith("stale_") and name != "stale_size"]
 
     def _register_counter(self, resolved: Resolved) -> None:
         self.register_buffer("counter", torch.zeros((), dtype=torch.int64))

@@ -29,8 +29,8 @@ class SilentReporter:
     def message(self, text: str) -> None:
         """Something worth knowing."""
 
-    def stop(self) -> None:
-        """The run ends, however."""
+    def stop(self, finished: bool = True) -> None:
+        """The run ends, however; ``finished`` says whether it came to its end."""
 
 
 class Reporter(SilentReporter):
@@ -81,7 +81,7 @@ class Reporter(SilentReporter):
     def message(self, text: str) -> None:  # noqa: D102
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def stop(self) -> None:  # noqa: D102
+    def stop(self, finished: bool = True) -> None:  # noqa: D102
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

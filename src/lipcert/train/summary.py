@@ -34,6 +34,7 @@ def summarise(trainer: Trainer, found: Evaluation) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "training_seconds": trainer.seconds,
         "device": str(trainer.device),
+        "processes": trainer.ranks.size,
         "threads": torch.get_num_threads(),
         "data": {"name": trainer.config.data.name, "train_sha256": trainer.train_data.fingerprint},
         "versions": versions(),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from lipcert.errors import ConfigError
 from lipcert.train.progress import SilentReporter
+from lipcert.train.run_folder import write_text
 
 __all__ = ["Reporters", "TensorBoardReporter", "WandbReporter", "curves"]
 
@@ -27,7 +30,7 @@ def curves(record: Mapping[str, Any]) -> dict[str, float]:
         "loss": record["loss"],
         "accuracy/train": record["train_accuracy"],
         f"accuracy/{record['split']}": record["clean"],
-        **{f"estimated_certified/{float(e):.4g}": share for e, share in record["estimated_certified"].items()},
+        **{f"estimated_certified/{float(e):.10g}": share for e, share in record["estimated_certified"].items()},
         "bound/smallest": low,
         "bound/largest": high,
         "learning_rate": record["lr"],
@@ -59,9 +62,10 @@ class Reporters(SilentReporter):
         for each in self.several:
             each.message(text)
 
-    def stop(self) -> None:  # noqa: D102
-        for each in self.several:
-            each.stop()
+    def stop(self, finished: bool = True) -> None:  # noqa: D102
+        with ExitStack() as all_of_them:  # whatever one of them raises
+            for each in self.several:
+                all_of_them.callback(each.stop, finished)
 
 
 class TensorBoardReporter(SilentReporter):
@@ -90,21 +94,21 @@ class TensorBoardReporter(SilentReporter):
         for name, value in curves(record).items():
             self._writer.add_scalar(name, value, record["epoch"])
 
-    def stop(self) -> None:  # noqa: D102
+    def stop(self, finished: bool = True) -> None:  # noqa: D102
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
 
 class WandbReporter(SilentReporter):
-    """A run of Weights & Biases.
+    """A run of Weights & Biases, which one that is resumed goes on with.
 
     Args:
         project: its name there.
         name, folder, settings: of the run: how it is called, where the files lie, its configuration.
 
     Raises:
-        ConfigError: wandb is not installed.
+        ConfigError: wandb is not installed, or refuses to begin.
     """
 
     def __init__(self, project: str, *, name: str, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -112,16 +116,23 @@ class WandbReporter(SilentReporter):
             import wandb
         except ImportError as error:
             raise ConfigError("--wandb needs wandb: pip install wandb") from error
-        self._begin: Any = lambda: wandb.init(project=project, name=name, dir=str(folder), config=dict(settings))
+        self._wandb: Any = wandb
+        self._given = {"project": project, "name": name, "dir": str(folder), "config": dict(settings)}
+        self._id_file = folder / "wandb-id"
         self._run: Any = None
 
     def start(self, title: str, epochs: int, done: int, batches: int) -> None:  # noqa: D102
-        self._run = self._begin()
+        if not self._id_file.exists():
+            write_text(self._id_file, uuid.uuid4().hex)
+        try:
+            self._run = self._wandb.init(**self._given, id=self._id_file.read_text(), resume="allow")
+        except Exception as error:  # of whatever kind the package has
+            raise ConfigError(f"--wandb: {str(error).strip() or type(error).__name__}") from error
 
     def epoch(self, record: Mapping[str, Any]) -> None:  # noqa: D102
         self._run.log(curves(record), step=record["epoch"])
 
-    def stop(self) -> None:  # noqa: D102
+    def stop(self, finished: bool = True) -> None:  # noqa: D102
         if self._run is not None:
-            self._run.finish()
+            self._run.finish(exit_code=0 if finished else 1)
             self._run = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,8 @@ class Trainer:
         if len(self.eval_data) < ranks.size:
             raise ConfigError(f"{len(self.eval_data)} images to evaluate are too few for {ranks.size} processes.")
         self._create(self.train_data)
+        same = json.dumps([self._identity(), self.eval_data.fingerprint], sort_keys=True)
+        ranks.check_same("configuration and data", same, self.device)
 
     def _create(self, data: Dataset) -> None:
         c = self.config
@@ -152,6 +155,8 @@ class Trainer:
             ) from error
         if not self.ranks.first:
             self.sums.zero_()
+        for bound in (self.bound, self.evaluation_bound):
+            bound.keep_once()
         self._drop_metrics()
 
     def _drop_metrics(self) -> None:
@@ -186,8 +191,10 @@ class Trainer:
         elif self.ranks.first:
             self.folder.create(self.config)
         title = f"{self.config.name}: {sum(p.numel() for p in self.model.parameters()):,} parameters on {self.device}"
-        self.reporter.start(title, c.epochs, self.epoch, len(self.batches))
+        title += f", in {self.ranks.size} processes" if self.ranks.size > 1 else ""
+        finished = False
         try:
+            self.reporter.start(title, c.epochs, self.epoch, len(self.batches))
             with stop_on_signal(launched=self.ranks.size > 1) as stopped:
                 while self.epoch < c.epochs:
                     if steps == 0:
@@ -201,9 +208,10 @@ class Trainer:
                 self.folder.save_model(self.deployed, self.config, data.input_shape, data.classes)
                 self.folder.write_summary(summary)
             self.ranks.wait(self.device)
+            finished = True
             return summary
         finally:
-            self.reporter.stop()
+            self.reporter.stop(finished)
 
     def _finished(self) -> dict[str, Any] | None:
         """The summary of a run that is done, if its model is there too; what is missing or damaged is made again."""
@@ -239,6 +247,10 @@ class Trainer:
             if self._to_stop() or steps == 0:
                 self._spend(began)
                 self._stop()
+        last = number == c.epochs
+        looked_at = last or number % c.eval_every == 0
+        if looked_at and self.ranks.size > 1:  # whoever launched them may kill them while they look
+            self.save()
         self.ranks.add(self.sums)
         loss, hits, seen, _ = self.sums.tolist()
         self._check_finite(loss, self.model)
@@ -246,8 +258,7 @@ class Trainer:
         self.sums.zero_()
         self._spend(began)
         elapsed, self.elapsed = self.elapsed, 0.0
-        last = self.epoch == c.epochs
-        if last or self.epoch % c.eval_every == 0:
+        if looked_at:
             self.found = found = self.evaluate()
             record = {
                 "epoch": self.epoch,
