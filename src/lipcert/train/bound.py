@@ -145,8 +145,8 @@ class TrainingBound(DeferredBound):
         first = {j: min(i for i, p in enumerate(self.pairs) if p[1] == j) for _, j in pairs}
         alone = ranks.size == 1
         return _Share(
-            {j: _rows([i - first[j] for i in numbers if self.pairs[i][1] == j], alone) for j in first},
-            _rows(numbers, alone),
+            {j: _those([i - first[j] for i in numbers if self.pairs[i][1] == j], alone) for j in first},
+            _those(numbers, alone),
             torch.tensor([arrived.index(g) for g in range(len(pairs))], dtype=torch.int64),
             classes,
             plan,
@@ -340,7 +340,7 @@ class TrainingBound(DeferredBound):
         return self._pass(resolved.with_tensors(leaves), leaves, settled[0], dict(zip(rows, settled[1:], strict=True)))
 
 
-def _rows(numbers: list[int], every: bool) -> Rows:
+def _those(numbers: list[int], every: bool) -> Rows:
     return slice(None) if every else torch.tensor(numbers, dtype=torch.int64)
 
 
