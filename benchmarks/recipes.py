@@ -10,20 +10,15 @@ run goes on where it was stopped, and none that is finished is trained again.
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks.training import trained
+from benchmarks.training import run_name, trained
 from lipcert.train import load_config
 
 _HELD_OUT = "data.validation=0.1"
-
-
-def _name(config: str, overrides: Sequence[str]) -> str:
-    return hashlib.sha256(" ".join([config, *overrides]).encode()).hexdigest()[:12]
 
 
 def main(
@@ -45,7 +40,7 @@ def main(
         for seed in seeds:
             every = [*common, *given.split(), f"seed={seed}"]
             every.append(f"train.eval_every={load_config(config, every).train.epochs}")
-            folder = trained(config, every, out / _name(config, every), data)
+            folder = trained(config, every, out / run_name(config, *every), data)
             last, found = folder.metrics()[-1], folder.summary()
             shares = [last["train_accuracy"], found["clean_accuracy"]]
             shown = "".join(f"{100 * s:>9.2f}" for s in [*shares, *found["estimated_certified_accuracy"].values()])

@@ -7,18 +7,17 @@ run: a study that was stopped goes on where it was, with the epochs that it bega
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.training import certified, trained
+from benchmarks.training import certified, run_name, trained
 from lipcert.train import Interrupted, RunFolder, Trainer, load_config
 
 _CPU = torch.device("cpu")
@@ -61,7 +60,6 @@ class Settings:
     seeds: Sequence[int] = (0,)
     prove: float = 60.0
     overrides: Sequence[str] = ()
-    notes: list[str] = field(default_factory=list)
 
 
 def epochs_in(seconds: float, config: str, overrides: Sequence[str], data: Path | None) -> int:
@@ -82,7 +80,7 @@ def epochs_in(seconds: float, config: str, overrides: Sequence[str], data: Path 
 def run_of(way: Way, seed: int, s: Settings, *changes: str) -> RunFolder:
     """The finished run of a way to train."""
     common = [*way.overrides, *s.overrides, *changes, f"seed={seed}"]
-    name = hashlib.sha256(" ".join([way.config, *common, repr(s.budget)]).encode()).hexdigest()[:12]
+    name = run_name(way.config, *common, repr(s.budget))
     note = s.out / "runs" / f"{name}.json"
     if not note.exists():
         note.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ bounds; shares are means over the seeds and, after ±, half of the distance betw
 from __future__ import annotations
 
 import argparse
+import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,11 @@ from lipcert.train.progress import SilentReporter
 
 _CPU = torch.device("cpu")
 _METHODS = ("liplt", "smallgain")
+
+
+def run_name(*what: str) -> str:
+    """A folder's name for what a training is made from."""
+    return hashlib.sha256(" ".join(what).encode()).hexdigest()[:12]
 
 
 def trained(config: str, overrides: Sequence[str], out: Path, data: Path | None) -> RunFolder:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lipcert.errors import ConfigError, ParallelError
 
-__all__ = ["ALONE", "Ranks", "joined"]
+__all__ = ["ALONE", "Ranks", "joined", "launched_rank"]
 
 _PATIENCE = timedelta(days=2)  # others wait while one proves a bound
 _MEETING = timedelta(minutes=10)  # until all have come
@@ -177,8 +177,19 @@ def _first_sentence(error: Exception) -> str:
     return re.split(r"\.\s", re.sub(r"^\[[^]]*\]\s*", "", str(error)).splitlines()[0])[0]
 
 
-def _number(environment: Mapping[str, str], name: str, least: int) -> int:
-    text = environment.get(name, "")
+def _launched() -> bool:
+    """Whether the environment says that this is one of several processes."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def launched_rank() -> int:
+    """Which of several processes this is by the environment, from 0 on; 0 if it is alone or that is not said."""
+    text = os.environ.get("RANK", "")
+    return int(text) if _launched() and text.isdecimal() else 0
+
+
+def _number(name: str, least: int) -> int:
+    text = os.environ.get(name, "")
     if not text.isdecimal() or int(text) < least:
         raise ConfigError(f"{name}={text!r} in the environment: start the processes by torchrun or accelerate launch.")
     return int(text)
@@ -201,17 +212,16 @@ def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     if available and dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size()), device
         return
-    environment = os.environ
-    if environment.get("WORLD_SIZE", "1") == "1":
+    if not _launched():
         yield ALONE, device
         return
     if not available:
         raise ConfigError("this torch was built without torch.distributed: run one process.")
-    size, rank = _number(environment, "WORLD_SIZE", 1), _number(environment, "RANK", 0)
+    size, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
     if rank >= size:
         raise ConfigError(f"RANK={rank} in the environment, but there are {size} processes, numbered from 0.")
     if str(device) == "cuda":
-        local, there = _number(environment, "LOCAL_RANK", 0), torch.cuda.device_count()
+        local, there = _number("LOCAL_RANK", 0), torch.cuda.device_count()
         if local >= there:
             raise ConfigError(f"process {local} of this machine has no GPU of its own: there are {there}. Start fewer.")
         device = torch.device("cuda", local)

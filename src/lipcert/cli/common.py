@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from rich.table import Table
 from lipcert import zoo
 from lipcert.bounds import Bound, UpperBound
 from lipcert.errors import ConfigError, LipcertError, out_of_memory
+from lipcert.parallel import launched_rank
 from lipcert.train import Interrupted, RunFolder
 from lipcert.train.factory import default_device
 
@@ -58,15 +58,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """End with one message on stderr, which says who speaks if it is not the first of several processes."""
-    who = f"process {_process()}: " if _process() else ""
+    who = f"process {launched_rank()}: " if launched_rank() else ""
     _errors.print(f"[bold red]error:[/bold red] {escape(who + message)}")
     raise typer.Exit(code)
-
-
-def _process() -> int:
-    """Which of several processes that were launched together this is, from 0 on; 0 if it is alone."""
-    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
-    return int(rank) if rank.isdecimal() else 0
 
 
 def say(text: str) -> None:
@@ -98,7 +92,7 @@ def guarded(after_stop: str = "") -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        if _process():
+        if launched_rank():
             raise typer.Exit(130) from stop  # the first of several has said it
         _errors.print(f"{stop}. {after_stop}".rstrip(), markup=False)
         raise typer.Exit(130) from stop
