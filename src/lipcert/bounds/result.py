@@ -14,10 +14,22 @@ from torch import Tensor
 from lipcert.bounds.evidence import Evidence, Scaling
 from lipcert.norms.result import Norm
 
-__all__ = ["AnyMethod", "Attempt", "Bound", "Estimate", "Guarantee", "Method", "Scope", "UpperBound", "rounded"]
+__all__ = [
+    "AnyMethod",
+    "Attempt",
+    "Bound",
+    "Estimate",
+    "Guarantee",
+    "Method",
+    "Origin",
+    "Scope",
+    "UpperBound",
+    "rounded",
+]
 
 Method = Literal["product", "liplt", "smallgain"]  # the cheapest first
 AnyMethod = Literal["product", "liplt", "smallgain", "best"]
+Origin = Method | Literal["layers"]  # or by the construction of a network's layers
 Scope = Literal["global", "class", "pairwise"]
 Guarantee = Literal["estimate", "upper"]
 
@@ -47,7 +59,7 @@ class Bound:
     """
 
     value: Tensor
-    method: Method
+    method: Origin
     scope: Scope
     attempts: tuple[Attempt, ...] = field(default=(), kw_only=True)
     guarantee: ClassVar[Guarantee]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lipcert.layers.activations import ACTIVATIONS, MaxMin, make_activation
+from lipcert.layers.construction import by_construction
 from lipcert.layers.fold import fold
 from lipcert.layers.linear import LipschitzConv2d, LipschitzLinear, PairwiseLinear
 from lipcert.layers.normalised import Normalised
@@ -22,6 +23,7 @@ __all__ = [
     "ResidualLinear",
     "SmallGainConv2d",
     "SmallGainLinear",
+    "by_construction",
     "fold",
     "make_activation",
 ]

@@ -6,12 +6,12 @@ import copy
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from lipcert.errors import ModuleStateError
 from lipcert.graph.capture import check_state
 from lipcert.layers.linear import PairwiseLinear
 from lipcert.layers.normalised import Normalised
+from lipcert.layers.parts import is_altered
 from lipcert.layers.smallgain import SmallGainConv2d, SmallGainLinear
 
 __all__ = ["FOLDABLE", "fold"]
@@ -21,13 +21,11 @@ FOLDABLE = (Normalised, PairwiseLinear, SmallGainLinear, SmallGainConv2d)
 
 def _check(name: str, layer: nn.Module) -> None:
     """Refuse to fold what is more than the layer itself."""
-    for m in layer.modules():
-        changed = type(m).__module__.split(".")[0] not in ("lipcert", "torch") or parametrize.is_parametrized(m)
-        if changed or m._forward_hooks or m._forward_pre_hooks:
-            raise ModuleStateError(
-                f"the layer '{name}' ({type(layer).__name__}) has hooks, parametrisations or a forward of its own, "
-                "which folding would lose. Remove them first (torch.nn.utils.parametrize.remove_parametrizations)."
-            )
+    if is_altered(layer):
+        raise ModuleStateError(
+            f"the layer '{name}' ({type(layer).__name__}) has hooks, parametrisations or a forward of its own, "
+            "which folding would lose. Remove them first (torch.nn.utils.parametrize.remove_parametrizations)."
+        )
 
 
 @torch.no_grad()

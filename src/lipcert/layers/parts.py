@@ -8,11 +8,12 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lipcert.errors import ConfigError
 from lipcert.layers.normalised import LinearMap
 
-__all__ = ["Block", "Pool", "conv_shape", "image_shape", "scaled_copy", "whole", "without_bias"]
+__all__ = ["Block", "Pool", "conv_shape", "image_shape", "is_altered", "scaled_copy", "whole", "without_bias"]
 
 _Layer = TypeVar("_Layer", bound="nn.Linear | nn.Conv2d")
 
@@ -55,6 +56,15 @@ def without_bias(layer: nn.Linear | nn.Conv2d) -> LinearMap:
     if isinstance(layer, nn.Linear):
         return lambda u: nn.functional.linear(u, layer.weight)
     return lambda u: nn.functional.conv2d(u, layer.weight, None, layer.stride, layer.padding)
+
+
+def is_altered(layer: nn.Module) -> bool:
+    """Whether a layer, or one in it, has hooks, parametrisations or a forward of its own, or is of somebody's class."""
+    for m in layer.modules():
+        foreign = type(m).__module__.split(".")[0] not in ("lipcert", "torch") or parametrize.is_parametrized(m)
+        if foreign or m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m):
+            return True
+    return False
 
 
 def scaled_copy(layer: _Layer, factor: Tensor) -> _Layer:

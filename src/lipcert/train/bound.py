@@ -82,6 +82,7 @@ class TrainingBound(DeferredBound):
         iterations: power iterations in each pass; the first is part of the pass, each further one costs as much.
         warmup: power iterations at construction.
         seed: of their start.
+        factor: a constant of what comes before the module, which its bound is multiplied by.
 
     All state is in buffers, so ``.to()``, ``state_dict()`` and resuming carry it.
 
@@ -111,12 +112,13 @@ class TrainingBound(DeferredBound):
         iterations: int = 1,
         warmup: int = 30,
         seed: int = 0,
+        factor: float = 1.0,
     ) -> None:
         if method == "smallgain":
             raise BoundError("method='smallgain' is lipcert.train.GainBound.")
         check_choice("method", method, ("product", "liplt"))
         super().__init__(module, input_shape, scope, every, {"iterations": iterations, "warmup": warmup})
-        self.iterations, graph = iterations, self.graph
+        self.iterations, self.factor, graph = iterations, factor, self.graph
         with torch.no_grad():
             self._loop = LoopMap(graph, graph.resolve(), centred=method != "product")
         loop, last = self._loop, self._loop.depth + 1
@@ -184,7 +186,8 @@ class TrainingBound(DeferredBound):
             final = {j: row_norms(r) for j, r in rows.items()}
         else:
             final = {j: _distances(_flat(r)) for j, r in rows.items()}
-        return combine(final, hidden, torch.zeros_like(next(iter(final.values()))))
+        value = combine(final, hidden, torch.zeros_like(next(iter(final.values()))))
+        return value if self.factor == 1 else value * self.factor
 
     def _vectors(self) -> dict[int, Tensor]:
         return {j: self.get_buffer(f"vectors_{j}") for j in sorted({j for _, j in self.pairs})}

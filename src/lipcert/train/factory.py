@@ -9,6 +9,7 @@ from torch import nn
 
 from lipcert.data import Augment, Batches, Dataset
 from lipcert.errors import ConfigError
+from lipcert.layers.construction import construction
 from lipcert.parallel import ALONE, Ranks
 from lipcert.train.bound import TrainingBound
 from lipcert.train.deferred import DeferredBound
@@ -45,7 +46,11 @@ def default_device() -> torch.device:
 def make_bound(
     config: BoundConfig, module: nn.Module, shape: tuple[int, ...], *, seed: int, every: int, iterations: int
 ) -> DeferredBound:
-    """The bound that a loss sees, of a module's present weights."""
+    """The bound that a loss sees, of a module's present weights.
+
+    Raises:
+        BoundError: ``"layers"`` of a network that does not begin with layers that are Lipschitz by construction.
+    """
     if config.method == "smallgain":
         return GainBound(
             module,
@@ -56,8 +61,19 @@ def make_bound(
             iterations=iterations,
             seed=seed,
         )
+    method, factor = config.method, 1.0
+    if method == "layers":  # what they are by themselves needs no pass: only what comes behind them has one
+        found = construction(module, shape)
+        module, shape, method, factor = found.rest, found.shape, "liplt", float(found.constant)
     return TrainingBound(
-        module, shape, method=config.method, scope=config.scope, every=every, iterations=iterations, seed=seed
+        module,
+        shape,
+        method=method,
+        scope=config.scope,
+        every=every,
+        iterations=iterations,
+        seed=seed,
+        factor=factor,
     )
 
 

@@ -118,7 +118,9 @@ class ModelConfig(Section):
 class BoundConfig(Section):
     """The Lipschitz bound that the loss and the evaluation during training use."""
 
-    method: Literal["liplt", "product", "smallgain"] = "liplt"
+    method: Literal["liplt", "product", "smallgain", "layers"] = Field(
+        default="liplt", description='"layers": the product of the constants of Lipschitz layers (of lipres), for free'
+    )
     scaling: Literal["layer", "channel", "neuron"] | None = Field(
         default=None, description="what shares a weight in a smallgain bound; by default a channel"
     )
