@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -15,6 +16,7 @@ from lipcert.layers import (
     PairwiseLinear,
     ResidualConv2d,
     SmallGainConv2d,
+    SmallGainLinear,
     make_activation,
 )
 from lipcert.layers.normalised import positive
@@ -25,10 +27,10 @@ __all__ = ["lipres"]
 
 _BLOCKS = {"residual": ResidualConv2d, "smallgain": SmallGainConv2d}
 _HEADS = ("linear", "pairwise")
-_SIZES = {
-    "s": ((32, 64, 128), (1, 1, 1), 256),
-    "m": ((64, 128, 256), (2, 2, 2), 512),
-    "l": ((64, 128, 256), (4, 4, 4), 512),
+_SIZES: dict[str, dict[str, Any]] = {
+    "s": {"widths": (32, 64, 128), "blocks": (1, 1, 1), "hidden": 256},
+    "m": {"widths": (64, 128, 256), "blocks": (2, 2, 2), "hidden": 512},
+    "l": {"widths": (64, 128, 256), "blocks": (4, 4, 4), "hidden": 512},
 }
 
 
@@ -40,6 +42,7 @@ def lipres(
     input_shape: tuple[int, ...],
     num_classes: int,
     block: str = "smallgain",
+    dense: int = 0,
     head: str = "linear",
     head_scale: float = 2.0,
     activation: str = "relu",
@@ -57,6 +60,7 @@ def lipres(
         num_classes: C.
         block: ``"residual"`` (:class:`~lipcert.layers.ResidualConv2d`: 1-Lipschitz by LipLT of the block) or
             ``"smallgain"`` (:class:`~lipcert.layers.SmallGainConv2d`: by small gain, in closed form).
+        dense: :class:`~lipcert.layers.SmallGainLinear` blocks of that width behind it.
         head: ``"linear"``, or ``"pairwise"``: every difference of two logits of the whole network is
             ``head_scale``-Lipschitz.
         head_scale: of the last layer; with ``"linear"`` its rows start orthogonal and of this norm. Radii do not depend
@@ -73,6 +77,8 @@ def lipres(
     if head not in _HEADS:
         raise ConfigError(f"lipres: head must be one of {', '.join(map(repr, _HEADS))}; got {head!r}")
     positive(head_scale, "lipres: head_scale")
+    if isinstance(dense, bool) or not isinstance(dense, int) or dense < 0:
+        raise ConfigError(f"lipres: dense must be a whole number of at least 0; got {dense!r}")
     widths = positive_integers("lipres: widths", widths)
     blocks = positive_integers("lipres: blocks", blocks, length=len(widths))
     layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -93,6 +99,8 @@ def lipres(
     layers["flatten"] = nn.Flatten()
     features = shape[0] * shape[1] * shape[2]
     layers["fc1"], layers["act"] = LipschitzLinear(features, hidden), make_activation(activation, hidden)
+    for i in range(1, dense + 1):
+        layers[f"fc1_block{i}"] = SmallGainLinear(hidden, activation=activation)
     layers["fc2"] = (
         _last(hidden, num_classes, head_scale)
         if head == "linear"
@@ -109,4 +117,4 @@ def _last(features: int, classes: int, scale: float) -> nn.Linear:
 
 
 for _size, _parts in _SIZES.items():
-    register(f"lipres-{_size}")(partial(lipres, *_parts))
+    register(f"lipres-{_size}")(partial(lipres, **_parts))
