@@ -274,3 +274,23 @@ def test_normalisation_keeps_layers_that_are_there_twice() -> None:
 def test_what_is_refused(name: str, arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         build(name, **{"input_shape": (1, 16, 16), "num_classes": 10, **arguments})
+
+
+@pytest.mark.parametrize("name", ["4c3f", "6c2f", "8c2f"])
+def test_an_orthogonal_start_is_scaled_isometries(name: str) -> None:
+    shape = (3, 64, 64) if name == "8c2f" else (3, 28, 28)
+    net = build(name, input_shape=shape, num_classes=10, init="orthogonal")
+    layers = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    for layer in layers:
+        matrix = layer.weight.detach().flatten(1)
+        values = torch.linalg.svdvals(matrix)
+        scale = 1.0 if layer is layers[-1] else 2**0.5
+        assert float(values[0]) == pytest.approx(scale, rel=1e-4)
+        assert float(values[values > 1e-3].min()) == pytest.approx(scale, rel=1e-4)
+        assert layer.bias is not None
+        assert not layer.bias.any()
+
+
+def test_another_start_is_refused() -> None:
+    with pytest.raises(ConfigError, match="init must be 'torch' or 'orthogonal'"):
+        build("4c3f", input_shape=(1, 28, 28), num_classes=10, init="zeros")

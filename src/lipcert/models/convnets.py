@@ -6,13 +6,16 @@ is written ``(channels, kernel, stride, padding)``.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from lipcert.errors import ConfigError
 from lipcert.layers.activations import make_activation
+from lipcert.layers.linear import orthogonal_at_centre
 from lipcert.models.registry import register
 
 __all__ = ["convnet", "eight_c_two_f", "four_c_three_f", "six_c_two_f"]
@@ -28,6 +31,7 @@ def convnet(
     input_shape: tuple[int, ...],
     num_classes: int,
     activation: str = "relu",
+    init: str = "torch",
 ) -> nn.Sequential:
     """Convolutions, flatten, fully connected layers; strides need not divide the sizes.
 
@@ -40,9 +44,11 @@ def convnet(
         input_shape: (C, H, W).
         num_classes: width of the last layer.
         activation: see :data:`lipcert.layers.activations.ACTIVATIONS`.
+        init: ``"torch"``, its layers' own, or ``"orthogonal"``: layers start as isometries (a convolution at the centre
+            of its kernel) times √2, for the half of the signal that an activation takes, the last without that.
 
     Raises:
-        ConfigError: the input is not (C, H, W) or too small, or the activation does not fit.
+        ConfigError: the input is not (C, H, W) or too small, or the activation or init does not fit.
 
     >>> net = convnet("tiny", [(4, 3, 2, 1)], [], input_shape=(1, 8, 8), num_classes=3)
     >>> net.fc1
@@ -70,11 +76,30 @@ def convnet(
         layers[f"act{step + i}"] = make_activation(activation, out)
         width = out
     layers[f"fc{len(hidden) + 1}"] = nn.Linear(width, num_classes)
+    if init == "orthogonal":
+        _orthogonal([m for m in layers.values() if isinstance(m, (nn.Conv2d, nn.Linear))])
+    elif init != "torch":
+        raise ConfigError(f"model '{name}': init must be 'torch' or 'orthogonal'; got {init!r}")
     return nn.Sequential(layers)
 
 
+@torch.no_grad()
+def _orthogonal(layers: Sequence[nn.Conv2d | nn.Linear]) -> None:
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            orthogonal_at_centre(layer)
+        else:
+            nn.init.orthogonal_(layer.weight)
+        if layer is not layers[-1]:
+            layer.weight.mul_(math.sqrt(2))
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
+
+
 @register("4c3f")
-def four_c_three_f(*, input_shape: tuple[int, ...], num_classes: int, activation: str = "relu") -> nn.Sequential:
+def four_c_three_f(
+    *, input_shape: tuple[int, ...], num_classes: int, activation: str = "relu", init: str = "torch"
+) -> nn.Sequential:
     """4C3F (published for MNIST): 32 3/1/1 · 32 4/2/1 · 64 3/1/1 · 64 4/2/1 · 512 · 512 · classes.
 
     >>> sum(p.numel() for p in four_c_three_f(input_shape=(1, 28, 28), num_classes=10).parameters())
@@ -88,23 +113,39 @@ def four_c_three_f(*, input_shape: tuple[int, ...], num_classes: int, activation
         input_shape=input_shape,
         num_classes=num_classes,
         activation=activation,
+        init=init,
     )
 
 
 @register("6c2f")
-def six_c_two_f(*, input_shape: tuple[int, ...], num_classes: int, activation: str = "relu") -> nn.Sequential:
+def six_c_two_f(
+    *, input_shape: tuple[int, ...], num_classes: int, activation: str = "relu", init: str = "torch"
+) -> nn.Sequential:
     """6C2F (published for CIFAR-10): 4C3F's convolutions · 64 3/1/1 · 64 4/2/1 · 512 · classes.
 
     >>> sum(p.numel() for p in six_c_two_f(input_shape=(3, 32, 32), num_classes=10).parameters())
     733866
     """
     convolutions = [(32, 3, 1, 1), (32, 4, 2, 1), (64, 3, 1, 1), (64, 4, 2, 1), (64, 3, 1, 1), (64, 4, 2, 1)]
-    return convnet("6c2f", convolutions, [512], input_shape=input_shape, num_classes=num_classes, activation=activation)
+    return convnet(
+        "6c2f",
+        convolutions,
+        [512],
+        input_shape=input_shape,
+        num_classes=num_classes,
+        activation=activation,
+        init=init,
+    )
 
 
 @register("8c2f")
 def eight_c_two_f(
-    *, input_shape: tuple[int, ...], num_classes: int, padding: str = "code", activation: str = "relu"
+    *,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    padding: str = "code",
+    activation: str = "relu",
+    init: str = "torch",
 ) -> nn.Sequential:
     """8C2F (published for Tiny-ImageNet, 64×64).
 
@@ -116,10 +157,10 @@ def eight_c_two_f(
         input_shape: (C, H, W).
         num_classes: width of the last layer.
         padding: ``"code"`` (p = 0) or ``"paper"`` (p = 1).
-        activation: see :data:`lipcert.layers.activations.ACTIVATIONS`.
+        activation, init: see :func:`convnet`.
 
     Raises:
-        ConfigError: another padding, an input that is too small, or an activation that does not fit.
+        ConfigError: another padding, an input that is too small, or an activation or init that does not fit.
 
     >>> sum(p.numel() for p in eight_c_two_f(input_shape=(3, 64, 64), num_classes=200).parameters())
     4342984
@@ -137,4 +178,12 @@ def eight_c_two_f(
         (256, 3, 1, 1),
         (256, 4, 2, 0),
     ]
-    return convnet("8c2f", convolutions, [256], input_shape=input_shape, num_classes=num_classes, activation=activation)
+    return convnet(
+        "8c2f",
+        convolutions,
+        [256],
+        input_shape=input_shape,
+        num_classes=num_classes,
+        activation=activation,
+        init=init,
+    )

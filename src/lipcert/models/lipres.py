@@ -16,7 +16,6 @@ from lipcert.layers import (
     PairwiseLinear,
     ResidualConv2d,
     SmallGainConv2d,
-    SmallGainLinear,
     make_activation,
 )
 from lipcert.layers.normalised import positive
@@ -42,7 +41,6 @@ def lipres(
     input_shape: tuple[int, ...],
     num_classes: int,
     block: str = "smallgain",
-    dense: int = 0,
     head: str = "linear",
     head_scale: float = 2.0,
     activation: str = "relu",
@@ -60,7 +58,6 @@ def lipres(
         num_classes: C.
         block: ``"residual"`` (:class:`~lipcert.layers.ResidualConv2d`: 1-Lipschitz by LipLT of the block) or
             ``"smallgain"`` (:class:`~lipcert.layers.SmallGainConv2d`: by small gain, in closed form).
-        dense: :class:`~lipcert.layers.SmallGainLinear` blocks of that width behind it.
         head: ``"linear"``, or ``"pairwise"``: every difference of two logits of the whole network is
             ``head_scale``-Lipschitz.
         head_scale: of the last layer; with ``"linear"`` its rows start orthogonal and of this norm. Radii do not depend
@@ -77,8 +74,6 @@ def lipres(
     if head not in _HEADS:
         raise ConfigError(f"lipres: head must be one of {', '.join(map(repr, _HEADS))}; got {head!r}")
     positive(head_scale, "lipres: head_scale")
-    if isinstance(dense, bool) or not isinstance(dense, int) or dense < 0:
-        raise ConfigError(f"lipres: dense must be a whole number of at least 0; got {dense!r}")
     widths = positive_integers("lipres: widths", widths)
     blocks = positive_integers("lipres: blocks", blocks, length=len(widths))
     layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -99,8 +94,6 @@ def lipres(
     layers["flatten"] = nn.Flatten()
     features = shape[0] * shape[1] * shape[2]
     layers["fc1"], layers["act"] = LipschitzLinear(features, hidden), make_activation(activation, hidden)
-    for i in range(1, dense + 1):
-        layers[f"fc1_block{i}"] = SmallGainLinear(hidden, activation=activation)
     layers["fc2"] = (
         _last(hidden, num_classes, head_scale)
         if head == "linear"

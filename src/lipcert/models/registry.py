@@ -72,7 +72,7 @@ def options_of(name: str) -> dict[str, Any]:
         ConfigError: an unknown model.
 
     >>> options_of("8c2f")
-    {'padding': 'code', 'activation': 'relu'}
+    {'padding': 'code', 'activation': 'relu', 'init': 'torch'}
     """
     parameters = inspect.signature(_builder(name)).parameters
     return {key: p.default for key, p in parameters.items() if key not in _FIXED}
