@@ -179,17 +179,19 @@ def _time(s: Settings) -> None:
 
 
 _GLORO = "loss={kind='gloro-trades',epsilon=%s,weight=1.5}"
+_HALF_HOUR = "cifar10-6c2f-half-hour"
 _CLOCK = [
-    Way("CRM, lipcert's recipe", _CIFAR),
+    Way("CRM, lipcert's recipe", _HALF_HOUR),
+    Way("CRM, lipcert's recipe, lipres-s", "cifar10-lipres-s-half-hour"),
     Way("CRM, published settings", "cifar10-6c2f-crm", _soon()),
-    Way("GloRo (TRADES), product bound", _CIFAR, (_GLORO % _RADIUS, *_of("product", "pairwise"))),
+    Way("GloRo (TRADES), product bound", _HALF_HOUR, (_GLORO % _RADIUS, *_of("product", "pairwise"))),
 ]
 _CLOCK_MNIST = [
-    Way("CRM, lipcert's recipe", _MNIST),
+    Way("CRM, lipcert's recipe", "mnist-4c3f-half-hour"),
     Way("CRM, published settings", "mnist-4c3f-crm", _soon()),
     Way(
         "GloRo (TRADES), product bound",
-        _MNIST,
+        "mnist-4c3f-half-hour",
         (_GLORO % "{start=0.01,end=1.58,epochs=[0,3]}", *_of("product", "pairwise")),
     ),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -178,6 +179,31 @@ def test_batches_do_not_matter_much() -> None:
     net, x, _ = trained(2, (5, 12, 12, 3))
     one, all_ = (certify(net, x, local=True, batch_size=n).radius for n in (1, 90))
     torch.testing.assert_close(one, all_, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("precision", ["real", "float64"])
+def test_at_given_radii_it_proves_what_the_search_does(precision: Any) -> None:
+    net, x, y = trained(1, (5, 12, 12, 3))
+    at = [0.8, 0.2, 0.4]
+    every, some = certify(net, x, y, local=True, precision=precision), certify(net, x, y, local=at, precision=precision)
+    assert isinstance(every, CertifiedRadii)
+    assert isinstance(some, CertifiedRadii)
+    assert some.alone is not None
+    assert bool((some.radius >= some.alone.radius).all())
+    assert bool((attacked(net, x, some.prediction, some.radius) <= 1e-12).all())
+    gained = some.radius[some.radius > some.alone.radius]
+    assert all(min(abs(float(r) / e - 1) for e in at) < 1e-3 for r in gained)
+    for e in at:
+        assert some.certified_accuracy(e) >= some.alone.certified_accuracy(e)
+        assert some.certified_accuracy(e) == pytest.approx(every.certified_accuracy(e), abs=0.02)
+    assert some.certified_accuracy(0.8) > some.alone.certified_accuracy(0.8)
+    assert torch.equal(certify(net, x, y, local=[], precision=precision).radius, some.alone.radius)
+
+
+@pytest.mark.parametrize("wrong", [[0.0], [-1.0], [float("inf")], [float("nan")], ["a"]])
+def test_given_radii_are_positive_numbers(wrong: Any) -> None:
+    with pytest.raises(BoundError, match="positive numbers"):
+        certify(nn.Linear(3, 2).eval(), torch.rand(2, 3), local=wrong)
 
 
 def test_an_estimate_has_no_local_radii() -> None:

@@ -292,9 +292,22 @@ def test_local_radii_on_the_command_line(run: Path, tmp_path: Path) -> None:
     shown = cli("certify", run, "--local", "-e", "0.05")
     assert "by the global bound" in shown.stdout
     assert "Local bounds were added" in shown.stdout
-    refused = cli("certify", run, "--local", "--guarantee", "estimate")
-    assert refused.exit_code == 1
-    assert "--local" in refused.stderr
+    for flag in ("--local", "--local-at"):
+        refused = cli("certify", run, flag, "--guarantee", "estimate")
+        assert refused.exit_code == 1
+        assert flag in refused.stderr
+    assert "give one of them" in cli("certify", run, "--local", "--local-at").stderr
+
+
+def test_local_radii_at_the_radii_asked_for(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "at.json"
+    found = parsed("certify", run, "--local-at", "-e", "0.05", "-e", "0.2", "--save", file)
+    assert found["local_at"] == [0.05, 0.2]
+    expected = api(run, local=[0.05, 0.2])
+    assert found["accuracy_at"] == {radius_key(e): expected.certified_accuracy(e) for e in (0.05, 0.2)}
+    assert found["accuracy_at"]["0.2"] > found["global_accuracy_at"]["0.2"]
+    assert parsed("verify", file, run)["accepted"] is True
+    assert "at these radii only" in cli("certify", run, "--local-at", "-e", "0.2").stdout
 
 
 def test_a_certificate_of_local_radii(run: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from lipcert.bounds import UpperBound, graph_bound
 from lipcert.bounds.evidence import Evidence, Scaling
 from lipcert.certify.canonical import canonical, parse, read_bytes, shown
 from lipcert.certify.identity import Origin, Samples, describe_graph, normalisations, versions, weights_digest
+from lipcert.certify.local import Local
 from lipcert.certify.network import BATCH, certified
 from lipcert.certify.radius import CertifiedRadii, Radii
 from lipcert.certify.rounding import ASSUMPTIONS
@@ -213,7 +214,7 @@ def certificate_of(
     epsilons: Iterable[float] = (),
     origin: Origin | None = None,
     precision: str | None = None,
-    local: bool = False,
+    local: Local = False,
     **bounding: Any,
 ) -> Certificate:
     """Bound a module, certify its predictions on samples, and make the certificate.

@@ -2,13 +2,14 @@
 
 At a radius ε each other class b is ruled out by the global bound, margin_ab > L_ab·ε, or by the local one, margin_ab
 larger than what y_a − y_b can fall by within the ball (:mod:`lipcert.bounds.local`); in both cases what execution can
-take off is taken off first. The largest ε is looked for from the global radius upwards; each that is claimed was proved
-as it is, so nothing rests on the search.
+take off is taken off first. The largest ε is looked for from the global radius upwards, or some given ones are tried;
+each that is claimed was proved as it is, so nothing rests on the search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -20,13 +21,16 @@ from lipcert.bounds.result import UpperBound
 from lipcert.certify.contest import Contest
 from lipcert.certify.logits import alike
 from lipcert.certify.radius import Radii
+from lipcert.errors import BoundError
 from lipcert.graph import Graph
 from lipcert.graph.capture import ordinary_mode
 from lipcert.loop import LoopMap
 from lipcert.norms.dense import chunk
 
-__all__ = ["Progress", "locally", "reproved"]
+__all__ = ["Local", "Progress", "locally", "reproved"]
 
+Local = bool | Sequence[float]
+"""Whether to look for local radii; or the radii to try, and no others."""
 Progress = Callable[[int], None]
 
 _ROUNDS = 10
@@ -44,6 +48,8 @@ def locally(
     contest: Contest,
     result: Radii,
     progress: Progress | None = None,
+    *,
+    at: Sequence[float] | None = None,
 ) -> Radii:
     """Radii with local bounds added to the global one.
 
@@ -55,18 +61,22 @@ def locally(
             them.
         result: their global radii.
         progress: is told how many samples are done.
+        at: try these radii only, each by a hair more than it is, instead of looking for the largest.
 
     Returns:
         radii that are nowhere smaller, with ``result`` as what the bound gives ``alone``.
 
     Raises:
-        BoundError: a bound that does not carry its parts.
+        BoundError: a bound that does not carry its parts, or a radius to try that is not a positive number.
     """
+    if at is not None and not all(isinstance(e, (int, float)) and 0 < e < math.inf for e in at):
+        raise BoundError(f"the radii to try by local bounds must be positive numbers; got {list(at)}.")
     found, start, contest = [], 0, contest.cautious()
     with _bounded(graph, bound) as local:
         for x in _inputs(local, batches):
             stop = start + len(x)
-            found.append(_search(local, x, contest.part(start, stop), result.radius[start:stop]))
+            here, base = contest.part(start, stop), result.radius[start:stop]
+            found.append(_search(local, x, here, base) if at is None else _tried(local, x, here, base, sorted(at)))
             start = stop
             if progress is not None:
                 progress(stop)
@@ -130,9 +140,26 @@ def _search(local: LocalBound, x: Tensor, contest: Contest, base: Tensor) -> Ten
         guess = torch.where(doubtful & (low == base), torch.minimum(low * _DOUBTFUL, guess), guess)
         trial = torch.minimum(guess, contest.reach)
         live = live & (high > low * _CLOSE) & (doubts < 2) & (trial > low)
+    return _spared(local, x, contest, each, low, base)
+
+
+def _spared(local: LocalBound, x: Tensor, contest: Contest, each: Tensor, low: Tensor, base: Tensor) -> Tensor:
+    """A little less than what was proved, proved as it is too: another machine is to find it so."""
     spared = torch.maximum(low * (1 - _SPARE), base)
     kept = _quotient(local, x, contest, each, spared, spared > base) > 1
     return torch.where(kept, spared, base)
+
+
+def _tried(local: LocalBound, x: Tensor, contest: Contest, base: Tensor, at: Sequence[float]) -> Tensor:
+    """The largest of these radii, in order, that are proved of one batch; a sample that fails is not tried again."""
+    each, low = contest.executed(), base
+    live = (base > 0) & (contest.prediction >= 0)
+    for radius in at:
+        trial = torch.full_like(base, radius * (1 + 2 * _SPARE))
+        asked = live & (low < trial) & (trial <= contest.reach)
+        passed = asked & (_quotient(local, x, contest, each, trial, asked) > 1)
+        low, live = torch.where(passed, trial, low), live & (passed | ~asked)
+    return _spared(local, x, contest, each, low, base)
 
 
 def _quotient(local: LocalBound, x: Tensor, contest: Contest, each: Tensor, radius: Tensor, live: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK, graph_bound
 from lipcert.bounds.result import AnyMethod, Bound, Guarantee, Scope, UpperBound
 from lipcert.certify.contest import Contest
-from lipcert.certify.local import Progress, locally
+from lipcert.certify.local import Local, Progress, locally
 from lipcert.certify.logits import exact_logits, executed_logits
 from lipcert.certify.radius import Radii, check_kind, contest_of, radii
 from lipcert.certify.rounding import Precision
@@ -65,7 +65,7 @@ def certify(
     batch_size: int = BATCH,
     bound: Bound | None = None,
     precision: Precision | None = None,
-    local: bool = False,
+    local: Local = False,
 ) -> Radii:
     """Certify the predictions of a classifier on a batch.
 
@@ -81,7 +81,8 @@ def certify(
             real arithmetic. By default that of the module; an estimate knows ``"real"`` only.
         local: add bounds that hold in a ball around each sample only (:mod:`lipcert.certify.local`), for an upper
             bound. No radius becomes smaller by it; it takes about as long as some dozens of forward passes in float64
-            for each sample.
+            for each sample. Given some radii, ``[36 / 255]``, these are tried and no others, which is all that
+            certified accuracy at them needs, in a fraction of the time.
 
     Returns:
         :class:`CertifiedRadii` (``guarantee="upper"``) or :class:`EstimatedRadii`.
@@ -172,16 +173,19 @@ def certified(
     labels: Tensor | None = None,
     precision: str | None = None,
     *,
-    local: bool = False,
+    local: Local = False,
     progress: Progress | None = None,
 ) -> Radii:
     """:func:`certify` of a network that is traced and bounded already, on any number of batches.
 
     ``progress`` is told of how many samples the local radii are there.
     """
-    batches = list(batches) if local else batches
+    wanted = local if isinstance(local, bool) else True
+    batches = list(batches) if wanted else batches
     result, contest = contested(graph, bound, batches, labels, precision)
-    return locally(graph, bound, batches, contest, result, progress) if local else result
+    if not wanted:
+        return result
+    return locally(graph, bound, batches, contest, result, progress, at=None if isinstance(local, bool) else local)
 
 
 def contested(

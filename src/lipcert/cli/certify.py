@@ -22,6 +22,7 @@ from lipcert.bounds.result import Bound, UpperBound, rounded
 from lipcert.certify import Origin, Samples, make_certificate, write_certificate
 from lipcert.certify.certificate import assumptions_of, restated, stated
 from lipcert.certify.identity import describe_graph, versions, weights_digest
+from lipcert.certify.local import Local
 from lipcert.certify.radius import CertifiedRadii, Radii, radii
 from lipcert.cli.common import (
     DataOption,
@@ -98,7 +99,7 @@ def certify_run(
     epsilons: list[float],
     device: torch.device,
     precision: str | None = None,
-    local: bool = False,
+    local: Local = False,
     ranks: Ranks = ALONE,
 ) -> tuple[dict[str, Any], Radii, Graph]:
     """Bound a model and certify its predictions on a data set.
@@ -125,7 +126,7 @@ def certify_run(
     result: Radii
     if isinstance(bound, UpperBound):
         own = ranks.part(len(data))
-        with _bar(own.stop - own.start, show=local and ranks.first) as progress:
+        with _bar(own.stop - own.start, show=bool(local) and ranks.first) as progress:
             result = certify_data(
                 graph, bound, data, device=device, precision=precision, local=local, progress=progress, ranks=ranks
             )
@@ -149,6 +150,7 @@ def certify_run(
         "certified": isinstance(result, CertifiedRadii),
         "precision": result.precision,
         "local": result.alone is not None,
+        **({} if isinstance(local, bool) else {"local_at": list(local)}),
         "assumptions": list(assumptions_of(result.precision)) if isinstance(result, CertifiedRadii) else [],
         "bound": {"low": low, "high": high, "seconds": seconds},
         "clean_accuracy": result.clean_accuracy,
@@ -228,9 +230,12 @@ def _target(save: Path, folder: RunFolder | None) -> Path:
     raise ConfigError(f"--save {save}: {reason}; give the path of a file to write.")
 
 
-def _check_local(local: bool, guarantee: GuaranteeName) -> None:
-    if local and guarantee is not GuaranteeName.upper:
-        raise ConfigError("--local is for upper bounds: an estimate certifies nothing. Use --guarantee upper.")
+def _check_local(local: bool, local_at: bool, guarantee: GuaranteeName) -> None:
+    if local and local_at:
+        raise ConfigError("--local looks for the largest radii, --local-at tries those of -e only: give one of them.")
+    if (local or local_at) and guarantee is not GuaranteeName.upper:
+        name = "--local" if local else "--local-at"
+        raise ConfigError(f"{name} is for upper bounds: an estimate certifies nothing. Use --guarantee upper.")
 
 
 def origin_of(folder: RunFolder, input_shape: tuple[int, ...], classes: tuple[str, ...]) -> Origin:
@@ -272,7 +277,8 @@ def _show(document: Mapping[str, Any], result: Radii) -> None:
         tried = [f"{a.bound.method} ({a.seconds:.1f} s)" for a in bound.attempts]
         say(f"The best of {', '.join(tried)}." if len(tried) > 1 else f"There was time for {tried[0]} only.")
     if local:
-        say("Local bounds were added sample by sample; no radius is smaller for it.")
+        where = " at these radii only" if "local_at" in document else ""
+        say(f"Local bounds were added sample by sample{where}; no radius is smaller for it.")
     if certain:
         network = f"as {result.precision} executes it" if executed else "in real arithmetic"
         say(f"Upper bounds, {bound.proof()}, for the network {network}; ℓ2, raw input in [0, 1].")
@@ -310,6 +316,9 @@ def certify(
     local: Annotated[
         bool, typer.Option("--local", help="Add bounds that hold around each sample only: larger radii, more time.")
     ] = False,
+    local_at: Annotated[
+        bool, typer.Option("--local-at", help="The same at the radii of -e only, in a fraction of the time.")
+    ] = False,
     first: Annotated[
         int | None, typer.Option("--first", min=1, help="Only the first samples, so many.", show_default="all")
     ] = None,
@@ -333,6 +342,8 @@ def certify(
 
     - `lipcert certify runs/digits --local --first 100`
 
+    - `lipcert certify runs/cifar --method smallgain --local-at -e 36/255 --data ~/data`
+
     - `lipcert certify runs/cifar -e 36/255 -e 72/255 --guarantee estimate --data ~/data`
 
     - `lipcert certify model.onnx --dataset mnist -e 0.5 --data ~/data`
@@ -340,7 +351,7 @@ def certify(
     - `torchrun --nproc-per-node 2 --no-python -- lipcert certify runs/cifar --local --save cifar.json`
     """
     with guarded():
-        _check_local(local, guarantee)
+        _check_local(local, local_at, guarantee)
         name, default = _data_of(run, dataset)
         epsilons = [parse_epsilon(e) for e in epsilon] if epsilon else default
         folder = None if is_onnx(run) else run_of(run)
@@ -371,7 +382,7 @@ def certify(
                 epsilons=epsilons,
                 device=where,
                 precision=None if precision is None else precision.value,
-                local=local,
+                local=epsilons if local_at else local,
                 ranks=ranks,
             )
     if not ranks.first:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.bounds.result import Bound, UpperBound
+from lipcert.certify.local import Local
 from lipcert.certify.network import BATCH, certified
 from lipcert.certify.radius import Radii, radii
 from lipcert.data import Batches, Dataset
@@ -63,7 +64,7 @@ def certify_data(
     *,
     device: torch.device,
     precision: str | None = None,
-    local: bool = False,
+    local: Local = False,
     progress: Callable[[int], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> Radii:
