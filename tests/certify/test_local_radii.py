@@ -200,10 +200,18 @@ def test_at_given_radii_it_proves_what_the_search_does(precision: Any) -> None:
     assert torch.equal(certify(net, x, y, local=[], precision=precision).radius, some.alone.radius)
 
 
-@pytest.mark.parametrize("wrong", [[0.0], [-1.0], [float("inf")], [float("nan")], ["a"]])
-def test_given_radii_are_positive_numbers(wrong: Any) -> None:
-    with pytest.raises(BoundError, match="positive numbers"):
-        certify(nn.Linear(3, 2).eval(), torch.rand(2, 3), local=wrong)
+@pytest.mark.parametrize("wrong", [[0.0], [-1.0], [float("inf")], [float("nan")], ["a"], None, 0.1, 1])
+@pytest.mark.parametrize("guarantee", ["upper", "estimate"])
+def test_given_radii_are_positive_numbers(wrong: Any, guarantee: Any) -> None:
+    with pytest.raises(BoundError, match=r"positive numbers|the radii to try"):
+        certify(nn.Linear(3, 2).eval(), torch.rand(2, 3), local=wrong, guarantee=guarantee)
+
+
+def test_given_radii_may_come_in_any_form() -> None:
+    net, x, y = trained(1, (5, 12, 12, 3))
+    expected = certify(net, x, y, local=[0.4, 0.8]).radius
+    for at in (iter([0.8, 0.4, 0.8]), torch.tensor([0.4, 0.8], dtype=torch.float64), (0.8, 0.4)):
+        assert torch.equal(certify(net, x, y, local=at).radius, expected)  # type: ignore[arg-type]
 
 
 def test_an_estimate_has_no_local_radii() -> None:

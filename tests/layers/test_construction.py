@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 
 import lipcert
 from lipcert.bounds import lower_bound
-from lipcert.errors import BoundError, ModuleStateError, ShapeError
+from lipcert.errors import BoundError, ConfigError, ModuleStateError, ShapeError
 from lipcert.layers import (
     LipschitzLinear,
     Normalised,
@@ -62,7 +62,7 @@ def test_a_stack_has_the_product_and_no_more(name: str) -> None:
     bound = by_construction(stack, shape)
     assert isinstance(bound, lipcert.UpperBound)
     assert (bound.method, bound.guarantee) == ("layers", "upper")
-    assert float(bound) <= 0.98**7 * (1 + 1e-14)
+    assert float(bound) <= 0.98**7 * (1 + 1e-10)
     for x in torch.randn(4, *shape, generator=torch.Generator().manual_seed(1)):
         assert _jacobian(stack, x) <= float(bound)
     estimate = by_construction(stack, shape, guarantee="estimate")
@@ -134,9 +134,10 @@ class _Twice(SmallGainLinear):
         return 2 * super().forward(x)
 
 
-def _other_activation() -> nn.Module:
+def _with_activation(act: nn.Module) -> nn.Module:
+    """One that the layer was not made with."""
     layer = SmallGainLinear(4)
-    layer.act = nn.SiLU()  # steeper than the ReLU that it was made with, and not monotone
+    layer.act = act
     return layer
 
 
@@ -146,10 +147,24 @@ def _hooked() -> nn.Module:
     return layer
 
 
-def _patched() -> nn.Module:
+def _patched(name: str) -> nn.Module:
     layer = SmallGainLinear(4)
-    layer.forward = lambda x: 3 * x  # type: ignore[method-assign]
+    inner = getattr(layer, name)
+    setattr(layer, name, lambda *x: 3 * inner(*x))
     return layer
+
+
+def _disguised() -> nn.Module:
+    class Mine(_Twice):
+        __module__ = "lipcert.layers"
+
+    return Mine(4)
+
+
+def _patched_row() -> nn.Module:
+    row = nn.Sequential(SmallGainLinear(4))
+    row.forward = lambda x: 3 * nn.Sequential.forward(row, x)  # type: ignore[method-assign]
+    return row
 
 
 @pytest.mark.parametrize(
@@ -158,17 +173,25 @@ def _patched() -> nn.Module:
         (nn.Linear(4, 4), "does not begin with"),
         (nn.ReLU(), "does not begin with"),
         (_Twice(4), "does not begin with"),
+        (_disguised(), "does not begin with"),
         (_hooked(), "does not begin with"),
-        (_patched(), "does not begin with"),
+        (_patched("forward"), "does not begin with"),
+        (_patched("outer_part"), "does not begin with"),
+        (_patched("divisors"), "does not begin with"),
+        (_patched_row(), "does not begin with"),
+        (nn.Sequential(_patched_row(), nn.ReLU()), "does not begin with"),
         (parametrizations.weight_norm(SmallGainLinear(4)), "does not begin with"),
         (fold(SmallGainLinear(4)), "does not begin with"),
-        (_other_activation(), "its activation is another one"),
+        (_with_activation(nn.SiLU()), "its activation was replaced"),
+        (_with_activation(nn.LeakyReLU(-4e-7)), "its activation was replaced"),
+        (_with_activation(nn.Sequential(nn.ReLU(), nn.Linear(4, 4))), "its activation was replaced"),
+        (_with_activation(nn.Identity()), "its activation was replaced"),
         (nn.Sequential(SmallGainLinear(4), nn.Flatten(0)), "mixes the samples"),
+        (nn.Sequential(SmallGainLinear(4), nn.ZeroPad2d((0, 0, 1, -1))), "mixes the samples"),
     ],
-    ids=["plain", "none", "subclass", "hook", "patched", "parametrised", "folded", "activation", "batch"],
 )
 def test_what_promises_nothing_is_refused(net: nn.Module, said: str) -> None:
-    with pytest.raises(BoundError, match=said):
+    with pytest.raises((BoundError, ModuleStateError), match=said):
         by_construction(net.eval(), (4,))
 
 
@@ -198,9 +221,67 @@ def test_shapes_modes_and_weights_that_do_not_fit() -> None:
         by_construction(net, (4,))
 
 
+def test_hooks_on_everything_are_refused() -> None:
+    layer = SmallGainLinear(4).eval()
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda m, i, o: 3 * o)
+    try:
+        with pytest.raises(BoundError, match="hooks on all modules"):
+            by_construction(layer, (4,))
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("excess", [-0.1, -1e-38, 0.0, math.inf, [1.0, 1.0]])
+def test_a_factor_that_is_no_positive_number_is_refused(excess: Any) -> None:
+    layer = _random(LipschitzLinear(4, 4))
+    layer.excess = torch.tensor(excess)
+    with pytest.raises((BoundError, ModuleStateError, ShapeError)):
+        by_construction(layer, (4,))
+
+
+def test_constants_that_are_no_positive_numbers_are_refused() -> None:
+    layer = SmallGainLinear(4).eval()
+    for wrong in (-2.0, 0.0, math.nan, math.inf):
+        layer.lipschitz = wrong
+        with pytest.raises(ConfigError, match="positive number"):
+            by_construction(layer, (4,))
+    with pytest.raises(BoundError, match="not a number of float64"):
+        by_construction(nn.Sequential(*(SmallGainLinear(4, lipschitz=1e200) for _ in range(2))).eval(), (4,))
+
+
+def test_functionals_of_the_output() -> None:
+    layer = SmallGainLinear(4).eval()
+    weights = torch.tensor([3.0, 0.0, 4.0, 0.0])
+    assert float(by_construction(layer, (4,), output_weights=weights)) == pytest.approx(5.0, rel=1e-6)
+
+
+def test_products_that_underflow_are_rounded_up() -> None:
+    net = nn.Sequential(SmallGainLinear(4, lipschitz=1e-200), nn.Linear(4, 2)).double().eval()
+    with torch.no_grad():
+        net[1].weight.mul_(1e-150)  # type: ignore[operator,union-attr]
+    assert float(by_construction(net, (4,))) > 0
+
+
+def test_activations_have_their_slopes() -> None:
+    for act, slope in ((nn.Sigmoid(), 0.25), (nn.LeakyReLU(3.0), 3.0), (nn.GELU(), 1.129), (nn.Dropout(), 1.0)):
+        net = nn.Sequential(SmallGainLinear(4), act).eval()
+        assert float(by_construction(net, (4,))) == pytest.approx(slope, rel=1e-3)
+        assert float(by_construction(net, (4,))) >= slope * 0.9999
+
+
+def test_weights_whose_gram_matrix_is_lost_in_rounding() -> None:
+    """|w_1·w_2| may be off by as much as ‖w_1‖·‖w_2‖ times the unit, which counts for the small row."""
+    torch.manual_seed(0)
+    layer = SmallGainLinear(64, 2).double().eval()
+    with torch.no_grad():
+        layer.weight.copy_(torch.linalg.qr(torch.randn(64, 2, dtype=torch.float64))[0].T)
+        layer.weight[1] *= 1e18
+    assert float(by_construction(layer, (64,))) > 1.5
+
+
 def test_a_layer_used_twice_counts_twice() -> None:
     layer = SmallGainLinear(4, lipschitz=0.5)
-    assert float(by_construction(nn.Sequential(layer, layer).eval(), (4,))) == 0.25
+    assert float(by_construction(nn.Sequential(layer, layer).eval(), (4,))) == pytest.approx(0.25, rel=1e-10)
 
 
 def test_in_training_it_is_what_comes_behind_times_the_constants() -> None:
@@ -221,7 +302,7 @@ def test_in_training_it_is_what_comes_behind_times_the_constants() -> None:
 
 def test_training_with_it_needs_such_a_network() -> None:
     assert load_config("digits-mlp-crm", ["bound.method=layers"]).bound.method == "layers"
-    with pytest.raises(BoundError, match="does not begin with"):
+    with pytest.raises(ConfigError, match=r"Set bound\.method to 'liplt'"):
         make_bound(BoundConfig(method="layers"), nn.Linear(4, 3), (4,), seed=0, every=1, iterations=1)
 
 

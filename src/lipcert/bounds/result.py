@@ -20,8 +20,8 @@ __all__ = [
     "Bound",
     "Estimate",
     "Guarantee",
+    "Label",
     "Method",
-    "Origin",
     "Scope",
     "UpperBound",
     "rounded",
@@ -29,7 +29,7 @@ __all__ = [
 
 Method = Literal["product", "liplt", "smallgain"]  # the cheapest first
 AnyMethod = Literal["product", "liplt", "smallgain", "best"]
-Origin = Method | Literal["layers"]  # or by the construction of a network's layers
+Label = Method | Literal["layers"]  # or by the construction of a network's layers
 Scope = Literal["global", "class", "pairwise"]
 Guarantee = Literal["estimate", "upper"]
 
@@ -59,7 +59,7 @@ class Bound:
     """
 
     value: Tensor
-    method: Origin
+    method: Label
     scope: Scope
     attempts: tuple[Attempt, ...] = field(default=(), kw_only=True)
     guarantee: ClassVar[Guarantee]

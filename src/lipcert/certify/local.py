@@ -27,7 +27,7 @@ from lipcert.graph.capture import ordinary_mode
 from lipcert.loop import LoopMap
 from lipcert.norms.dense import chunk
 
-__all__ = ["Local", "Progress", "locally", "reproved"]
+__all__ = ["Local", "Progress", "locally", "radii_to_try", "reproved"]
 
 Local = bool | Sequence[float]
 """Whether to look for local radii; or the radii to try, and no others."""
@@ -39,6 +39,26 @@ _CLOSE = 1.004  # where it ends
 _DOUBTFUL = 1.02  # tried where the search would end below the global radius
 _SPARE = 2.0**-14  # by which a radius is smaller than one that was proved: another machine's sums are not the same
 _POWER = 0.75  # the fall is about proportional to ε^(1/0.75)
+
+
+def radii_to_try(local: Local) -> tuple[float, ...] | None:
+    """The radii to try and no others; None where the largest are looked for, or none.
+
+    Raises:
+        BoundError: what is no yes or no, and no positive numbers either.
+
+    >>> radii_to_try([0.2, 0.1, 0.2]), radii_to_try(True)
+    ((0.1, 0.2), None)
+    """
+    if isinstance(local, bool):
+        return None
+    try:
+        found = sorted({float(e) for e in local})
+    except (TypeError, ValueError) as error:
+        raise BoundError(f"local must be True, False, or the radii to try; got {local!r}.") from error
+    if not all(0 < e < math.inf for e in found):
+        raise BoundError(f"the radii to try by local bounds must be positive numbers; got {found}.")
+    return tuple(found)
 
 
 def locally(
@@ -61,22 +81,20 @@ def locally(
             them.
         result: their global radii.
         progress: is told how many samples are done.
-        at: try these radii only, each by a hair more than it is, instead of looking for the largest.
+        at: in order; try these radii only, each by a hair more than it is, instead of looking for the largest.
 
     Returns:
         radii that are nowhere smaller, with ``result`` as what the bound gives ``alone``.
 
     Raises:
-        BoundError: a bound that does not carry its parts, or a radius to try that is not a positive number.
+        BoundError: a bound that does not carry its parts.
     """
-    if at is not None and not all(isinstance(e, (int, float)) and 0 < e < math.inf for e in at):
-        raise BoundError(f"the radii to try by local bounds must be positive numbers; got {list(at)}.")
     found, start, contest = [], 0, contest.cautious()
     with _bounded(graph, bound) as local:
         for x in _inputs(local, batches):
             stop = start + len(x)
             here, base = contest.part(start, stop), result.radius[start:stop]
-            found.append(_search(local, x, here, base) if at is None else _tried(local, x, here, base, sorted(at)))
+            found.append(_search(local, x, here, base) if at is None else _tried(local, x, here, base, at))
             start = stop
             if progress is not None:
                 progress(stop)

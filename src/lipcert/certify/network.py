@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK, graph_bound
 from lipcert.bounds.result import AnyMethod, Bound, Guarantee, Scope, UpperBound
 from lipcert.certify.contest import Contest
-from lipcert.certify.local import Local, Progress, locally
+from lipcert.certify.local import Local, Progress, locally, radii_to_try
 from lipcert.certify.logits import exact_logits, executed_logits
 from lipcert.certify.radius import Radii, check_kind, contest_of, radii
 from lipcert.certify.rounding import Precision
@@ -136,7 +136,7 @@ def certify(
             raise ShapeError(f"batch_size must be at least 1; got {batch_size}")
         batches = [x[i : i + batch_size] for i in range(0, max(len(x), 1), batch_size)]
         return certified(graph, bound, batches, given, precision, local=local)
-    if local:
+    if radii_to_try(local) is not None or local is True:
         raise BoundError("local radii are for upper bounds: an estimate certifies nothing. Use guarantee='upper'.")
     if precision not in (None, "real"):
         raise BoundError(f"precision={precision!r} is for upper bounds: an estimate certifies nothing.")
@@ -180,12 +180,13 @@ def certified(
 
     ``progress`` is told of how many samples the local radii are there.
     """
-    wanted = local if isinstance(local, bool) else True
+    at = radii_to_try(local)
+    wanted = at is not None or bool(local)
     batches = list(batches) if wanted else batches
     result, contest = contested(graph, bound, batches, labels, precision)
     if not wanted:
         return result
-    return locally(graph, bound, batches, contest, result, progress, at=None if isinstance(local, bool) else local)
+    return locally(graph, bound, batches, contest, result, progress, at=at)
 
 
 def contested(

@@ -354,6 +354,8 @@ def certify(
         _check_local(local, local_at, guarantee)
         name, default = _data_of(run, dataset)
         epsilons = [parse_epsilon(e) for e in epsilon] if epsilon else default
+        if local_at and not any(epsilons):
+            raise ConfigError("--local-at tries the radii of -e: give some, such as -e 36/255.")
         folder = None if is_onnx(run) else run_of(run)
         target = None if save is None else _target(save, folder)
         bounding = {
@@ -382,7 +384,7 @@ def certify(
                 epsilons=epsilons,
                 device=where,
                 precision=None if precision is None else precision.value,
-                local=epsilons if local_at else local,
+                local=[e for e in epsilons if e] if local_at else local,
                 ranks=ranks,
             )
     if not ranks.first:

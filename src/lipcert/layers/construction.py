@@ -10,24 +10,31 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lipcert.bounds.lipschitz import FAILURE, lipschitz
 from lipcert.bounds.result import Bound, Guarantee, Scope, UpperBound
 from lipcert.errors import BoundError, ShapeError
 from lipcert.graph.capture import check_state, first_line, in_eval_mode
 from lipcert.graph.trace import check_mode
-from lipcert.layers.activations import slopes_of
-from lipcert.layers.normalised import Normalised
-from lipcert.layers.parts import is_altered
+from lipcert.layers.activations import ACTIVATIONS, MaxMin, slopes_of
+from lipcert.layers.linear import LipschitzConv2d, LipschitzLinear
+from lipcert.layers.normalised import Normalised, positive
+from lipcert.layers.parts import Pool, is_altered, is_changed
+from lipcert.layers.residual import ResidualConv2d, ResidualLinear
 from lipcert.layers.smallgain import SmallGainConv2d, SmallGainLinear
+from lipcert.norms.upper import check_failure
 
 __all__ = ["Construction", "by_construction", "construction"]
 
-_PROMISING = (Normalised, SmallGainLinear, SmallGainConv2d)
-_NEUTRAL = (nn.Identity, nn.Flatten, nn.ZeroPad2d, nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Tanh)  # 1-Lipschitz, all of them
+_NORMALISED = (LipschitzLinear, LipschitzConv2d, ResidualLinear, ResidualConv2d)
+_CLOSED = (SmallGainLinear, SmallGainConv2d)
+_PROMISING = (*_NORMALISED, *_CLOSED)
+_NEUTRAL = (nn.Identity, nn.Flatten, nn.Dropout, nn.ZeroPad2d, Pool, MaxMin)  # 1-Lipschitz, in eval mode
 _SLACKS = (5e-3, 1e-3, 1e-4)  # of a layer's proof: the first is what layers are sealed with
-_ROOM = 2.0**-40  # what the factor of a layer, computed in float64, is rounded by at most
+_ROOM = 2.0**-40  # what a factor or a slope, computed in float64, is rounded by at most
+_UNIT = 2.0**-53
+_SAMPLES, _SAME = 3, 1e-3
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Construction:
 
 def _in_order(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
     """What a Sequential runs through, by name."""
-    if type(module) is not nn.Sequential or module._forward_hooks or module._forward_pre_hooks:
+    if type(module) is not nn.Sequential or is_changed(module):
         yield name, module
         return
     for key, child in module._modules.items():
@@ -61,9 +68,14 @@ def _promise(module: nn.Module) -> Fraction | None:
     """The constant that a module has by its construction, if any."""
     if is_altered(module):
         return None
-    if isinstance(module, _PROMISING):
-        return Fraction(module.lipschitz)
-    return Fraction(1) if type(module) in _NEUTRAL else None
+    kind = type(module)
+    if isinstance(module, _PROMISING) and kind in _PROMISING:
+        return Fraction(positive(module.lipschitz))
+    if kind in _NEUTRAL:
+        return Fraction(1)
+    if kind in ACTIVATIONS.values():
+        return Fraction(sum(slopes_of(copy.deepcopy(module), 1)) * (1 + _ROOM))
+    return None
 
 
 def construction(module: nn.Module, input_shape: Sequence[int]) -> Construction:
@@ -75,58 +87,108 @@ def construction(module: nn.Module, input_shape: Sequence[int]) -> Construction:
         input_shape: shape of one input, without the batch dimension.
 
     Raises:
-        BoundError: its first layers promise nothing.
+        BoundError: its first layers promise nothing, or it is not one layer behind another.
+        lipcert.errors.ModuleStateError: a layer's activation was replaced.
         ShapeError: it does not take such inputs.
     """
+    if torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks:
+        raise BoundError("there are hooks on all modules, which may change what layers compute: remove them first.")
     every = [(name, m, _promise(m)) for name, m in _in_order(module)]
     count = next((i for i, (_, _, p) in enumerate(every) if p is None), len(every))
     layers = {name: m for name, m, _ in every[:count]}
     if not any(isinstance(m, _PROMISING) for m in layers.values()):
         raise BoundError(
-            "this network does not begin with layers that are Lipschitz by construction (of lipcert.layers, one behind "
-            "another in an nn.Sequential): bound it with lipcert.lipschitz."
+            "this network does not begin with layers that are Lipschitz by construction (of lipcert.layers as they "
+            "are, one behind another in an nn.Sequential): bound it by LipLT or small gain instead."
         )
-    begin = nn.Sequential(*layers.values())
-    reference = next(begin.parameters())
-    with in_eval_mode(begin), torch.no_grad():
-        try:
-            value = begin(reference.new_zeros((2, *input_shape)))
-        except Exception as error:
-            raise ShapeError(
-                f"the module does not take inputs of shape {tuple(input_shape)}: {first_line(error)}"
-            ) from error
-    if len(value) != 2:
-        raise BoundError("this network mixes the samples of a batch (nn.Flatten(0)?): it has no bound.")
+    for layer in layers.values():
+        if isinstance(layer, _CLOSED):
+            layer.check_activation()
+    constant = math.prod((p for _, _, p in every[:count] if p is not None), start=Fraction(1))
+    if not 0 < _above(constant) < math.inf:
+        raise BoundError("the product of the constants of these layers is not a number of float64: rescale them.")
     rest = nn.Sequential(*(m for _, m, _ in every[count:]))
     rest.training = module.training
-    constant = math.prod((p for _, _, p in every[:count] if p is not None), start=Fraction(1))
-    return Construction(layers, constant, rest, tuple(value.shape[1:]))
+    shape = _checked(module, nn.Sequential(*layers.values()), rest, tuple(input_shape))
+    return Construction(layers, constant, rest, shape)
 
 
-def _proved(layer: nn.Module, failure: float) -> tuple[Fraction, float]:
+def _checked(module: nn.Module, begin: nn.Module, rest: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape between the two parts, which behind one another are the module, each sample by itself."""
+    reference = next(t for t in [*begin.parameters(), *begin.buffers()] if t.is_floating_point())
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((_SAMPLES, *input_shape), generator=generator, dtype=torch.float64).to(reference)
+    state = torch.get_rng_state()
+    with in_eval_mode(module), torch.no_grad():
+        try:
+            value = begin(x.clone())
+            whole, single, again = module(x.clone()), module(x[1:2].clone()), rest(value.clone())
+        except Exception as error:
+            raise ShapeError(f"the module does not take inputs of shape {input_shape}: {first_line(error)}") from error
+        finally:
+            torch.set_rng_state(state)
+    if not bool(torch.isfinite(whole).all()):
+        raise BoundError("the network's outputs are not finite on random inputs: it has no bound.")
+    scale = float(whole.abs().max()) * _SAME
+    if whole.shape != again.shape or len(value) != _SAMPLES or single.shape[1:] != whole.shape[1:]:
+        raise BoundError("this network mixes the samples of a batch, or is more than its layers: it has no bound.")
+    if float((whole - again).abs().max()) > scale or float((whole[1:2] - single).abs().max()) > scale:
+        raise BoundError("this network mixes the samples of a batch, or is more than its layers: it has no bound.")
+    return tuple(value.shape[1:])
+
+
+def _above(number: Fraction) -> float:
+    """A float that is not smaller."""
+    try:
+        near = float(number)
+    except OverflowError:
+        return math.inf
+    return near if Fraction(near) >= number else math.nextafter(near, math.inf)
+
+
+def _proved(layer: nn.Module, promised: Fraction, failure: float) -> tuple[Fraction, float]:
     """A Lipschitz constant that a layer is proved to have, and the probability that it has not."""
-    if not isinstance(layer, _PROMISING):
-        return Fraction(1), 0.0
-    promised = Fraction(layer.lipschitz)
-    if not isinstance(layer, Normalised):  # closed forms, for a slope β that the layer looked at when it was made
-        centre, radius = slopes_of(copy.deepcopy(layer.act), len(layer.bias))
-        if centre < radius * (1 - 1e-6) or centre + radius > layer.steepest:
-            raise BoundError(f"{layer}: its activation is another one than it was made with, so it promises nothing.")
+    if isinstance(layer, _CLOSED):
+        return promised * _closed_form(layer), 0.0
+    if not isinstance(layer, Normalised):
         return promised, 0.0
     # a state from a file says of itself that it was proved: whether the factor is small enough is seen here
     plain, found, risk = layer.plain(), Fraction(0), 0.0
     with torch.no_grad():
-        factor = Fraction(float(copy.deepcopy(layer).double().factor()) * (1 + _ROOM))
+        factor = copy.deepcopy(layer).double().factor()
+    if factor.ndim or not 0 < float(factor) < math.inf:
+        raise BoundError(f"{type(layer).__name__}: its factor is {factor.tolist()}, no positive number: seal it again.")
     for i, slack in enumerate(_SLACKS):
-        share = failure / len(_SLACKS)
         with in_eval_mode(plain):
-            bound = lipschitz(plain, layer.input_shape, guarantee="upper", slack=slack, failure=share)
+            bound = lipschitz(plain, layer.input_shape, guarantee="upper", slack=slack, failure=failure / len(_SLACKS))
         assert isinstance(bound, UpperBound)
-        value = Fraction(float(bound)) * factor
+        value = Fraction(float(bound)) * Fraction(float(factor) * (1 + _ROOM))
         found, risk = value if not i else min(found, value), risk + bound.failure
         if found <= promised:
             return promised, risk
     return found, risk
+
+
+@torch.no_grad()
+def _closed_form(layer: SmallGainLinear | SmallGainConv2d) -> Fraction:
+    """By what the constant is larger than κ, as T and the weights are rounded: 1 + some 1e-13.
+
+    With factors f̃ ≤ ρ·2κ/(β·T), ρ ≥ 1 and T that of exact sums, A = (T/ρ)^{-1/2}·W has ‖A‖² ≤ ρ, and the block
+    κ²·(1 + 4ρ(ρ − 1)) = κ²·(2ρ − 1)². The rounding of W·f̃ adds β·‖|W|ᵀ f̃ |W|‖ times its relative error.
+    """
+    exact = copy.deepcopy(layer).double()
+    factors, gram, beta = exact.factors(), exact.gram(), exact.steepest
+    q = (exact.log_q - exact.log_q.amax()).clamp_min(-80.0).exp()
+    weight = exact.weight.abs_()
+    error = _UNIT * 4 * (weight[0].numel() + weight.shape[-1] ** 2 + len(weight) + 8)
+    least = ((gram + error * exact.gram()) @ q / q).clamp_min(1e-30)
+    rho = float((factors * beta * least).amax()) / (2 * exact.lipschitz) * (1 + error)
+    rows = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
+    reached = float((rows.T @ (factors * rows.sum(1))).amax()) * beta / exact.lipschitz
+    found = 2 * max(rho, 1.0) - 1 + 4 * _UNIT * reached * (1 + error)
+    if not found < math.inf:
+        raise BoundError(f"{type(layer).__name__}: its weights are too large or too small for float64: rescale them.")
+    return Fraction(found * (1 + _ROOM * (found > 1)))
 
 
 def by_construction(
@@ -136,50 +198,58 @@ def by_construction(
     scope: Scope = "global",
     guarantee: Guarantee = "upper",
     failure: float = FAILURE,
+    output_weights: Tensor | None = None,
     **options: Any,
 ) -> Bound:
     """``κ₁·κ₂·…·L(rest)``: the constants of a network's first layers, times a bound of what comes behind them.
 
     Where all of a network passes from layer to layer, and each is κ-Lipschitz by its construction, so is the row by
-    the product: no layer is looked at together with another, and a stack of fifty has κ⁵⁰ exactly. Of blocks that are
-    far from their constants, :func:`lipcert.lipschitz` of the whole may say less (``method="smallgain"`` above all).
+    the product: no layer is looked at together with another, and a stack of fifty has κ⁵⁰ (but for the last digits).
+    Of blocks that are far from their constants, :func:`lipcert.lipschitz` of the whole may say less
+    (``method="smallgain"`` above all). It says nothing of what is between the layers, so that radii of deep networks
+    lose more to rounding with it: certify with small gain.
 
     Args:
         module: in eval mode; it begins with layers of :mod:`lipcert.layers` (see :func:`construction`).
         input_shape: shape of one input, without the batch dimension.
         scope, guarantee: as of :func:`lipcert.lipschitz`. ``"upper"`` proves each layer's constant at its weights.
         failure: the probability with which all proofs together may fail; see :func:`lipcert.lipschitz`.
-        options: the other options of it, for what comes behind.
+        output_weights, options: the other options of it, for what comes behind.
 
     Returns:
         a bound whose ``method`` is ``"layers"``.
 
     Raises:
         BoundError: the network does not begin with such layers, or as :func:`lipcert.lipschitz` does.
-        lipcert.errors.ModuleStateError: train mode, or weights that are not finite.
+        lipcert.errors.ModuleStateError: train mode, weights that are not finite, or another activation in a layer.
         ShapeError: the network does not take such inputs.
 
     >>> from lipcert.layers import SmallGainLinear
     >>> stack = nn.Sequential(*(SmallGainLinear(8, lipschitz=0.5) for _ in range(3))).eval()
     >>> by_construction(stack, (8,)).summary()
-    'layers, global: L ≤ 0.125 (proved)'
+    'layers, global: L ≤ 0.125001 (proved)'
     """
     check_mode(module)
     check_state(module)
+    check_failure(failure)
     found = construction(module, input_shape)
     upper = guarantee == "upper"
     constant, risk = found.constant, 0.0
     if upper:
-        proofs = [_proved(m, failure / 2 / len(found.layers)) for m in found.layers.values()]
+        share = failure / 2 / len(found.layers)
+        proofs = [_proved(m, _promise(m) or Fraction(0), share) for m in found.layers.values()]
         constant, risk = math.prod((c for c, _ in proofs), start=Fraction(1)), sum(f for _, f in proofs)
+    if output_weights is not None:
+        options["output_weights"] = output_weights
     bound = lipschitz(found.rest, found.shape, scope=scope, guarantee=guarantee, failure=failure / 2, **options)
-    factor = float(constant)
-    if upper and Fraction(factor) < constant:
-        factor = math.nextafter(factor, math.inf)
-    value = bound.value * factor * (1 + 2.0**-50 * (factor != 1))
-    if not len(found.rest) and scope == "global":
-        value = torch.full_like(value, factor)
-    changed: dict[str, Any] = {"value": value, "method": "layers"}
+    factor, values = _above(constant), bound.value
+    if not len(found.rest) and scope == "global" and output_weights is None:
+        values = torch.full_like(values, factor)  # the identity's bound has some room, which is not needed here
+    elif factor != 1:
+        product = values * factor * (1 + 2.0**-50)
+        raised = torch.nextafter(product, torch.full_like(product, math.inf))  # for products that underflow
+        values = torch.where(values > 0, raised, values) if upper else values * factor
+    changed: dict[str, Any] = {"value": values, "method": "layers", "attempts": ()}
     if isinstance(bound, UpperBound):  # its parts are those of the rest
         changed |= {"failure": bound.failure + risk, "norms": {}, "hidden": {}, "heads": {}, "evidence": None}
     return replace(bound, **changed)

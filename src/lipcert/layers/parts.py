@@ -13,7 +13,17 @@ from torch.nn.utils import parametrize
 from lipcert.errors import ConfigError
 from lipcert.layers.normalised import LinearMap
 
-__all__ = ["Block", "Pool", "conv_shape", "image_shape", "is_altered", "scaled_copy", "whole", "without_bias"]
+__all__ = [
+    "Block",
+    "Pool",
+    "conv_shape",
+    "image_shape",
+    "is_altered",
+    "is_changed",
+    "scaled_copy",
+    "whole",
+    "without_bias",
+]
 
 _Layer = TypeVar("_Layer", bound="nn.Linear | nn.Conv2d")
 
@@ -59,12 +69,17 @@ def without_bias(layer: nn.Linear | nn.Conv2d) -> LinearMap:
 
 
 def is_altered(layer: nn.Module) -> bool:
-    """Whether a layer, or one in it, has hooks, parametrisations or a forward of its own, or is of somebody's class."""
+    """Whether a layer, or one in it, has hooks, parametrisations or methods of its own, or is of somebody's class."""
     for m in layer.modules():
         foreign = type(m).__module__.split(".")[0] not in ("lipcert", "torch") or parametrize.is_parametrized(m)
-        if foreign or m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m):
+        if foreign or is_changed(m):
             return True
     return False
+
+
+def is_changed(module: nn.Module) -> bool:
+    """Whether something was put before, behind or in place of what the class of a module does."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or any(map(callable, vars(module).values())))
 
 
 def scaled_copy(layer: _Layer, factor: Tensor) -> _Layer:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lipcert.errors import ConfigError, ShapeError
-from lipcert.layers.activations import make_activation, slopes_of
+from lipcert.errors import ConfigError, ModuleStateError, ShapeError
+from lipcert.layers.activations import ACTIVATIONS, make_activation, slopes_of
 from lipcert.layers.linear import orthogonal_at_centre
 from lipcert.layers.normalised import plain_precision, positive
 from lipcert.layers.parts import Block, image_shape, whole
@@ -36,6 +37,20 @@ class _SmallGain(nn.Module):
         self.steepest = centre + radius
         self.log_q = nn.Parameter(torch.zeros(hidden))
         self.bias = nn.Parameter(torch.zeros(hidden))
+
+    def check_activation(self) -> None:
+        """That φ is still one for which the block is κ-Lipschitz.
+
+        Raises:
+            ModuleStateError: another one was put in its place.
+        """
+        known = type(self.act) in ACTIVATIONS.values()
+        centre, radius = slopes_of(copy.deepcopy(self.act), len(self.bias)) if known else (0.0, 1.0)
+        if not (centre - radius >= 0 and centre + radius <= self.steepest):
+            raise ModuleStateError(
+                f"{type(self).__name__}: its activation was replaced by one for which nothing is proved; make a new "
+                "layer with activation=…"
+            )
 
     def gram(self) -> Tensor:
         """Bounds of the entries of |W Wᵀ|, summed over positions: (hidden, hidden)."""
@@ -79,6 +94,7 @@ class _SmallGain(nn.Module):
     @torch.no_grad()
     def folded(self) -> nn.Module:
         """The block as ordinary layers; what it subtracts is a hair smaller, which keeps the bound."""
+        self.check_activation()
         inner, outer = self.ordinary()
         inner.weight.copy_(self.weight.detach())
         assert inner.bias is not None
@@ -192,18 +208,13 @@ class SmallGainConv2d(_SmallGain):
     def gram(self) -> Tensor:
         """Σ over shifts of |W ∗ Wᵀ|.
 
-        At one shift W ∗ Wᵀ is a product of two matrices of the taps that lie on each other then; at the opposite shift
-        it is the transpose, so that half of them are enough.
+        At the opposite of a shift W ∗ Wᵀ is the transpose, so that the shifts upwards, and those of a row, are enough.
         """
-        taps, size = self.weight.permute(0, 2, 3, 1), self.weight.shape[-1]
-        hidden, total = len(taps), (taps.flatten(1) @ taps.flatten(1).T).abs()
-        for down in range(size):
-            for across in range(1 - size if down else 1, size):
-                left = taps[:, down:, max(across, 0) : size + min(across, 0)].reshape(hidden, -1)
-                right = taps[:, : size - down, max(-across, 0) : size + min(-across, 0)].reshape(hidden, -1)
-                one = (left @ right.T).abs()
-                total = total + one + one.T
-        return total
+        reach = self.weight.shape[-1] - 1
+        half = nn.functional.pad(self.weight, (reach, reach, reach, 0))
+        shifts = nn.functional.conv2d(half, self.weight).abs()
+        upwards = shifts[:, :, :reach].sum((2, 3))
+        return upwards + upwards.T + shifts[:, :, reach].sum(2)
 
     def inner_part(self, x: Tensor) -> Tensor:
         """W ∗ x + b."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lipcert.data import Augment, Batches, Dataset
-from lipcert.errors import ConfigError
+from lipcert.errors import BoundError, ConfigError
 from lipcert.layers.construction import construction
 from lipcert.parallel import ALONE, Ranks
 from lipcert.train.bound import TrainingBound
@@ -49,7 +49,7 @@ def make_bound(
     """The bound that a loss sees, of a module's present weights.
 
     Raises:
-        BoundError: ``"layers"`` of a network that does not begin with layers that are Lipschitz by construction.
+        ConfigError: ``"layers"`` of a network that does not begin with layers that are Lipschitz by construction.
     """
     if config.method == "smallgain":
         return GainBound(
@@ -63,7 +63,13 @@ def make_bound(
         )
     method, factor = config.method, 1.0
     if method == "layers":  # what they are by themselves needs no pass: only what comes behind them has one
-        found = construction(module, shape)
+        try:
+            found = construction(module, shape)
+        except BoundError as error:
+            raise ConfigError(
+                f"bound.method='layers' does not fit this model: {error} Set bound.method to 'liplt' or 'smallgain'; "
+                "lipres models have such layers, but not with model.normalize."
+            ) from error
         module, shape, method, factor = found.rest, found.shape, "liplt", float(found.constant)
     return TrainingBound(
         module,

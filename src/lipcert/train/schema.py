@@ -119,7 +119,7 @@ class BoundConfig(Section):
     """The Lipschitz bound that the loss and the evaluation during training use."""
 
     method: Literal["liplt", "product", "smallgain", "layers"] = Field(
-        default="liplt", description='"layers": the product of the constants of Lipschitz layers (of lipres), for free'
+        default="liplt", description='"layers": the constants of Lipschitz layers (of lipres) times LipLT of the rest'
     )
     scaling: Literal["layer", "channel", "neuron"] | None = Field(
         default=None, description="what shares a weight in a smallgain bound; by default a channel"
