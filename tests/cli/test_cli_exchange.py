@@ -55,7 +55,7 @@ def test_exported_for_torch(run: Path, tmp_path: Path) -> None:
 
 def test_a_folded_run(run: Path, tmp_path: Path) -> None:
     layers, own, folded, claims = (tmp_path / n for n in ("layers", "own", "folded", "claims.json"))
-    model = 'model={name="lipres-s",options={head="pairwise"}}'
+    model = 'model={name="lipres-s",options={widths=[4,6,8],hidden=16,head="pairwise"}}'
     short = ["train.epochs=1", "train.batch_size=512", LOSSES["ce"]]
     assert cli("train", "digits-mlp-crm", model, *short, "--out", layers, "--quiet").exit_code == 0
     refused = cli("certify", layers, "-e", "0.1", "--first", "20")
