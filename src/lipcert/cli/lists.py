@@ -49,11 +49,13 @@ def list_zoo(as_json: JsonOption = False) -> None:
             }
         )
         return
-    shown = table("name", "data", "model", "clean", "certified")
+    shown = table("name", "data", "clean", "certified", "for")
+    shown.columns[0].no_wrap = True
     for name, (config, c) in found.items():
-        radii = ", ".join(f"{percent(v.share)} at {rounded(v.epsilon, 4, up=False)}" for v in c.certified)
-        shown.add_row(name, config.data.name, config.model.name, percent(c.clean.share), radii)
+        radii = "\n".join(f"{percent(v.share)} at {rounded(v.epsilon, 4, up=False)}" for v in c.certified)
+        shown.add_row(name, config.data.name, percent(c.clean.share), radii, c.precision.arithmetic)
     console.print(shown)
+    say("Certified at ℓ2 radii of the raw input, for execution in float32 or for the network of real arithmetic.")
 
 
 def datasets(root: DataOption = None, as_json: JsonOption = False) -> None:
