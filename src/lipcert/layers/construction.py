@@ -74,7 +74,8 @@ def _promise(module: nn.Module) -> Fraction | None:
     if kind in _NEUTRAL:
         return Fraction(1)
     if kind in ACTIVATIONS.values():
-        return Fraction(sum(slopes_of(copy.deepcopy(module), 1)) * (1 + _ROOM))
+        steepest = sum(Fraction(s) for s in slopes_of(copy.deepcopy(module), 1))
+        return steepest if steepest == 1 else steepest * Fraction(1 + _ROOM)
     return None
 
 
