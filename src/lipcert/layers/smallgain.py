@@ -208,13 +208,18 @@ class SmallGainConv2d(_SmallGain):
     def gram(self) -> Tensor:
         """Σ over shifts of |W ∗ Wᵀ|.
 
-        At the opposite of a shift W ∗ Wᵀ is the transpose, so that the shifts upwards, and those of a row, are enough.
+        At one shift W ∗ Wᵀ is a product of two matrices of the taps that lie on each other then; at the opposite shift
+        it is the transpose, so that half of them are enough.
         """
-        reach = self.weight.shape[-1] - 1
-        half = nn.functional.pad(self.weight, (reach, reach, reach, 0))
-        shifts = nn.functional.conv2d(half, self.weight).abs()
-        upwards = shifts[:, :, :reach].sum((2, 3))
-        return upwards + upwards.T + shifts[:, :, reach].sum(2)
+        taps, size = self.weight.permute(0, 2, 3, 1), self.weight.shape[-1]
+        hidden, total = len(taps), (taps.flatten(1) @ taps.flatten(1).T).abs()
+        for down in range(size):
+            for across in range(1 - size if down else 1, size):
+                left = taps[:, down:, max(across, 0) : size + min(across, 0)].reshape(hidden, -1)
+                right = taps[:, : size - down, max(-across, 0) : size + min(-across, 0)].reshape(hidden, -1)
+                one = (left @ right.T).abs()
+                total = total + one + one.T
+        return total
 
     def inner_part(self, x: Tensor) -> Tensor:
         """W ∗ x + b."""
