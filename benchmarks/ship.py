@@ -22,7 +22,7 @@ def main(run: Path, name: str, *options: str) -> None:
     source.load_model()
     target.path.mkdir(exist_ok=True)
     for a, b in zip(source.files, target.files, strict=True):
-        if a != source.checkpoint_file:
+        if a != source.checkpoint_file and a.exists():  # a folded run has no metrics of its own
             shutil.copyfile(a, b)
     app(["certify", str(target.path), "--save", str(target.path / "certificate.json"), *options])
 

@@ -50,6 +50,18 @@ def test_certified_again(name: str) -> None:
     assert cli("verify", name, name).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [("mnist-4c3f-crm", "mnist-4c3f-half-hour"), ("cifar10-lipres-s-crm", "cifar10-lipres-s-half-hour")],
+)
+def test_a_model_is_of_the_recipe_that_is_published(name: str, recipe: str) -> None:
+    found, wanted = (c.to_dict() for c in (zoo.folder(name).config(), load_config(recipe)))
+    for c in (found, wanted):
+        c["model"]["options"].pop("folded", None)
+        del c["name"], c["data"]["name"]
+    assert found == wanted
+
+
 def test_a_name_stands_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = parsed("zoo")
     assert sorted(shown) == sorted(NAMES)

@@ -205,7 +205,7 @@ def test_a_hook_of_the_whole_is_seen() -> None:
 def test_a_foreign_layer_ends_the_row() -> None:
     net = _random(nn.Sequential(LipschitzLinear(4, 4), _Twice(4), nn.Linear(4, 2)))
     found = construction(net, (4,))
-    assert list(found.layers) == ["0"]
+    assert [type(m) for m, _ in found.layers] == [LipschitzLinear]
     assert [type(m) for m in found.rest] == [_Twice, nn.Linear]
     assert float(by_construction(net, (4,))) >= _jacobian(net, torch.randn(4))
 
@@ -245,7 +245,7 @@ def test_constants_that_are_no_positive_numbers_are_refused() -> None:
         layer.lipschitz = wrong
         with pytest.raises(ConfigError, match="positive number"):
             by_construction(layer, (4,))
-    with pytest.raises(BoundError, match="not a number of float64"):
+    with pytest.raises(BoundError, match=r"not a number of float64|not finite"):
         by_construction(nn.Sequential(*(SmallGainLinear(4, lipschitz=1e200) for _ in range(2))).eval(), (4,))
 
 

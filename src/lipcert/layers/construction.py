@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -42,26 +43,29 @@ class Construction:
     """A network as a row of layers of which each promises a constant, and what comes behind them.
 
     Attributes:
-        layers: those, by name, and the activations and changes of shape between them.
-        constant: the product of what they promise, exactly.
+        layers: those, and the activations and changes of shape between them, each with the constant that it promises.
         rest: what comes behind; empty if nothing does.
         shape: of its input, without the batch dimension.
     """
 
-    layers: dict[str, nn.Module]
-    constant: Fraction
+    layers: tuple[tuple[nn.Module, Fraction], ...]
     rest: nn.Sequential
     shape: tuple[int, ...]
 
+    @property
+    def constant(self) -> Fraction:
+        """The product of what they promise, exactly."""
+        return math.prod((p for _, p in self.layers), start=Fraction(1))
 
-def _in_order(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """What a Sequential runs through, by name."""
+
+def _in_order(module: nn.Module) -> Iterator[nn.Module]:
+    """What a Sequential runs through."""
     if type(module) is not nn.Sequential or is_changed(module):
-        yield name, module
+        yield module
         return
-    for key, child in module._modules.items():
+    for child in module._modules.values():
         if child is not None:
-            yield from _in_order(child, f"{name}.{key}" if name else key)
+            yield from _in_order(child)
 
 
 def _promise(module: nn.Module) -> Fraction | None:
@@ -94,24 +98,24 @@ def construction(module: nn.Module, input_shape: Sequence[int]) -> Construction:
     """
     if torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks:
         raise BoundError("there are hooks on all modules, which may change what layers compute: remove them first.")
-    every = [(name, m, _promise(m)) for name, m in _in_order(module)]
-    count = next((i for i, (_, _, p) in enumerate(every) if p is None), len(every))
-    layers = {name: m for name, m, _ in every[:count]}
-    if not any(isinstance(m, _PROMISING) for m in layers.values()):
+    every = list(_in_order(module))
+    promises = takewhile(lambda pair: pair[1] is not None, ((m, _promise(m)) for m in every))
+    layers = tuple((m, p) for m, p in promises if p is not None)
+    if not any(isinstance(m, _PROMISING) for m, _ in layers):
         raise BoundError(
             "this network does not begin with layers that are Lipschitz by construction (of lipcert.layers as they "
             "are, one behind another in an nn.Sequential): bound it by LipLT or small gain instead."
         )
-    for layer in layers.values():
+    for layer, _ in layers:
         if isinstance(layer, _CLOSED):
             layer.check_activation()
-    constant = math.prod((p for _, _, p in every[:count] if p is not None), start=Fraction(1))
-    if not 0 < _above(constant) < math.inf:
-        raise BoundError("the product of the constants of these layers is not a number of float64: rescale them.")
-    rest = nn.Sequential(*(m for _, m, _ in every[count:]))
+    rest = nn.Sequential(*every[len(layers) :])
     rest.training = module.training
-    shape = _checked(module, nn.Sequential(*layers.values()), rest, tuple(input_shape))
-    return Construction(layers, constant, rest, shape)
+    shape = _checked(module, nn.Sequential(*(m for m, _ in layers)), rest, tuple(input_shape))
+    found = Construction(layers, rest, shape)
+    if not 0 < _above(found.constant) < math.inf:
+        raise BoundError("the product of the constants of these layers is not a number of float64: rescale them.")
+    return found
 
 
 def _checked(module: nn.Module, begin: nn.Module, rest: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -119,15 +123,12 @@ def _checked(module: nn.Module, begin: nn.Module, rest: nn.Module, input_shape: 
     reference = next(t for t in [*begin.parameters(), *begin.buffers()] if t.is_floating_point())
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((_SAMPLES, *input_shape), generator=generator, dtype=torch.float64).to(reference)
-    state = torch.get_rng_state()
     with in_eval_mode(module), torch.no_grad():
         try:
             value = begin(x.clone())
             whole, single, again = module(x.clone()), module(x[1:2].clone()), rest(value.clone())
         except Exception as error:
             raise ShapeError(f"the module does not take inputs of shape {input_shape}: {first_line(error)}") from error
-        finally:
-            torch.set_rng_state(state)
     if not bool(torch.isfinite(whole).all()):
         raise BoundError("the network's outputs are not finite on random inputs: it has no bound.")
     scale = float(whole.abs().max()) * _SAME
@@ -238,7 +239,7 @@ def by_construction(
     constant, risk = found.constant, 0.0
     if upper:
         share = failure / 2 / len(found.layers)
-        proofs = [_proved(m, _promise(m) or Fraction(0), share) for m in found.layers.values()]
+        proofs = [_proved(m, promised, share) for m, promised in found.layers]
         constant, risk = math.prod((c for c, _ in proofs), start=Fraction(1)), sum(f for _, f in proofs)
     if output_weights is not None:
         options["output_weights"] = output_weights
