@@ -38,6 +38,19 @@ def api(run: Path, **options: Any) -> Any:
     return certify(model, as_float(test.images), test.labels, **options)
 
 
+def test_a_run_of_lipschitz_layers_from_training_to_its_certificate(tmp_path: Path) -> None:
+    """The command that training suggests certifies it: by LipLT, for float32, it would be refused."""
+    model = 'model={name="lipres-s",options={widths=[4,6,8],hidden=16}}'
+    changes = ["bound.method=layers", "train.epochs=1", "train.batch_size=128"]
+    result = cli("train", "digits-mlp-crm", model, *changes, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    said = result.stdout.splitlines()[-1].split("To certify the run: lipcert ")[1].split()
+    assert said[2:] == ["--method", "smallgain", "--precision", "real"]
+    assert RunFolder(tmp_path / "run").summary()["bound_estimate"]["method"] == "layers"  # type: ignore[index]
+    found = parsed(*said, "-e", "0.1", "--first", "20", "--seconds", "2")
+    assert (found["method"], found["certified"], found["precision"]) == ("smallgain", True, "real")
+
+
 def test_what_training_says(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "my run [a] ü"
     result = cli("train", "digits-mlp-crm", *CHANGES, "--out", out)

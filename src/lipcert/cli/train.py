@@ -31,6 +31,12 @@ from lipcert.train.tracking import Reporters, TensorBoardReporter, WandbReporter
 
 __all__ = ["train"]
 
+# What was trained with one of these is nothing by LipLT, the method by default.
+_CERTIFYING = {
+    "smallgain": ("--method", "smallgain"),
+    "layers": ("--method", "smallgain", "--precision", "real"),  # float32 is followed with LipLT's norms
+}
+
 
 def _reporters(
     settings: RunConfig, out: Path, *, quiet: bool, tensorboard: bool, wandb: str | None
@@ -112,4 +118,5 @@ def train(
     for epsilon, share in summary["estimated_certified_accuracy"].items():
         shown.add_row(f"estimated certified at {rounded(float(epsilon), 6, up=False)}", percent(share))
     console.print(shown)
-    say(f"The bound is an estimate while training. To certify the run: {command('lipcert', 'certify', out, *where)}")
+    certify = command("lipcert", "certify", out, *where, *_CERTIFYING.get(summary["bound_estimate"]["method"], ()))
+    say(f"The bound is an estimate while training. To certify the run: {certify}")
