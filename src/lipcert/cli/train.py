@@ -31,7 +31,7 @@ from lipcert.train.tracking import Reporters, TensorBoardReporter, WandbReporter
 
 __all__ = ["train"]
 
-# What was trained with one of these is nothing by LipLT, the method by default.
+# LipLT, the method by default, certifies far less of what was trained with one of these.
 _CERTIFYING = {
     "smallgain": ("--method", "smallgain"),
     "layers": ("--method", "smallgain", "--precision", "real"),  # float32 is followed with LipLT's norms
