@@ -44,11 +44,19 @@ def test_a_run_of_lipschitz_layers_from_training_to_its_certificate(tmp_path: Pa
     changes = ["bound.method=layers", "train.epochs=1", "train.batch_size=128"]
     result = cli("train", "digits-mlp-crm", model, *changes, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.stderr
-    said = result.stdout.splitlines()[-1].split("To certify the run: lipcert ")[1].split()
+    *_, certify_it, fold_it = result.stdout.splitlines()
+    said = certify_it.split("To certify the run: lipcert ")[1].split()
     assert said[2:] == ["--method", "smallgain", "--precision", "real"]
     assert RunFolder(tmp_path / "run").summary()["bound_estimate"]["method"] == "layers"  # type: ignore[index]
     found = parsed(*said, "-e", "0.1", "--first", "20", "--seconds", "2")
     assert (found["method"], found["certified"], found["precision"]) == ("smallgain", True, "real")
+    assert fold_it.endswith("fold it (lipcert fold), then --precision float64.")
+    assert cli("fold", tmp_path / "run", tmp_path / "folded").exit_code == 0
+    more = ["--method", "smallgain", "-e", "0.1", "--first", "20", "--seconds", "2"]
+    deep = parsed("certify", tmp_path / "folded", "--precision", "float64", *more, "--save", tmp_path / "deep.json")
+    assert (deep["certified"], deep["precision"]) == (True, "float64")
+    assert deep["accuracy_at"] == deep["real_accuracy_at"]  # which float32, followed with LipLT's norms, is far from
+    assert parsed("verify", tmp_path / "deep.json", tmp_path / "folded")["accepted"] is True
 
 
 def test_what_training_says(run: Path, tmp_path: Path) -> None:

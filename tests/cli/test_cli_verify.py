@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from certificates import recount, resealed
-from lipcert.certify import read_certificate
-from lipcert.data import load
+from lipcert.certify import certify, read_certificate
+from lipcert.data import as_float, load
 from lipcert.train import RunFolder
 from lipcert.train.checkpoint import load_weights
 from runs import LOSSES, SMALL, TINY, cli, parsed, refused
@@ -60,6 +60,34 @@ def test_a_certificate_is_accepted(run: Path, file: Path) -> None:
         assert any(line.startswith(check["name"]) and check["status"] in line for line in shown.stdout.splitlines())
     assert shown.stdout.splitlines()[-1] == "Accepted. Not checked: history."
     assert "Claimed: digits, test, 360 samples: " in shown.stdout
+
+
+def test_a_certificate_of_execution_in_float64(run: Path, file: Path, tmp_path: Path) -> None:
+    """The same weights, converted: radii are what the library says of `model.double()`."""
+    wide = tmp_path / "wide.json"
+    assert (
+        "as float64 executes it (model.double())"
+        in cli("certify", run, "--precision", "float64", "--save", wide).stdout
+    )
+    c, narrow = read_certificate(wide), read_certificate(file)
+    assert (c.model.dtype, c.precision.arithmetic) == ("float64", "float64")
+    assert c.data == narrow.data
+    assert c.model.weights_sha256 != narrow.model.weights_sha256
+    test, model = load("digits", "test"), RunFolder(run).load_model()[0].double()
+    found = certify(model, as_float(test.images).double(), test.labels)
+    assert found.precision == "float64"
+    assert list(c.samples.radius) == pytest.approx(found.radius.tolist(), rel=1e-9)
+    pairs = list(zip(narrow.samples.radius, c.samples.radius, c.samples.real_radius, strict=True))
+    assert all(a <= b <= real for a, b, real in pairs)
+    assert any(a < b for a, b, _ in pairs)
+    assert parsed("verify", wide, run)["accepted"] is True
+
+    def narrower(c: dict[str, Any]) -> None:
+        c["model"]["dtype"] = c["precision"]["arithmetic"] = "float32"
+
+    result = cli("verify", changed(wide, tmp_path, narrower), run, "--no-norms")
+    assert result.exit_code == 1
+    assert "weights" in result.stdout.splitlines()[-1]
 
 
 def test_what_need_not_be_checked_is_said(run: Path, file: Path) -> None:

@@ -110,10 +110,13 @@ def certify_run(
         source: a run, or an ONNX file.
         of: how many samples there are of which ``data`` are the first, if there are more.
         bounding: keyword arguments of :func:`lipcert.lipschitz`.
-        precision, local: as in :func:`lipcert.certify`.
+        precision, local: as in :func:`lipcert.certify`; with ``"float64"`` a model in float32 is converted first, which
+            changes none of its numbers.
     """
     model = _trained(source, data) if isinstance(source, RunFolder) else _imported(source, data)
     model = model.to(device)
+    if precision == "float64":
+        model = model.double()
     began = time.monotonic()
     graph = trace(model, data.input_shape)
     if graph.output_shape != (data.num_classes,):
@@ -281,6 +284,7 @@ def _show(document: Mapping[str, Any], result: Radii) -> None:
         say(f"Local bounds were added sample by sample{where}; no radius is smaller for it.")
     if certain:
         network = f"as {result.precision} executes it" if executed else "in real arithmetic"
+        network += " (model.double())" if result.precision == "float64" else ""
         say(f"Upper bounds, {bound.proof()}, for the network {network}; ℓ2, raw input in [0, 1].")
     else:
         console.print("[yellow]Not a certificate:[/yellow] the bound is an estimate from below.", soft_wrap=True)
@@ -304,7 +308,8 @@ def certify(
         PrecisionName | None,
         typer.Option(
             "--precision",
-            help="The arithmetic for which radii hold: that of the execution, or real.",
+            help="The arithmetic for which radii hold: that of the execution, or real. With float64 the model is "
+            "converted to it, and is to be executed so.",
             show_default="that in which the model runs",
         ),
     ] = None,
@@ -339,6 +344,8 @@ def certify(
     - `lipcert certify digits-mlp-crm`, a model of `lipcert zoo`
 
     - `lipcert certify runs/digits --method smallgain --save digits.json`
+
+    - `lipcert certify runs/deep --method smallgain --precision float64`, where float32 rounds too much
 
     - `lipcert certify runs/digits --local --first 100`
 

@@ -118,5 +118,8 @@ def train(
     for epsilon, share in summary["estimated_certified_accuracy"].items():
         shown.add_row(f"estimated certified at {rounded(float(epsilon), 6, up=False)}", percent(share))
     console.print(shown)
-    certify = command("lipcert", "certify", out, *where, *_CERTIFYING.get(summary["bound_estimate"]["method"], ()))
+    method = summary["bound_estimate"]["method"]
+    certify = command("lipcert", "certify", out, *where, *_CERTIFYING.get(method, ()))
     say(f"The bound is an estimate while training. To certify the run: {certify}")
+    if method == "layers":
+        say("For its execution, rounding included: fold it (lipcert fold), then --precision float64.")

@@ -115,6 +115,8 @@ def verify(
         folder = run_of(model)
         where = find_device(device)
         module, header = folder.load_model()
+        if c.model.dtype == "float64":  # the same numbers; whether they are those that were certified is checked below
+            module = module.double()
         samples, total = None, c.data.samples
         if not no_data:
             name, split = folder.config().data.name, c.data.split
