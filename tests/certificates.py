@@ -34,6 +34,17 @@ class Residual(nn.Module):
         return self.last(h + torch.tanh(self.inner(h) + self.shift))
 
 
+class Block(nn.Module):
+    """Behind which all of a network passes through one value."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.act, self.outer = nn.Linear(6, 4), act, nn.Linear(4, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.outer(self.act(self.inner(x)))
+
+
 def network(name: str, seed: int = 0) -> nn.Module:
     """A small classifier of three classes, always the same for a name and a seed."""
     torch.manual_seed(seed)
@@ -43,13 +54,15 @@ def network(name: str, seed: int = 0) -> nn.Module:
         net = nn.Linear(5, 3)
     elif name == "residual":
         net = Residual()
+    elif name == "row":
+        net = nn.Sequential(nn.Linear(5, 6), Block(nn.ReLU()), nn.ReLU(), Block(nn.Tanh()), nn.ReLU(), nn.Linear(6, 3))
     else:
         first, last = nn.Conv2d(2, 3, 3, padding=1), nn.Linear(27, 3)
         net = nn.Sequential(Normalize([0.4, 0.5], [0.2, 0.3]), first, nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), last)
     return net.eval()
 
 
-SHAPES = {"mlp": (5,), "linear": (5,), "residual": (5,), "conv": (2, 6, 6)}
+SHAPES = {"mlp": (5,), "linear": (5,), "residual": (5,), "row": (5,), "conv": (2, 6, 6)}
 
 
 def samples(name: str, count: int = 12) -> Samples:
@@ -101,15 +114,16 @@ class Lie:
     found_by: str
     change: Callable[[dict[str, Any]], None]
     options: Mapping[str, Any]
+    network: str
 
 
-def lies() -> tuple[list[Lie], Callable[..., Callable[[Callable[[dict[str, Any]], None]], None]]]:
-    """A list, and the decorator that adds to it a change and the check that finds it."""
+def lies(network: str = "mlp") -> tuple[list[Lie], Callable[..., Callable[[Callable[[dict[str, Any]], None]], None]]]:
+    """A list of them about a network, and the decorator that adds to it a change and the check that finds it."""
     told: list[Lie] = []
 
     def lie(found_by: str, **options: Any) -> Callable[[Callable[[dict[str, Any]], None]], None]:
         def register(change: Callable[[dict[str, Any]], None]) -> None:
-            told.append(Lie(change.__name__, found_by, change, options))
+            told.append(Lie(change.__name__, found_by, change, options, network))
 
         return register
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import lies_network
+import lies_parts
 import lies_samples
 import lies_smallgain
 
-LIES = lies_network.LIES + lies_samples.LIES + lies_smallgain.LIES
+LIES = lies_network.LIES + lies_samples.LIES + lies_smallgain.LIES + lies_parts.LIES

@@ -12,8 +12,9 @@ import torch
 from cases import loop_map, named
 from lipcert.bounds.evidence import Scaling
 from lipcert.bounds.gain import INFEASIBLE, Probe, leading_part, product, solve
-from lipcert.bounds.scaling import Search, away, balance, feasible_start, looser, steepest
+from lipcert.bounds.scaling import Search, away, balance, looser, steepest
 from lipcert.bounds.smallgain import identity_heads, objective
+from lipcert.bounds.starts import feasible_start
 from lipcert.errors import BoundError
 from lipcert.scaled import ScaledMap
 from scaled_reference import gain, matrix, random_weights

@@ -173,7 +173,7 @@ def test_a_network_is_the_same_in_another_process() -> None:
 # --- changes that nobody sealed ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("found", LIES, ids=lambda found: found.name)
 def test_a_change_breaks_the_checksum(found: Lie, tmp_path: Path) -> None:
-    changed = content(**found.options)
+    changed = content(found.network, **found.options)
     original = resealed(changed)
     found.change(changed)
     assert resealed(changed) != original

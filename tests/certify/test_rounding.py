@@ -96,16 +96,48 @@ def _balanced(exponent: float) -> nn.Module:
     return net
 
 
-def _net(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
-    shape, build = NETS[name]
+ROWS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
+    "residual": NETS["residual"],
+    "activations behind merges": (
+        (4,),
+        lambda: _lively(L(4, 5), _block(5, nn.ReLU()), nn.ReLU(), _block(5, nn.LeakyReLU(0.3)), nn.Tanh(), L(5, 3)),
+    ),
+    "ends in a merge": ((3,), lambda: _lively(_block(3, nn.PReLU(3)), nn.ReLU(), L(3, 3), _block(3, nn.ReLU()))),
+    "an affine part": ((4,), lambda: _lively(L(4, 5), Residual(L(5, 5)), _block(5, nn.ReLU()), L(5, 3))),
+    "images": (
+        (2, 4, 4),
+        lambda: _lively(
+            Residual(nn.Sequential(C(2, 3, 3, padding=1), nn.ReLU(), C(3, 2, 3, padding=1)), C(2, 2, 1)),
+            Residual(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(2))),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            L(8, 3),
+        ),
+    ),
+}
+
+
+def _block(width: int, act: nn.Module) -> nn.Module:
+    return Residual(nn.Sequential(L(width, width + 1), act if not isinstance(act, nn.PReLU) else nn.PReLU(width + 1),
+                                  L(width + 1, width)))  # fmt: skip
+
+
+def _net(
+    name: str, seed: int = 0, nets: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = NETS
+) -> tuple[nn.Module, Tensor]:
+    shape, build = nets[name]
     torch.manual_seed(seed)
     net = build()
     return net, Machine(UNIT).rounded(torch.randn((1, *shape), dtype=torch.float64))
 
 
-def _allowed(net: nn.Module, x: Tensor, scope: str = "pairwise", method: str = "liplt") -> tuple[Rounding, int]:
+def _allowed(
+    net: nn.Module, x: Tensor, scope: str = "pairwise", method: str = "liplt", *, parts: bool = False
+) -> tuple[Rounding, int]:
     graph = lipcert.trace(net, tuple(x.shape[1:]))
-    bound = graph_bound(graph, method=method, scope=scope, guarantee="upper")
+    method = "smallgain" if parts else method
+    bound = graph_bound(graph, method=method, scope=scope, guarantee="upper", parts=parts, seconds=2.0)
+    assert bool(bound.parts) == parts
     logits, _, found = executed_logits(graph, bound, [x], torch.float64)
     return found, logits.shape[1]
 
@@ -119,12 +151,12 @@ def _limit(found: Rounding, pair: tuple[int, int], radius: float, classes: int =
 PAIRS = list(itertools.combinations(range(3), 2))
 
 
-@pytest.mark.parametrize("name", list(NETS))
-def test_sums_in_any_order_rounded_to_nearest(name: str) -> None:
+@pytest.mark.parametrize(("name", "parts"), [*((n, False) for n in NETS), *((n, True) for n in ROWS)])
+def test_sums_in_any_order_rounded_to_nearest(name: str, parts: bool) -> None:
     worst_share = 0.0
     for seed in range(2):
-        net, x = _net(name, seed)
-        found, _ = _allowed(net, x, ("class", "global")[seed])
+        net, x = _net(name, seed, ROWS if parts else NETS)
+        found, _ = _allowed(net, x, ("class", "global")[seed], parts=parts)
         away = torch.randn((24, *x.shape[1:]), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         radii = torch.tensor([0.0, 0.1, 3.0], dtype=torch.float64).repeat(8) / away.flatten(1).norm(dim=1)
         points = Machine(UNIT).rounded(x + radii.reshape(-1, *(1,) * (x.ndim - 1)) * away)
@@ -165,6 +197,18 @@ def test_an_adversary_rounds(name: str) -> None:
             orders = [ORDERS[(seed + i) % 5], ORDERS[(seed + i + 2) % 5]]
             wrong = _adversary(net, x, radius, pair, orders, seed + i)
             assert 0.01 * limit < wrong <= limit, (radius, wrong / limit)
+
+
+@pytest.mark.parametrize("name", list(ROWS))
+def test_an_adversary_rounds_a_row_of_parts(name: str) -> None:
+    for seed in range(2):
+        net, x = _net(name, seed, ROWS)
+        found, _ = _allowed(net, x, ("pairwise", "class")[seed], parts=True)
+        for i, radius in enumerate((0.0, 0.3, 10.0)):
+            pair = PAIRS[(i + seed) % 3]
+            limit = _limit(found, pair, radius)
+            wrong = _adversary(net, x, radius, pair, [ORDERS[(seed + i) % 5]], seed + i)
+            assert 0.003 * limit < wrong <= limit, (radius, wrong / limit)
 
 
 # --- that a part left out is noticed ------------------------------------------------------------------------------
@@ -253,6 +297,26 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounding, "_gamma", lambda n, unit: 4 * unit)
 
 
+def _merges_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = rounding.Recursion.run
+
+    def forgetful(self: rounding.Recursion, errors: rounding.Errors, *rest: object) -> object:
+        errors.ends = {i: 0 * v for i, v in errors.ends.items()}
+        return whole(self, errors, *rest)
+
+    monkeypatch.setattr(rounding.Recursion, "run", forgetful)
+
+
+def _parts_that_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = rounding.Recursion.__init__
+
+    def smaller(self: rounding.Recursion, *args: object) -> None:
+        whole(self, *args)
+        self.bounds = tuple(dataclasses.replace(b, value=b.value / 64) for b in self.bounds)
+
+    monkeypatch.setattr(rounding.Recursion, "__init__", smaller)
+
+
 _no_sources = _dropped(sources=lambda r: {j: 0 * g for j, g in r.sources.items()})
 _no_final = _dropped(final=lambda r: 0 * r.final)
 _no_ball = _dropped(final=lambda r: _still(r.final), sources=lambda r: {j: _still(g) for j, g in r.sources.items()})
@@ -270,6 +334,42 @@ FOILS: dict[str, tuple[Callable[[], nn.Module], float, Callable, Callable]] = {
     "the ball, one layer": (lambda: _chosen([[FIRST, [0.0] * 32]]), 100.0, _whole, _no_ball),
     "the ball, two layers": (lambda: _chosen([[FIRST], ONE], nn.LeakyReLU(0.5)), 100.0, _whole, _no_ball),
 }
+
+
+def _cut(*layers: nn.Module) -> nn.Module:
+    """With a merge that changes nothing behind each layer but the last."""
+    *front, last = layers
+    quiet = [Residual(nn.Sequential(nn.ReLU(), nn.Linear(m.out_features, m.out_features, False)), m) for m in front]
+    for m in quiet:
+        m.body[1].weight.data.zero_()
+    return nn.Sequential(*quiet, last).double().eval()
+
+
+_first, _one, _times, _spread, _sum = (
+    _chosen([w])[0] for w in ([FIRST], ONE, [[64.0]], [[64.0], *[[0.0]] * 30, [64.0]], [FIRST, [0.0] * 32])
+)
+ROW_FOILS: dict[str, tuple[Callable[[], nn.Module], float, Callable]] = {
+    "what a merge is wrong by": (lambda: _cut(_first, _one), 0.0, _merges_exact),
+    "what a part makes of it": (lambda: _cut(_first, _times, _one), 0.0, _parts_that_shrink),
+    "what a part makes of the ball": (
+        lambda: nn.Sequential(Residual(nn.ReLU(), _spread), _sum).double().eval(),
+        100.0,
+        _parts_that_shrink,
+    ),
+}
+
+
+@pytest.mark.parametrize("part", list(ROW_FOILS))
+def test_the_adversary_finds_what_is_left_out_of_a_row(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, radius, patch = ROW_FOILS[part]
+    net = build()
+    x = torch.full((1, net[0].share.in_features), 2.0**-14, dtype=torch.float64)
+    x[0, 0] = x[0, -1] = 1.0
+    wrong = _adversary(net, x, radius, (0, 1), ORDERS)
+    whole = _limit(_allowed(net, x, parts=True)[0], (0, 1), radius, 2)
+    patch(monkeypatch)
+    less = _limit(_allowed(net, x, parts=True)[0], (0, 1), radius, 2)
+    assert less < wrong <= whole, (less, wrong, whole)
 
 
 @pytest.mark.parametrize("part", list(FOILS))

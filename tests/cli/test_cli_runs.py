@@ -39,7 +39,7 @@ def api(run: Path, **options: Any) -> Any:
 
 
 def test_a_run_of_lipschitz_layers_from_training_to_its_certificate(tmp_path: Path) -> None:
-    """The command that training suggests certifies it: by LipLT, for float32, it would be refused."""
+    """What training suggests certifies it: by LipLT, for float32, it would be refused."""
     model = 'model={name="lipres-s",options={widths=[4,6,8],hidden=16}}'
     changes = ["bound.method=layers", "train.epochs=1", "train.batch_size=128"]
     result = cli("train", "digits-mlp-crm", model, *changes, "--out", tmp_path / "run")
@@ -50,12 +50,15 @@ def test_a_run_of_lipschitz_layers_from_training_to_its_certificate(tmp_path: Pa
     assert RunFolder(tmp_path / "run").summary()["bound_estimate"]["method"] == "layers"  # type: ignore[index]
     found = parsed(*said, "-e", "0.1", "--first", "20", "--seconds", "2")
     assert (found["method"], found["certified"], found["precision"]) == ("smallgain", True, "real")
-    assert fold_it.endswith("fold it (lipcert fold), then --precision float64.")
+    assert fold_it.endswith("lipcert fold it, then certify that with --method smallgain.")
     assert cli("fold", tmp_path / "run", tmp_path / "folded").exit_code == 0
+    plain = parsed("certify", tmp_path / "folded", *said[2:4], "-e", "0.1", "--first", "20", "--seconds", "2")
+    assert plain["precision"] == "float32"
+    assert plain["accuracy_at"] == plain["real_accuracy_at"]  # followed by LipLT of the whole, rounding took all
     more = ["--method", "smallgain", "-e", "0.1", "--first", "20", "--seconds", "2"]
     deep = parsed("certify", tmp_path / "folded", "--precision", "float64", *more, "--save", tmp_path / "deep.json")
     assert (deep["certified"], deep["precision"]) == (True, "float64")
-    assert deep["accuracy_at"] == deep["real_accuracy_at"]  # which float32, followed with LipLT's norms, is far from
+    assert deep["accuracy_at"] == deep["real_accuracy_at"]
     assert parsed("verify", tmp_path / "deep.json", tmp_path / "folded")["accepted"] is True
 
 

@@ -110,6 +110,8 @@ class UpperBound(Bound):
         heads: for each source j the norms ‖row·A_yj‖ that the value is made of, in its shape.
         evidence: what proves a small-gain bound. Its other parts are then those of LipLT's bound, which carries the
             rounding of an execution; its value is in no entry larger than LipLT's.
+        parts: of a small-gain bound of a residual network, where they were asked for, those of its parts
+            (:mod:`lipcert.bounds.parts`): global but for the last, which is in this bound's scope.
     """
 
     failure: float = 0.0
@@ -118,6 +120,7 @@ class UpperBound(Bound):
     hidden: Mapping[int, float] = field(default_factory=dict)
     heads: Mapping[int, Tensor] = field(default_factory=dict)
     evidence: Evidence | None = None
+    parts: tuple[UpperBound, ...] = ()
     guarantee: ClassVar[Guarantee] = "upper"
 
     def proof(self) -> str:

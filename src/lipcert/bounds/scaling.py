@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,12 +21,11 @@ from torch import Tensor
 
 from lipcert.bounds.evidence import Scaling
 from lipcert.bounds.gain import INFEASIBLE, Probe, Solution, head_rows, leading_part, product, solve
-from lipcert.errors import BoundError
-from lipcert.loop import LoopMap, Pair
+from lipcert.loop import LoopMap
 from lipcert.norms.lanczos import leading_vectors
-from lipcert.scaled import ScaledMap, levels, weight_shapes
+from lipcert.scaled import ScaledMap, levels
 
-__all__ = ["Progress", "Search", "away", "balance", "feasible_start", "looser", "steepest"]
+__all__ = ["Progress", "Search", "away", "balance", "looser", "steepest"]
 
 Progress = Callable[[str, float, float], None]
 """Called with the scaling, a typical value of the bound, and the seconds so far."""
@@ -39,9 +38,6 @@ _LIMIT, _SAFE = 1 - 2e-5, 1 - 5e-4  # ‖S_z‖² at the end of a stage: what is
 _LOOKS, _LOOK_CLOSE = 40, 1e-3  # products, of one row, to see ‖S_z‖² at each step, and how closely
 _LAST_LOOKS, _LAST_CLOSE = 60, 1e-5  # at the end of a stage
 _LOOSER, _LARGEST = 0.98, 4.0  # what ‖S_z‖² of infeasible weights becomes, where it is at most the second
-_STARTS = 100
-_NO_FLOW = 1e-12
-_LEAST = 1e-80  # of m_k: weights that are larger cannot stand in a certificate
 _LONGEST = 2.0  # of a step in log D, before η
 _LITTLE = 1e-2  # of the average share in a vector: what has less does not move away from it
 
@@ -74,49 +70,6 @@ _SHARP_STAGES = (
     _Stage(16384.0, 1e-4, 1e-3, 2e-5),
 )
 _ROUGH, _ROUGH_SHARP = _STAGES[:1], _SHARP_STAGES[:2]
-
-
-def feasible_start(loop: LoopMap, hidden: Mapping[int, float], norms: Mapping[Pair, float] | None = None) -> Scaling:
-    """One weight a layer with ‖S_z‖ < 1, from Lipschitz constants m_k of x ↦ z_k: D_k = t^level·√e_k/m_k.
-
-    With ‖A_kj‖ (k = K + 1 for y), LipLT sends a share s_kj = ‖A_kj‖·m_j/m_k of m_k to source j. Let 1 flow in at y, and
-    e_j = Σ_k s_kj·e_k be what comes by at z_j. As ‖z_k‖² ≤ m_k·Σ_j ‖A_kj‖·‖w_j‖²/m_j (Cauchy and Schwarz), t = 1 proves
-    LipLT's own bound; without the norms, e = 1. ‖S_z‖ shrinks by t at least, so some t is small enough.
-
-    Raises:
-        BoundError: a pass overflows.
-    """
-    steps, dtype = levels(loop), loop.resolved.dtype
-    ones = weight_shapes(loop, "layer")
-    logs = [-math.log(max(hidden[k], _LEAST)) for k in range(1, loop.depth + 1)]
-    if norms:
-        logs = [v + 0.5 * math.log(e) for v, e in zip(logs, _flow(loop, hidden, norms), strict=True)]
-    else:
-        logs = [v - 0.35 * n for v, n in zip(logs, steps[1:], strict=False)]
-    for _ in range(_STARTS):
-        weights = [torch.full(s, math.exp(v), dtype=torch.float64) for s, v in zip(ones, logs, strict=True)]
-        scaled = ScaledMap(loop, [d.to(dtype).to(loop.resolved.device) for d in weights], None)
-        seen = Probe.random(scaled).iterate(scaled, 12)
-        if seen < (0.99 if norms else 0.9):
-            return Scaling("layer", tuple(weights))
-        if not math.isfinite(seen):
-            break
-        shrink = math.log(0.97 / math.sqrt(seen) if norms else 0.85 / math.sqrt(seen))
-        logs = [v + steps[k] * min(shrink, -1e-3) for k, v in enumerate(logs, start=1)]
-    raise BoundError(f"there are no weights to start a small-gain bound from in {dtype}: use method='liplt'.")
-
-
-def _flow(loop: LoopMap, hidden: Mapping[int, float], norms: Mapping[Pair, float]) -> list[float]:
-    """e_1 … e_K; not below what leaves a weight that nothing depends on positive."""
-    last = loop.depth + 1
-    constants = {0: 1.0, **hidden}
-    constants[last] = sum(norms.get((last, j), 0.0) * constants[j] for j in range(last))
-    arrived = {last: 1.0}
-    for k in range(last, 0, -1):
-        for j in range(k):
-            share = norms.get((k, j), 0.0) * constants[j] / max(constants[k], _LEAST)
-            arrived[j] = arrived.get(j, 0.0) + min(share, 1.0) * arrived.get(k, 0.0)
-    return [max(arrived.get(k, 0.0), _NO_FLOW) for k in range(1, last)]
 
 
 def balance(

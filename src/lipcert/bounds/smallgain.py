@@ -26,8 +26,9 @@ from lipcert.bounds.gain import Probe, head_rows, solve
 from lipcert.bounds.output import fitted, functional_norms, whitening
 from lipcert.bounds.recursive import estimated, proved, typical_norms
 from lipcert.bounds.result import Estimate, Scope, UpperBound
-from lipcert.bounds.scaling import Progress, Search, feasible_start
+from lipcert.bounds.scaling import Progress, Search
 from lipcert.bounds.stages import Find, staged_start
+from lipcert.bounds.starts import balanced_start, feasible_start
 from lipcert.errors import BoundError
 from lipcert.loop import LoopMap, Pair
 from lipcert.norms.result import Norm
@@ -157,7 +158,7 @@ def search(
         start = _start(loop, working, hidden, norms, found, "channel" if scaling == "auto" else kinds[-1], seconds)
     current, started = start, time.monotonic()
     kinds = _distinct(working, kinds[KINDS.index(start.kind) :])
-    candidates: list[Scaling] = []
+    candidates = [] if smooth else [start]  # what is sharpened begins far from the maximum that it is to end at
     roughly = kinds[0] == "layer" and len(kinds) > 1
     for i, kind in enumerate(kinds):
         if scaling == "auto" and i and time.monotonic() - started > _FINEST_SHARE * (began + seconds - started):
@@ -171,7 +172,7 @@ def search(
             current, deadline=began + seconds, smooth=smooth, progress=progress, rough=rough or (roughly and not i)
         )
         candidates.append(current)
-    if roughly and len(candidates) == 1:  # there was no time for a finer one
+    if roughly and candidates[-1].kind == kinds[0]:  # there was no time for a finer one
         current, _ = found.run(current, deadline=began + seconds, smooth=smooth, progress=progress)
         candidates.append(current)
     if len(candidates) > 1:  # a finer search may be held up by ‖S_z‖ ≥ 1 where a coarser one was not
@@ -196,18 +197,24 @@ def _start(
     kind: Kind,
     seconds: float,
 ) -> Scaling:
-    """What LipLT gives, or the blocks of a deep network by themselves, whichever is better."""
-    try:
-        staged = staged_start(loop, _finder(kind), time.monotonic() + _PARTS_SHARE * seconds)
-    except BoundError:
-        staged = None
-    try:
-        whole = feasible_start(working, hidden, norms)
-    except BoundError:
-        if staged is None:
-            raise
-        return staged
-    return whole if staged is None else min((whole, staged), key=search.reached)
+    """What LipLT gives, a balance of each channel, or the blocks of a deep network by themselves: the best of these."""
+    deadline = time.monotonic() + _PARTS_SHARE * seconds
+    ways: list[Callable[[], Scaling | None]] = [
+        lambda: feasible_start(working, hidden, norms),
+        lambda: balanced_start(working, "channel") if kind != "layer" else None,
+        lambda: staged_start(loop, _finder(kind), deadline),
+    ]
+    starts, failed = list[Scaling](), list[BoundError]()
+    for way in ways:
+        try:
+            start = way()
+        except BoundError as error:
+            failed.append(error)
+        else:
+            starts += [] if start is None else [start]
+    if not starts:
+        raise failed[0]
+    return starts[0] if len(starts) == 1 else min(starts, key=search.reached)
 
 
 def _finder(kind: Kind) -> Find:

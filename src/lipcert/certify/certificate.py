@@ -21,13 +21,14 @@ from lipcert.bounds.evidence import Evidence, Scaling
 from lipcert.certify.canonical import canonical, parse, read_bytes, shown
 from lipcert.certify.identity import Origin, Samples, describe_graph, normalisations, versions, weights_digest
 from lipcert.certify.local import Local
-from lipcert.certify.network import BATCH, certified
+from lipcert.certify.network import BATCH, certified, executes
 from lipcert.certify.radius import CertifiedRadii, Radii
 from lipcert.certify.rounding import ASSUMPTIONS
-from lipcert.certify.schema import FORMAT, VERSION, Certificate, CertifiedBound
+from lipcert.certify.schema import FORMAT, VERSION, Certificate, CertifiedBound, PartBound
 from lipcert.errors import CertificateError
 from lipcert.files import replacing
 from lipcert.graph import Graph, check_mode, trace
+from lipcert.loop import Pair
 from lipcert.norms import Norm
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "certificate_of",
     "evidence_of",
     "make_certificate",
+    "norms_of",
     "read_certificate",
     "write_certificate",
 ]
@@ -119,8 +121,7 @@ def _dtype(graph: Graph) -> str:
 def _bound(bound: UpperBound) -> dict[str, Any]:
     value = bound.value.detach().double().cpu()
     rows = value[None, None] if value.ndim == 0 else value[None] if value.ndim == 1 else value
-    proofs = sorted(bound.norms.items())
-    own = math.fsum([*(n.failure for _, n in proofs), _risk(bound)])
+    own = math.fsum(risk for one in (bound, *bound.parts) for risk in _risks(one))
     passed_over = max(0.0, bound.failure - own) if bound.attempts else 0.0
     return {
         "method": bound.method,
@@ -130,17 +131,25 @@ def _bound(bound: UpperBound) -> dict[str, Any]:
         "passed_over": passed_over,
         "slack": max(0.0, float(bound.slack)),
         "value": rows.tolist(),
+        **_proofs(bound),
+        "parts": [_proofs(one) for one in bound.parts],
+    }
+
+
+def _proofs(bound: UpperBound) -> dict[str, Any]:
+    return {
         "norms": [
             {"target": k, "source": j, "upper": n.upper, "lower": n.lower, "method": n.method, "failure": n.failure}
-            for (k, j), n in proofs
+            for (k, j), n in sorted(bound.norms.items())
         ],
         "smallgain": None if bound.evidence is None else _smallgain(bound.evidence),
     }
 
 
-def _risk(bound: UpperBound) -> float:
-    """The probability with which the norm of the scaled map is too small."""
-    return bound.evidence.norm.failure if bound.evidence is not None and bound.evidence.norm is not None else 0.0
+def _risks(bound: UpperBound) -> list[float]:
+    """The probabilities with which its norms are too small, that of the scaled map among them."""
+    scaled = bound.evidence.norm if bound.evidence is not None else None
+    return [*(n.failure for n in bound.norms.values()), *([] if scaled is None else [scaled.failure])]
 
 
 def _smallgain(evidence: Evidence) -> dict[str, Any]:
@@ -166,13 +175,25 @@ def restated(graph: Graph, bound: CertifiedBound | str) -> UpperBound:
         lipcert.errors.BoundError: they are of another network.
     """
     c = CertifiedBound.model_validate_json(bound) if isinstance(bound, str) else bound
-    norms = {(n.target, n.source): Norm(n.upper, n.lower, n.method, n.failure) for n in c.norms}
-    found = graph_bound(graph, method=c.method, scope=c.scope, guarantee="upper", norms=norms, evidence=evidence_of(c))
+    found = graph_bound(
+        graph,
+        method=c.method,
+        scope=c.scope,
+        guarantee="upper",
+        norms=norms_of(c),
+        evidence=evidence_of(c),
+        parts=[(norms_of(one), evidence_of(one)) for one in c.parts],
+    )
     assert isinstance(found, UpperBound)
     return found
 
 
-def evidence_of(bound: CertifiedBound) -> Evidence | None:
+def norms_of(bound: CertifiedBound | PartBound) -> dict[Pair, Norm]:
+    """The norms of a bound as a certificate states them."""
+    return {(n.target, n.source): Norm(n.upper, n.lower, n.method, n.failure) for n in bound.norms}
+
+
+def evidence_of(bound: CertifiedBound | PartBound) -> Evidence | None:
     """The evidence of a small-gain bound as a certificate states it; whether it fits a network is not checked."""
     found = bound.smallgain
     if found is None:
@@ -239,7 +260,8 @@ def certificate_of(
     """
     check_mode(module)
     graph = trace(module, samples.shape)
-    bound = graph_bound(graph, guarantee="upper", **{"scope": "pairwise", **bounding})
+    rounds = executes(graph, precision)
+    bound = graph_bound(graph, guarantee="upper", parts=rounds, **{"scope": "pairwise", **bounding})
     assert isinstance(bound, UpperBound)
     result = certified(graph, bound, samples.batches(BATCH), samples.labels, precision, local=local)
     return make_certificate(graph, result, samples, epsilons=epsilons, origin=origin)

@@ -48,8 +48,8 @@ class _Closer:
 
     def __init__(self, loop: LoopMap, bound: UpperBound) -> None:
         arithmetic = ARITHMETICS[torch.float64]
-        self.loop, self.watch = loop, Errors(loop, arithmetic, torch.float64)
         self.recursion = Recursion(loop, bound, arithmetic)
+        self.loop, self.watch = loop, Errors(loop, arithmetic, torch.float64, self.recursion.cuts)
         classes = loop.graph.output_shape[0]
         off = ~torch.eye(classes, dtype=torch.bool, device=loop.resolved.device)
         pairs = {j: pair_bounds(h.double(), classes, upward=True) for j, h in self.recursion.heads.items()}
@@ -210,7 +210,8 @@ def executed_logits(
             )
         check_tf32(loop.resolved.device, dtype)
         relative = path_error(loop)
-        recursion, watch = Recursion(loop, bound, arithmetic), Errors(loop, arithmetic, dtype)
+        recursion = Recursion(loop, bound, arithmetic)
+        watch = Errors(loop, arithmetic, dtype, recursion.cuts)
         closer = _Closer.of(loop, bound, relative, each=each)
         for batch in alike(batches):
             far, sizes = far_from(loop, batch)

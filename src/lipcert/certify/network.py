@@ -19,7 +19,7 @@ from lipcert.errors import BoundError, ShapeError
 from lipcert.graph import Graph, check_mode, trace
 from lipcert.graph.capture import first_line
 
-__all__ = ["BATCH", "certified", "certify", "contested", "execution", "logits_of"]
+__all__ = ["BATCH", "certified", "certify", "contested", "executes", "execution", "logits_of"]
 
 BATCH = 50
 """Samples evaluated at once: float64 is faster in small batches, which stay in the cache."""
@@ -129,6 +129,7 @@ def certify(
             slack=slack,
             scaling=scaling,
             seconds=seconds,
+            parts=guarantee == "upper" and executes(graph, precision),
         )
     given = None if labels is None else labels
     if isinstance(bound, UpperBound):
@@ -164,6 +165,11 @@ def execution(graph: Graph, precision: str | None) -> Precision:
             "or use precision='real'."
         )
     return cast(Precision, precision)
+
+
+def executes(graph: Graph, precision: str | None) -> bool:
+    """Whether radii in a precision are those of an execution, whose rounding is followed part by part."""
+    return execution(graph, precision) != "real"
 
 
 def certified(

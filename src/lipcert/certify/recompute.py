@@ -25,7 +25,9 @@ from torch import Tensor
 from lipcert.bounds import UpperBound
 from lipcert.bounds.evidence import fits
 from lipcert.bounds.pairs import pair_bounds
-from lipcert.certify.certificate import evidence_of, restated
+from lipcert.bounds.parts import row
+from lipcert.certify.certificate import evidence_of, norms_of, restated
+from lipcert.certify.claimed import TOLERANCE, Claimed
 from lipcert.certify.contest import SPARE, Contest
 from lipcert.certify.identity import Samples
 from lipcert.certify.local import reproved
@@ -36,16 +38,12 @@ from lipcert.certify.report import Check, NotChecked, Refuted, examine
 from lipcert.certify.schema import Certificate
 from lipcert.graph import Graph
 from lipcert.graph.capture import ordinary_mode
-from lipcert.loop import LoopMap, Pair
-from lipcert.norms import Norm, estimate_norms
-from lipcert.norms.confirm import confirm_norms
-from lipcert.norms.scaled import confirm_scaled
+from lipcert.loop import LoopMap
 
 __all__ = ["ALTERED", "CONFIRM_LIMIT", "TOLERANCE", "Recomputed", "claimed_pairs", "recomputed"]
 
 CONFIRM_LIMIT = 2048
 """The largest smaller side of a matrix that is formed to confirm a norm, unless told otherwise."""
-TOLERANCE = 1e-9  # by which two machines may differ in a bound or an estimate
 ALTERED = 1e-6  # a claim that is smaller than the truth by more is not what was computed
 
 
@@ -147,14 +145,18 @@ class Recomputed:
 
     def __init__(self, c: Certificate, graph: Graph, *, dense_limit: int, failure: float) -> None:
         self.c, self.graph, self.dense_limit, self.failure = c, graph, dense_limit, failure
-        self.claims: dict[Pair, Norm] = {
-            (n.target, n.source): Norm(n.upper, n.lower, n.method, n.failure) for n in c.bound.norms
-        }
+        self.claims = norms_of(c.bound)
         self.pairs = claimed_pairs(c)
         self.prediction = torch.tensor(c.samples.prediction)
         with ordinary_mode():
             self.loop = LoopMap(graph, graph.resolve(torch.float64), centred=c.bound.method != "product")
-        self.evidence = evidence_of(c.bound)
+        self.claimed = [Claimed("", self.loop, self.claims, evidence_of(c.bound))]
+        if c.bound.parts:
+            pieces = row(self.loop)  # as many as are claimed, or making the bound refuses them
+            self.claimed += [
+                Claimed(f" of part {i}", piece.loop, norms_of(one), evidence_of(one))
+                for i, (piece, one) in enumerate(zip(pieces, c.bound.parts, strict=False), start=1)
+            ]
         self._bound: UpperBound | None = None
         self._margins: tuple[Tensor, Tensor] | None = None
         self._contested: tuple[Radii, Contest] | None = None
@@ -164,8 +166,11 @@ class Recomputed:
         """What the claimed norms give."""
         if self._bound is None:
             c = self.c.bound
-            if self.evidence is not None and not fits(self.loop, self.evidence):
-                raise Refuted("the weights of the small-gain bound are not those of this network's activations")
+            for one in self.claimed:
+                if one.evidence is not None and not fits(one.loop, one.evidence):
+                    raise Refuted(
+                        f"the weights of the small-gain bound{one.of} are not those of this network's activations"
+                    )
             self._bound = restated(self.graph, c)
         return self._bound
 
@@ -187,47 +192,27 @@ class Recomputed:
     def below(self) -> str:
         """No claimed norm is below what a Lanczos iteration reaches."""
         self._require_blocks()
-        with ordinary_mode(), torch.no_grad():
-            seen = estimate_norms(self.loop, list(self.claims))
-        for pair, claim in self.claims.items():
-            if claim.upper < float(seen[pair]) * (1 - TOLERANCE):
-                raise Refuted(f"block {pair}: its norm reaches {float(seen[pair]):.9g}, claimed is {claim.upper:.9g}")
-        also = self._scaled_below()
-        return f"a Lanczos iteration reaches none of the {len(self.claims)} claimed norms{also}"
-
-    def _scaled_below(self) -> str:
-        if self.evidence is None:
-            return ""
-        claim = self.evidence.norm
-        assert claim is not None
-        with ordinary_mode(), torch.no_grad():
-            seen = float(estimate_norms(self.evidence.map(self.loop), [(1, 0)])[1, 0])
-        if not claim.upper >= seen * (1 - TOLERANCE):  # nor where it overflows
-            raise Refuted(f"the scaled map's norm reaches {seen:.9g}, claimed is {claim.upper:.9g}")
-        return ", nor that of the scaled map"
+        for one in self.claimed:
+            one.below()
+        count, scaled = (
+            sum(n) for n in zip(*((len(one.norms), one.evidence is not None) for one in self.claimed), strict=True)
+        )
+        also = ("", ", nor that of the scaled map", f", nor those of {scaled} scaled maps")[min(scaled, 2)]
+        return f"a Lanczos iteration reaches none of the {count} claimed norms{also}"
 
     def confirmed(self) -> str:
         """Each claimed norm is confirmed by another method than the one that proved it."""
         self._require_blocks()
-        share = self.failure if self.evidence is None else self.failure / 2
-        found = confirm_norms(self.loop, self.claims, limit=self.dense_limit, failure=share)
-        left = [pair for pair in self.claims if pair not in found]
-        if left:
-            raise NotChecked(
-                f"{len(left)} of {len(self.claims)} norms could not be confirmed, the first that of block {left[0]}: "
-                "allow a probability of failure, or form larger matrices"
-            )
-        ways = Counter(f"{self.claims[pair].method} by {method}" for pair, method in found.items())
-        how = ", ".join(f"{count} {way}" for way, count in sorted(ways.items())) or "there are none"
-        if self.evidence is not None:
-            claim = self.evidence.norm
-            assert claim is not None
-            scaled = self.evidence.map(self.loop)
-            norms = {pair: self.claims[pair].upper for pair in found}
-            way = confirm_scaled(scaled, claim, limit=self.dense_limit, failure=share, norms=norms)
-            if way is None:
-                raise NotChecked("the norm of the scaled map could not be confirmed: allow a probability of failure")
-            how += f"; the scaled map, {claim.method} by {way}"
+        blocks, scaled = Counter[str](), Counter[str]()
+        for one in self.claimed:
+            ways, way = one.confirmed(self.dense_limit, self.failure / len(self.claimed))
+            blocks += ways
+            scaled += Counter(way)
+        how = ", ".join(f"{count} {way}" for way, count in sorted(blocks.items())) or "there are none"
+        if scaled.total() == 1:
+            how += f"; the scaled map, {next(iter(scaled))}"
+        elif scaled:
+            how += f"; {scaled.total()} scaled maps, {', '.join(f'{n} {way}' for way, n in sorted(scaled.items()))}"
         return f"{how}; a wrong one would pass with probability {self.failure:g} at most"
 
     def _require_blocks(self) -> None:

@@ -17,6 +17,11 @@ recursion, with the norms that the bound was proved by; with F for what the last
     μ_k = η_k + Σ_{j<k} ‖A_kj‖·g_j,     g_j = μ_j + max|c_j/r_j|·η_j + θ_j/min r_j,
     E_ab = Σ_j ‖(e_a − e_b)ᵀA_yj‖·g_j + F_a + F_b.
 
+*A row of parts* (:mod:`lipcert.bounds.parts`), where the bound knows each part's constants: part p, of Lipschitz
+constant c_p, executed on what the parts before it gave, is at most c_p·ε_{p−1} from the truth, and what it loses
+itself: E of the part, in a ball around u_{p−1}(x) of radius c_1⋯c_{p−1}·R + ε_{p−1}. No segment goes on behind a merge
+then; along the shortcuts of a residual network |S| would grow from block to block, which the network does not.
+
 What is assumed of the execution is listed in :data:`ASSUMPTIONS`.
 
 Sources: Higham, *Accuracy and Stability of Numerical Algorithms*, ch. 3 and 4 (sums in any order); Murray, arXiv
@@ -27,13 +32,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lipcert.bounds.parts import row
 from lipcert.bounds.result import UpperBound
 from lipcert.errors import BoundError
 from lipcert.graph import Graph
@@ -146,8 +152,9 @@ def _row_norms(value: Tensor) -> Tensor:
 class Errors:
     """Watches an evaluation, and bounds entry by entry what rounding adds to each node since the last activation."""
 
-    def __init__(self, loop: LoopMap, arithmetic: Arithmetic, dtype: torch.dtype) -> None:
+    def __init__(self, loop: LoopMap, arithmetic: Arithmetic, dtype: torch.dtype, cuts: Iterable[int] = ()) -> None:
         self.loop, self.arithmetic, self.dtype = loop, arithmetic, dtype
+        self.cuts = frozenset(cuts)
         absolute = loop.resolved.absolute()
         self.live = loop.resolved.live
         self.coefficients = [
@@ -181,6 +188,7 @@ class Errors:
         self.errors: dict[int, Tensor | None] = {}
         self.local: dict[int, Tensor] = {}
         self.sizes: dict[int, Tensor] = {}
+        self.ends: dict[int, Tensor] = {}
 
     def __call__(self, node: Node, operands: Sequence[Tensor], value: Tensor) -> None:
         """Called at each node of an evaluation."""
@@ -193,6 +201,9 @@ class Errors:
             self.local[k] = value.new_zeros(rows) if before is None else _row_norms(before)
             if isinstance(node, Elementwise) and _count(self.loop, node):
                 self.sizes[k] = _row_norms(operands[0])
+        if node.index in self.cuts:  # what is behind it is another part, which begins without errors of its own
+            self.ends[node.index] = value.new_zeros(len(value)) if errors is None else _row_norms(errors)
+            errors = None
         self.errors[node.index] = errors
         for i in node.inputs:
             if self.last[i] == node.index and i != self.loop.graph.output:
@@ -254,11 +265,18 @@ def require(graph: Graph) -> None:
             )
 
 
-class Recursion:
-    """What of E does not depend on the sample: made once for a network and a bound."""
+class _Stretch:
+    """What of E does not depend on the sample, of one part of a network, or of the whole: made once.
 
-    def __init__(self, loop: LoopMap, bound: UpperBound, arithmetic: Arithmetic) -> None:
-        self.loop, self.arithmetic, self.depth = loop, arithmetic, loop.depth
+    Args:
+        loop: T of the part, not centred for a product bound.
+        bound: of the part.
+        arithmetic: of the execution.
+        before: how many activations of the network are in the parts before this one.
+    """
+
+    def __init__(self, loop: LoopMap, bound: UpperBound, arithmetic: Arithmetic, before: int) -> None:
+        self.loop, self.arithmetic, self.depth, self.before = loop, arithmetic, loop.depth, before
         last = loop.depth + 1
         flat = LoopMap(loop.graph, loop.resolved, centred=False)
         self.steep = {j: float(torch.as_tensor(flat.radius(j), dtype=torch.float64).max()) for j in range(1, last)}
@@ -288,17 +306,20 @@ class Recursion:
         zero = torch.zeros((1, *node.shape), dtype=self.loop.resolved.dtype, device=self.loop.resolved.device)
         return float(_row_norms(node.function(zero, self.loop.resolved.live))) if isinstance(node, Elementwise) else 0.0
 
-    def run(self, errors: Errors, final: Tensor | None, rows: Tensor) -> tuple[dict[int, Tensor], Tensor]:
-        """g_j for each source j, (N, 2), and (N, C, 2) of the last segment; ``rows`` is the output, for its shape."""
-        unit, last = self.arithmetic.unit, self.depth + 1
-        nothing = torch.zeros((len(rows), 2), dtype=torch.float64, device=rows.device)
+    def run(self, errors: Errors, entering: Tensor) -> tuple[dict[int, Tensor], Tensor]:
+        """g_j for each source j whose head is known, and what moving away from x adds to the last segment: (N, 2).
 
-        def pair(e: Tensor | float, f: float) -> Tensor:
+        ``entering`` is how far what enters may be from its value at x, (N, 2).
+        """
+        unit, last = self.arithmetic.unit, self.depth + 1
+        nothing = torch.zeros_like(entering)
+
+        def still(e: Tensor | float) -> Tensor:
             made = nothing.clone()
-            made[:, 0], made[:, 1] = e, f
+            made[:, 0] = e
             return made
 
-        moved = {0: pair(0.0, 1.0)}  # ‖û_j(x′) − u_j(x)‖
+        moved = {0: entering}  # ‖û_j(x′) − u_j(x)‖
         gained: dict[int, Tensor] = {}  # g_j
 
         def ball(k: int) -> Tensor:
@@ -308,22 +329,67 @@ class Recursion:
         for k in range(1, last):
             node, (ratio, inverse) = self.loop.nonlinear[k - 1], self.ratios[k]
             # more than what underflows in a product with a norm
-            own = pair(errors.local[k] + 4 * self.arithmetic.tiny, 0.0) + ball(k)
+            own = still(errors.local[self.before + k] + 4 * self.arithmetic.tiny) + ball(k)
             error = own + sum((self.norms[k, j] * g for j, g in gained.items() if (k, j) in self.norms), start=nothing)
-            departs = nothing
+            departs, shift = nothing, self.hidden[k] * entering
             if isinstance(node, Elementwise) and (roundings := _count(self.loop, node)):
-                size = pair(errors.sizes[k], self.hidden[k]) + error
-                departs = roundings * unit * (pair(self.still[k], 0.0) + self.steep[k] * size)
+                size = still(errors.sizes[self.before + k]) + shift + error
+                departs = roundings * unit * (still(self.still[k]) + self.steep[k] * size)
             each = node.departure if isinstance(node, Elementwise) else 0.0
             each += 4 * self.arithmetic.tiny  # even a comparison may take a subnormal number for zero
-            departs = departs + pair(each * math.sqrt(math.prod(node.shape)), 0.0)
+            departs = departs + still(each * math.sqrt(math.prod(node.shape)))
             gained[k] = error + (ratio * own if ratio else 0.0) + inverse * departs
-            moved[k] = self.steep[k] * (error + pair(0.0, self.hidden[k])) + departs
-        known = {j: gained[j] * _SAFE for j in self.heads}
-        rest = ball(last)[:, None, :].expand(*rows.shape, 2).clone()
+            moved[k] = self.steep[k] * (error + shift) + departs
+        return {j: gained[j] * _SAFE for j in self.heads}, ball(last) * _SAFE
+
+
+class Recursion:
+    """What of E does not depend on the sample: made once for a network and a bound.
+
+    Attributes:
+        cuts: the nodes at which an evaluation is to be watched part by part (:class:`Errors`).
+        heads: for each source of :meth:`run`, by how much it counts in the bound's scope.
+    """
+
+    def __init__(self, loop: LoopMap, bound: UpperBound, arithmetic: Arithmetic) -> None:
+        pieces = row(loop) if bound.parts else []
+        if len(pieces) != len(bound.parts):
+            raise BoundError(
+                f"this bound has {len(bound.parts)} parts, the network {len(pieces)}: it is of another one."
+            )
+        self.cuts = tuple(piece.end for piece in pieces[:-1])
+        loops = [piece.loop for piece in pieces] or [loop]
+        self.bounds = bound.parts or (bound,)
+        self.stretches: list[_Stretch] = []
+        before = 0
+        for one, of in zip(loops, self.bounds, strict=True):
+            self.stretches.append(_Stretch(one, of, arithmetic, before))
+            before += one.depth
+        # source 0 is the last part's input
+        self.heads = {**({0: self.bounds[-1].value} if bound.parts else {}), **self.stretches[-1].heads}
+        self.tiny = arithmetic.tiny
+
+    def run(self, errors: Errors, final: Tensor | None, rows: Tensor) -> tuple[dict[int, Tensor], Tensor]:
+        """g_j for each source j, (N, 2), and (N, C, 2) of the last segment; ``rows`` is the output, for its shape."""
+        wrong = torch.zeros((len(rows), 2), dtype=torch.float64, device=rows.device)  # ε_p
+        shift = wrong.clone()  # c_1⋯c_p·R
+        shift[:, 1] = 1.0
+        *front, last = self.stretches
+        for stretch, bound, cut in zip(front, self.bounds[:-1], self.cuts, strict=True):
+            constant = float(bound.value)
+            gained, rest = stretch.run(errors, shift + wrong)
+            wrong = constant * wrong + rest
+            wrong[:, 0] += errors.ends[cut] + 4 * self.tiny
+            for j, g in gained.items():
+                wrong = wrong + float(stretch.heads[j]) * g
+            wrong, shift = wrong * _SAFE, constant * shift * _SAFE
+        known, rest = last.run(errors, shift + wrong)
+        if front:
+            known[0] = wrong
+        ended = rest[:, None, :].expand(*rows.shape, 2).clone()
         if final is not None:
-            rest[..., 0] += final.double()
-        return known, rest * _SAFE
+            ended[..., 0] += final.double()
+        return known, ended * _SAFE
 
 
 def far_from(loop: LoopMap, batch: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -25,6 +25,7 @@ __all__ = [
     "InputSpace",
     "ModelIdentity",
     "NormEvidence",
+    "PartBound",
     "Precisely",
     "SampleColumns",
     "ScaledNorm",
@@ -220,6 +221,23 @@ class SmallGain(Part):
         return self
 
 
+class PartBound(Part):
+    """What proves the Lipschitz bound of one part of a residual network, between two values that all of it passes."""
+
+    norms: Annotated[tuple[NormEvidence, ...], Field(strict=False, max_length=20_000)]
+    smallgain: SmallGain | None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PartBound:
+        _check_order(self.norms)
+        return self
+
+
+def _check_order(norms: tuple[NormEvidence, ...]) -> None:
+    if any(one >= next_ for one, next_ in pairwise((n.target, n.source) for n in norms)):
+        raise ValueError("norms must be in order, each block once")
+
+
 class CertifiedBound(Part):
     """The Lipschitz bound of the logits, per unit of the raw input."""
 
@@ -232,6 +250,12 @@ class CertifiedBound(Part):
     value: Annotated[Rows, Field(description="1×1 (global), 1×C (class), C×C (pairwise)", min_length=1)]
     norms: Annotated[tuple[NormEvidence, ...], Field(strict=False, max_length=20_000)]
     smallgain: SmallGain | None = Field(description="of a small-gain bound; the value is LipLT's where that is smaller")
+    parts: Annotated[
+        tuple[PartBound, ...],
+        Field(
+            strict=False, max_length=10_000, description="of a residual network, by which rounding is followed; or none"
+        ),
+    ]
 
     @model_validator(mode="after")
     def _consistent(self) -> CertifiedBound:
@@ -248,9 +272,9 @@ class CertifiedBound(Part):
                 raise ValueError("value must be symmetric")
         if self.smallgain is not None and self.method != "smallgain":
             raise ValueError("only a small-gain bound has that evidence")
-        blocks = [(n.target, n.source) for n in self.norms]
-        if any(one >= next_ for one, next_ in pairwise(blocks)):
-            raise ValueError("norms must be in order, each block once")
+        if self.parts and self.method != "smallgain":
+            raise ValueError("only a small-gain bound has parts")
+        _check_order(self.norms)
         return self
 
 

@@ -20,7 +20,7 @@ from lipcert.certify.certificate import assumptions_of
 from lipcert.certify.identity import Origin, Samples, describe_graph, normalisations, weights_digest
 from lipcert.certify.recompute import CONFIRM_LIMIT, TOLERANCE, Recomputed, claimed_pairs, recomputed
 from lipcert.certify.report import Check, NotChecked, Refuted, Report, examine
-from lipcert.certify.schema import Certificate
+from lipcert.certify.schema import Certificate, CertifiedBound, PartBound
 from lipcert.errors import BoundError
 from lipcert.graph import Graph, check_mode, trace
 
@@ -165,8 +165,9 @@ def _sums(c: Certificate) -> str:
 
 
 def _failure(c: Certificate) -> str:
-    scaled = c.bound.smallgain.norm.failure if c.bound.smallgain is not None else 0.0
-    failures = [*(n.failure for n in c.bound.norms), scaled, c.bound.passed_over]
+    bounds: tuple[CertifiedBound | PartBound, ...] = (c.bound, *c.bound.parts)
+    scaled = [b.smallgain.norm.failure for b in bounds if b.smallgain is not None]
+    failures = [*(n.failure for b in bounds for n in b.norms), *scaled, c.bound.passed_over]
     total, stated = math.fsum(failures), c.bound.failure
     if abs(stated - total) > TOLERANCE * total:
         raise Refuted(f"the norms may fail with probability {total:.6g} together; stated is {stated:.6g}")

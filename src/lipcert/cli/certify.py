@@ -23,6 +23,7 @@ from lipcert.certify import Origin, Samples, make_certificate, write_certificate
 from lipcert.certify.certificate import assumptions_of, restated, stated
 from lipcert.certify.identity import describe_graph, versions, weights_digest
 from lipcert.certify.local import Local
+from lipcert.certify.network import executes
 from lipcert.certify.radius import CertifiedRadii, Radii, radii
 from lipcert.cli.common import (
     DataOption,
@@ -124,7 +125,8 @@ def certify_run(
     asked = json.dumps([dict(bounding), epsilons, precision, local], default=str)
     same = [weights_digest(model), describe_graph(graph)[1], data.fingerprint, asked]
     ranks.check_same("model, data and options", "\n".join(same), device)
-    bound = _bounded(graph, bounding, ranks, device)
+    upper = bounding["guarantee"] == "upper"
+    bound = _bounded(graph, {**bounding, "parts": upper and executes(graph, precision)}, ranks, device)
     seconds = time.monotonic() - began
     result: Radii
     if isinstance(bound, UpperBound):

@@ -34,7 +34,7 @@ __all__ = ["train"]
 # LipLT, the method by default, certifies far less of what was trained with one of these.
 _CERTIFYING = {
     "smallgain": ("--method", "smallgain"),
-    "layers": ("--method", "smallgain", "--precision", "real"),  # float32 is followed with LipLT's norms
+    "layers": ("--method", "smallgain", "--precision", "real"),  # weights that are computed have no other
 }
 
 
@@ -122,4 +122,4 @@ def train(
     certify = command("lipcert", "certify", out, *where, *_CERTIFYING.get(method, ()))
     say(f"The bound is an estimate while training. To certify the run: {certify}")
     if method == "layers":
-        say("For its execution, rounding included: fold it (lipcert fold), then --precision float64.")
+        say("For its execution, rounding included: lipcert fold it, then certify that with --method smallgain.")

@@ -29,8 +29,9 @@ from lipcert.bounds.gain import Probe, head_rows, leading_part, product, solve
 from lipcert.bounds.options import check_choice
 from lipcert.bounds.recursion import hidden_bounds
 from lipcert.bounds.result import Scope
-from lipcert.bounds.scaling import Search, away, balance, feasible_start, looser, steepest
+from lipcert.bounds.scaling import Search, away, balance, looser, steepest
 from lipcert.bounds.smallgain import identity_heads, objective
+from lipcert.bounds.starts import feasible_start
 from lipcert.errors import BoundError, ShapeError
 from lipcert.graph.capture import ordinary_mode
 from lipcert.graph.types import Resolved

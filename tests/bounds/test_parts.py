@@ -1,0 +1,149 @@
+"""The small-gain bound of a residual network in parts: what it is made of, what it says, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lipcert
+from certificates import Block
+from lipcert.bounds import UpperBound, graph_bound, lower_bound
+from lipcert.bounds.parts import row
+from lipcert.certify.certificate import restated, stated
+from lipcert.errors import BoundError
+from lipcert.layers import SmallGainLinear, fold
+from lipcert.loop import LoopMap
+
+SCOPES = ["global", "class", "pairwise"]
+QUICK: dict[str, Any] = {"method": "smallgain", "guarantee": "upper", "seconds": 2.0, "failure": 0.0, "slack": 1e-4}
+
+
+def _row(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    blocks = [Block(act) for act in (nn.ReLU(), nn.LeakyReLU(0.3), nn.Tanh())]
+    return nn.Sequential(nn.Linear(5, 6), *blocks, nn.ReLU(), nn.Linear(6, 3)).double().eval()
+
+
+def _deep(blocks: int = 5) -> nn.Module:
+    """Blocks that are 1-Lipschitz, which LipLT does not see."""
+    torch.manual_seed(0)
+    layers = [SmallGainLinear(6, 12) for _ in range(blocks)]
+    for p in (p for layer in layers for p in layer.parameters()):
+        nn.init.normal_(p)
+    return fold(nn.Sequential(*layers, nn.Linear(6, 3)).eval()).double().eval()
+
+
+def _bound(net: nn.Module, scope: str = "pairwise", shape: tuple[int, ...] = (5,), **options: Any) -> UpperBound:
+    found = graph_bound(lipcert.trace(net, shape), **{"scope": scope, "parts": True, **QUICK, **options})
+    assert isinstance(found, UpperBound)
+    return found
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_of_each_part_and_of_the_whole(scope: str) -> None:
+    net = _row()
+    graph = lipcert.trace(net, (5,))
+    found, without = _bound(net, scope), _bound(net, scope, parts=False)
+    assert [p.scope for p in found.parts] == ["global", "global", "global", scope]
+    assert [len(p.hidden) for p in found.parts] == [1, 1, 1, 1]
+    assert not without.parts
+    assert found.value.shape == without.value.shape
+    assert bool((found.value <= without.value * 1.01).all())
+    seen = lower_bound(graph, torch.randn(20, 5, dtype=torch.float64), scope=scope)
+    assert bool((found.value >= seen.value * (1 - 1e-9)).all())
+    assert found.failure == 0
+    by_parts = found.parts[-1].value
+    for one in found.parts[:-1]:
+        assert one.value.ndim == 0
+        by_parts = by_parts * one.value
+    assert bool((found.value <= by_parts * (1 + 1e-9)).all())
+
+
+def test_the_constants_of_parts_and_of_what_activations_see() -> None:
+    """No pair of points moves by more."""
+    net = _row(1)
+    graph, found = lipcert.trace(net, (5,)), _bound(net)
+    loop = LoopMap(graph, graph.resolve(torch.float64))
+    pieces = row(loop)
+    x, d = torch.randn(400, 5, dtype=torch.float64), torch.randn(400, 5, dtype=torch.float64)
+    values: list[dict[int, Tensor]] = []
+    for points in (x, x + 1e-3 * d, x + d):
+        values.append({})
+        with torch.no_grad():
+            graph.evaluate(points, loop.resolved, lambda node, _, value: values[-1].__setitem__(node.index, value))
+    entering = [0, *(p.end for p in pieces)]
+    for other in values[1:]:
+        for (start, piece), bound in zip(zip(entering, pieces, strict=False), found.parts, strict=True):
+            moved = [(other[i] - values[0][i]).norm(dim=1) for i in (start, piece.end)] if start else [None, None]
+            if start and bound.scope == "global":
+                assert bool((moved[1] <= float(bound.value) * moved[0] * (1 + 1e-9)).all())
+        step = (1e-3 if other is values[1] else 1.0) * d.norm(dim=1)
+        for k, m in found.hidden.items():
+            at = loop.target_node(k)
+            assert bool(((other[at] - values[0][at]).norm(dim=1) <= m * step * (1 + 1e-9)).all())
+
+
+def test_where_liplt_grows_from_block_to_block() -> None:
+    net = _deep()
+    found = _bound(net, "global", (6,), seconds=20.0)
+    liplt = lipcert.lipschitz(net, (6,), guarantee="upper")
+    assert len(found.parts) == 6
+    assert all(float(p.value) < 1.002 for p in found.parts[:-1])
+    assert float(found) < 1.01 * float(found.parts[-1].value) < 0.5 * float(liplt)
+    assert isinstance(liplt, UpperBound)
+    assert found.hidden[5] < 0.9 * liplt.hidden[5]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_what_is_stated_gives_it_again(scope: str) -> None:
+    net = _row()
+    found = _bound(net, scope)
+    again = restated(lipcert.trace(net, (5,)), stated(found))
+    assert torch.allclose(again.value, found.value, rtol=1e-12)
+    assert again.hidden == pytest.approx(found.hidden, rel=1e-12)
+    assert again.slack == pytest.approx(found.slack, abs=1e-12)
+    assert [p.evidence is None for p in again.parts] == [p.evidence is None for p in found.parts]
+
+
+@pytest.mark.parametrize("method", ["smallgain", "best"])
+def test_probabilities_of_failure_add_up(method: str) -> None:
+    found = _bound(_row(), method=method, failure=1e-9, dense_limit=1, scaling="layer")
+    of_all = [n.failure for b in (found, *found.parts) for n in b.norms.values()]
+    scaled = [b.evidence.norm.failure for b in (found, *found.parts) if b.evidence is not None and b.evidence.norm]
+    if method == "smallgain":
+        assert found.failure == 1e-9
+        assert sum(of_all) + sum(scaled) == pytest.approx(1e-9)
+    else:
+        assert sum(of_all) + sum(scaled) < found.failure <= 1e-9 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("method", ["liplt", "product"])
+def test_other_methods_have_none(method: str) -> None:
+    assert not _bound(_row(), method=method).parts
+
+
+def test_networks_that_cannot_be_cut() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
+    found, without = _bound(net), _bound(net, parts=False)
+    assert not found.parts
+    assert torch.equal(found.value, without.value)
+    assert row(LoopMap(lipcert.trace(Block(nn.ReLU()).double().eval(), (6,)))) == []  # its only merge is its output
+
+
+def test_proofs_of_other_parts_are_refused() -> None:
+    net = _row()
+    graph, found = lipcert.trace(net, (5,)), _bound(net)
+    given = {**QUICK, "norms": found.norms, "evidence": found.evidence, "scope": "pairwise"}
+    proofs = [(p.norms, p.evidence) for p in found.parts]
+    assert torch.equal(graph_bound(graph, parts=proofs, **given).value, found.value)
+    with pytest.raises(BoundError, match="proofs of 3 parts are given, but this network has 4"):
+        graph_bound(graph, parts=proofs[:3], **given)
+    with pytest.raises(BoundError, match="not those of this network's blocks"):
+        graph_bound(graph, parts=[proofs[0], proofs[3], *proofs[2:]], **given)
+    alone = graph_bound(graph, **given)
+    assert isinstance(alone, UpperBound)
+    assert not alone.parts
