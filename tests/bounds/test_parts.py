@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -147,3 +148,64 @@ def test_proofs_of_other_parts_are_refused() -> None:
     alone = graph_bound(graph, **given)
     assert isinstance(alone, UpperBound)
     assert not alone.parts
+
+
+class _Sum(nn.Module):
+    """w·x, as a merge of two halves."""
+
+    def __init__(self, w: float) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        for half in (self.a, self.b):
+            half.weight.data = torch.full((1, 1), w / 2, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.b(x)
+
+
+@pytest.mark.parametrize("exponents", [(-530, -530, 560), (-537, -537, 574), (-540, -540, 600), (300, -300, 0)])
+def test_products_of_constants_that_underflow(exponents: tuple[int, int, int]) -> None:
+    """The product of the first two has digits that are lost, or is lost as a whole, and the third makes it large."""
+    first, second, third = (1.49 * 2.0**e for e in exponents)
+    last = nn.Linear(1, 2).double()
+    last.weight.data = torch.tensor([[third], [-third]], dtype=torch.float64)
+    net = nn.Sequential(_Sum(first), _Sum(second), last).eval()
+    found = _bound(net, "pairwise", (1,))
+    exact = 2 * Fraction(first) * Fraction(second) * Fraction(third)
+    assert len(found.parts) == 3
+    assert Fraction(float(found.value[0, 1])) >= exact
+    x = torch.full((1, 1), 2.0**20, dtype=torch.float64)
+    last.bias.data = torch.tensor([3.0 * float(exact), 0.0], dtype=torch.float64)
+    radius = Fraction(float(lipcert.certify(net, x, method="smallgain", failure=0.0, seconds=2.0).radius))
+    margin = 2 * Fraction(first) * Fraction(second) * Fraction(third) * 2**20 + Fraction(float(last.bias[0]))
+    assert radius * exact <= margin
+
+
+def test_a_part_that_cannot_be_proved_costs_no_bound_of_the_whole() -> None:
+    """Its block is larger than the limit, and no chain of layers; a pairwise bound of the whole needs none such."""
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1))
+    net = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), Plus(inner), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(12, 3))
+    with pytest.warns(UserWarning, match="no small-gain bound was found"):
+        found = _bound(net.double().eval(), shape=(1, 8, 8), dense_limit=32)
+    assert not found.parts
+    assert bool((found.value[found.value > 0] < 10).all())
+
+
+def test_certify_takes_a_bound_with_its_parts() -> None:
+    net, x = _deep().float(), torch.rand(4, 6)
+    made: dict[str, Any] = {"method": "smallgain", "scope": "pairwise", "seconds": 5.0, "guarantee": "upper"}
+    found, without = (lipcert.lipschitz(net, (6,), parts=p, **made) for p in (True, False))
+    near, far = (lipcert.certify(net, x, bound=b) for b in (found, without))
+    assert bool((near.real - near.radius < far.real - far.radius).all())
+
+
+class Plus(nn.Module):
+    """x + inner(x)."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)

@@ -54,6 +54,7 @@ def lipschitz(
     progress: Progress | None = None,
     seed: int = 0,
     output_weights: Tensor | None = None,
+    parts: bool = False,
 ) -> Bound:
     """Bound the ℓ2 Lipschitz constant of a module.
 
@@ -89,6 +90,9 @@ def lipschitz(
         output_weights: bound x ↦ ⟨w, y⟩ instead, w being of the output's shape: one action of a policy, say, or a mean
             of some pixels. With (m, *output_shape) the map to m such numbers: together, ``scope="global"``, or each by
             itself, ``scope="class"``.
+        parts: for an upper bound by ``"smallgain"`` of a residual network: bound its parts too, in a fifth of
+            ``seconds``. By these the rounding of an execution is followed if the bound is handed to
+            :func:`lipcert.certify`, which asks for them where it makes a bound itself.
 
     Returns:
         :class:`UpperBound` or :class:`Estimate`, with a float64 ``value`` on the module's device.
@@ -130,6 +134,7 @@ def lipschitz(
         start=start,
         progress=progress,
         seed=seed,
+        parts=parts,
     )
 
 

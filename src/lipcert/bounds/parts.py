@@ -28,6 +28,7 @@ from lipcert.errors import BoundError
 from lipcert.graph.parts import merges, part
 from lipcert.loop import LoopMap, Pair
 from lipcert.norms import Norm
+from lipcert.norms.errors import TINY
 
 __all__ = ["Piece", "Proofs", "row", "smallgain_in_parts"]
 
@@ -109,6 +110,11 @@ def _proved_parts(
     return tuple(found)
 
 
+def _product(one: float, other: float) -> float:
+    """From above, where it is below the range of floats too."""
+    return max(one * other * _UP, TINY)
+
+
 def _joined(whole: UpperBound, parts: Sequence[UpperBound]) -> UpperBound:
     """The bound of a network made smaller by what its parts say, and with them; its norms and heads stay as they are.
 
@@ -120,11 +126,11 @@ def _joined(whole: UpperBound, parts: Sequence[UpperBound]) -> UpperBound:
     constant, hidden = 1.0, dict[int, float]()
     for one in parts:
         before = len(hidden)
-        hidden |= {before + k: min(whole.hidden[before + k], constant * m * _UP) for k, m in one.hidden.items()}
+        hidden |= {before + k: min(whole.hidden[before + k], _product(constant, m)) for k, m in one.hidden.items()}
         if one is not last:
-            constant *= float(one.value) * _UP
-    by_parts: Tensor = last.value * (constant * _UP)
-    off = whole.value > 0  # not between a class and itself
+            constant = _product(constant, float(one.value))
+    off = last.value > 0  # not between a class and itself
+    by_parts: Tensor = (last.value * constant * _UP).clamp_min(TINY).where(off, torch.zeros_like(last.value))
     smaller = (by_parts < whole.value)[off]
     excess = math.prod(1 + one.slack for one in parts) - 1
     slack = max(excess if bool(smaller.any()) else 0.0, whole.slack if not bool(smaller.all()) else 0.0)
@@ -157,7 +163,7 @@ def smallgain_in_parts(
     Args:
         loop: T in float64.
         scope: of the bound.
-        parts: whether to prove those of the parts too; with ``norms``, what proves them, of each.
+        parts: whether to prove those of the parts too, if they can be; with ``norms``, what proves them, of each.
         failure, seconds: of all together.
         norms, evidence, base, start, progress, options: as for :func:`lipcert.bounds.smallgain.proved_smallgain`, of
             the whole.
@@ -179,9 +185,13 @@ def smallgain_in_parts(
     )
     if not cut:
         return whole
-    found = _joined(
-        whole, _proved_parts(loop, scope, failure=share * failure, seconds=_SHARE * seconds, given=given, **options)
-    )
+    try:
+        pieces = _proved_parts(loop, scope, failure=share * failure, seconds=_SHARE * seconds, given=given, **options)
+    except BoundError:
+        if given is not None:
+            raise
+        pieces = ()  # a part may have a block that is too large for a proof, and the whole none
+    found = _joined(whole, pieces)
     if norms is None and 0 < found.failure <= failure * (1 + 2.0**-30):  # but for the last digits of a sum
         return replace(found, failure=failure if base is None else found.failure)
     return found

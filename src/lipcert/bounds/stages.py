@@ -20,7 +20,7 @@ from lipcert.loop import LoopMap
 
 __all__ = ["staged_start"]
 
-_FEW = 4  # blocks: of as many, LipLT is a good start
+_FEW = 8  # blocks: from LipLT's start fewer are searched in the time that their parts take
 _PATIENCE = 2.0  # by how much the time that was given may be exceeded
 
 Find = Callable[[LoopMap, float], tuple[Scaling | None, float]]

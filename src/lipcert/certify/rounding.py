@@ -22,6 +22,8 @@ constant c_p, executed on what the parts before it gave, is at most c_p·ε_{p�
 itself: E of the part, in a ball around u_{p−1}(x) of radius c_1⋯c_{p−1}·R + ε_{p−1}. No segment goes on behind a merge
 then; along the shortcuts of a residual network |S| would grow from block to block, which the network does not.
 
+No product of norms and errors is lost to underflow: 2⁻¹⁰²² is added wherever one is made.
+
 What is assumed of the execution is listed in :data:`ASSUMPTIONS`.
 
 Sources: Higham, *Accuracy and Stability of Numerical Algorithms*, ch. 3 and 4 (sums in any order); Murray, arXiv
@@ -45,7 +47,7 @@ from lipcert.errors import BoundError
 from lipcert.graph import Graph
 from lipcert.graph.types import Affine, Coefficient, Elementwise, Node, Nonlinear
 from lipcert.loop import LoopMap
-from lipcert.norms.errors import absolute_norm, roundings_at, underflow
+from lipcert.norms.errors import TINY, absolute_norm, roundings_at, underflow
 from lipcert.norms.scaling import row_norms
 
 __all__ = [
@@ -324,22 +326,22 @@ class _Stretch:
 
         def ball(k: int) -> Tensor:
             near = [self.segments[k, j] * moved[j] for j in range(k) if (k, j) in self.segments]
-            return self.gammas[k] * sum(near, start=nothing)
+            return self.gammas[k] * sum(near, start=nothing) + TINY
 
         for k in range(1, last):
             node, (ratio, inverse) = self.loop.nonlinear[k - 1], self.ratios[k]
             # more than what underflows in a product with a norm
             own = still(errors.local[self.before + k] + 4 * self.arithmetic.tiny) + ball(k)
             error = own + sum((self.norms[k, j] * g for j, g in gained.items() if (k, j) in self.norms), start=nothing)
-            departs, shift = nothing, self.hidden[k] * entering
+            departs, shift = nothing, self.hidden[k] * entering + TINY
             if isinstance(node, Elementwise) and (roundings := _count(self.loop, node)):
                 size = still(errors.sizes[self.before + k]) + shift + error
                 departs = roundings * unit * (still(self.still[k]) + self.steep[k] * size)
             each = node.departure if isinstance(node, Elementwise) else 0.0
             each += 4 * self.arithmetic.tiny  # even a comparison may take a subnormal number for zero
             departs = departs + still(each * math.sqrt(math.prod(node.shape)))
-            gained[k] = error + (ratio * own if ratio else 0.0) + inverse * departs
-            moved[k] = self.steep[k] * (error + shift) + departs
+            gained[k] = error + (ratio * own if ratio else 0.0) + inverse * departs + TINY
+            moved[k] = self.steep[k] * (error + shift) + departs + TINY
         return {j: gained[j] * _SAFE for j in self.heads}, ball(last) * _SAFE
 
 
@@ -382,7 +384,7 @@ class Recursion:
             wrong[:, 0] += errors.ends[cut] + 4 * self.tiny
             for j, g in gained.items():
                 wrong = wrong + float(stretch.heads[j]) * g
-            wrong, shift = wrong * _SAFE, constant * shift * _SAFE
+            wrong, shift = wrong * _SAFE + TINY, constant * shift * _SAFE + TINY
         known, rest = last.run(errors, shift + wrong)
         if front:
             known[0] = wrong
