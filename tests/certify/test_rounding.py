@@ -136,7 +136,7 @@ def _allowed(
 ) -> tuple[Rounding, int]:
     graph = lipcert.trace(net, tuple(x.shape[1:]))
     method = "smallgain" if parts else method
-    bound = graph_bound(graph, method=method, scope=scope, guarantee="upper", parts=parts, seconds=2.0)
+    bound = graph_bound(graph, method=method, scope=scope, guarantee="upper", parts=parts, seconds=0.3)
     assert bool(bound.parts) == parts
     logits, _, found = executed_logits(graph, bound, [x], torch.float64)
     return found, logits.shape[1]
@@ -201,7 +201,7 @@ def test_an_adversary_rounds(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(ROWS))
 def test_an_adversary_rounds_a_row_of_parts(name: str) -> None:
-    for seed in range(2):
+    for seed in (list(ROWS).index(name) % 2,):
         net, x = _net(name, seed, ROWS)
         found, _ = _allowed(net, x, ("pairwise", "class")[seed], parts=True)
         for i, radius in enumerate((0.0, 0.3, 10.0)):

@@ -19,7 +19,7 @@ from lipcert.layers import SmallGainLinear, fold
 from lipcert.loop import LoopMap
 
 SCOPES = ["global", "class", "pairwise"]
-QUICK: dict[str, Any] = {"method": "smallgain", "guarantee": "upper", "seconds": 2.0, "failure": 0.0, "slack": 1e-4}
+QUICK: dict[str, Any] = {"method": "smallgain", "guarantee": "upper", "seconds": 1.0, "failure": 0.0, "slack": 1e-4}
 
 
 def _row(seed: int = 0) -> nn.Module:
@@ -28,7 +28,7 @@ def _row(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Linear(5, 6), *blocks, nn.ReLU(), nn.Linear(6, 3)).double().eval()
 
 
-def _deep(blocks: int = 5) -> nn.Module:
+def _deep(blocks: int = 4) -> nn.Module:
     """Blocks that are 1-Lipschitz, which LipLT does not see."""
     torch.manual_seed(0)
     layers = [SmallGainLinear(6, 12) for _ in range(blocks)]
@@ -89,13 +89,13 @@ def test_the_constants_of_parts_and_of_what_activations_see() -> None:
 
 def test_where_liplt_grows_from_block_to_block() -> None:
     net = _deep()
-    found = _bound(net, "global", (6,), seconds=20.0)
+    found = _bound(net, "global", (6,), seconds=10.0, scaling="channel")
     liplt = lipcert.lipschitz(net, (6,), guarantee="upper")
-    assert len(found.parts) == 6
+    assert len(found.parts) == 5
     assert all(float(p.value) < 1.002 for p in found.parts[:-1])
     assert float(found) < 1.01 * float(found.parts[-1].value) < 0.5 * float(liplt)
     assert isinstance(liplt, UpperBound)
-    assert found.hidden[5] < 0.9 * liplt.hidden[5]
+    assert found.hidden[4] < 0.9 * liplt.hidden[4]
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -111,7 +111,7 @@ def test_what_is_stated_gives_it_again(scope: str) -> None:
 
 @pytest.mark.parametrize("method", ["smallgain", "best"])
 def test_probabilities_of_failure_add_up(method: str) -> None:
-    found = _bound(_row(), method=method, failure=1e-9, dense_limit=1, scaling="layer")
+    found = _bound(_row(), method=method, failure=1e-9, dense_limit=1, scaling="layer", slack=1e-2)
     of_all = [n.failure for b in (found, *found.parts) for n in b.norms.values()]
     scaled = [b.evidence.norm.failure for b in (found, *found.parts) if b.evidence is not None and b.evidence.norm]
     if method == "smallgain":
