@@ -20,7 +20,7 @@ from adversary_exact import Exact
 from adversary_nets import KINDS, network, program, trained
 from adversary_report import Tally
 
-SEEDS, DRAWS = range(4), 4
+SEEDS, DRAWS = range(3), 4
 
 
 @cache
