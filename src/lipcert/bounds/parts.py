@@ -37,7 +37,7 @@ Proofs = tuple[Mapping[Pair, Norm], Evidence | None]
 
 _UP = 1 + 2.0**-48
 _ENOUGH = 1e-2  # of a part's slack
-_DENSE = 512  # the largest smaller side of a block that is made explicit, if neither is asked for otherwise
+_DENSE = 512  # the largest smaller side of a block of a part that is made explicit, where no limit was given
 _SHARE = 0.2  # of the time that there is for a search, for those of the parts
 
 

@@ -249,7 +249,9 @@ class CertifiedBound(Part):
     slack: float = Field(ge=0, description="relative excess over the same formula with the lower norms")
     value: Annotated[Rows, Field(description="1×1 (global), 1×C (class), C×C (pairwise)", min_length=1)]
     norms: Annotated[tuple[NormEvidence, ...], Field(strict=False, max_length=20_000)]
-    smallgain: SmallGain | None = Field(description="of a small-gain bound; the value is LipLT's where that is smaller")
+    smallgain: SmallGain | None = Field(
+        description="of a small-gain bound; the value is LipLT's, or the product of those of the parts, where smaller"
+    )
     parts: Annotated[
         tuple[PartBound, ...],
         Field(
