@@ -183,7 +183,7 @@ _GLORO = "loss={kind='gloro-trades',epsilon=%s,weight=1.5}"
 _BETTER = ("train.batch_size=128", "data.augment.shift=0.0625", "model.options.init='orthogonal'", "loss.weight=7.5")
 _CLOCK = [
     Way("CRM, lipcert's recipe", _CIFAR, _BETTER),
-    Way("CRM, lipcert's recipe, lipres-s", "cifar10-lipres-s-half-hour"),
+    Way("CRM, lipcert's recipe, lipres-s", "cifar10-lipres-s-half-hour", ("loss.weight.epochs=[0,EPOCHS]",)),
     Way("CRM, published settings", "cifar10-6c2f-crm", _soon()),
     Way("GloRo (TRADES), product bound", _CIFAR, (*_BETTER, _GLORO % _RADIUS, *_of("product", "pairwise"))),
 ]

@@ -31,7 +31,7 @@ class Way:
     Attributes:
         label: in the table.
         config: a ready configuration, or a file.
-        overrides: changes to it.
+        overrides: changes to it; ``EPOCHS`` in them stands for as many as fit into the budget.
         x: where it stands on the axis of a plot, if it has one.
     """
 
@@ -84,10 +84,10 @@ def run_of(way: Way, seed: int, s: Settings, *changes: str) -> RunFolder:
     note = s.out / "runs" / f"{name}.json"
     if not note.exists():
         note.parent.mkdir(parents=True, exist_ok=True)
-        found = epochs_in(s.budget, way.config, common, s.data)
+        found = epochs_in(s.budget, way.config, [c.replace("EPOCHS", "1") for c in common], s.data)
         note.write_text(json.dumps({"way": way.label, "config": way.config, "overrides": common, "epochs": found}))
     epochs = json.loads(note.read_text())["epochs"]
-    length = [f"train.epochs={epochs}"]
+    common, length = [c.replace("EPOCHS", str(epochs)) for c in common], [f"train.epochs={epochs}"]
     if not any(c.startswith("train.eval_every") for c in changes):
         length.append(f"train.eval_every={epochs}")
     return trained(way.config, [*common, *length], s.out / "runs" / name, s.data)
