@@ -7,11 +7,14 @@ stand for a bad argument are also ``ValueError``.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 __all__ = [
     "BoundError",
     "CertificateError",
     "CheckpointError",
     "ConfigError",
+    "CounterexampleError",
     "DataError",
     "ImportFileError",
     "LipcertError",
@@ -91,6 +94,26 @@ class TrainingError(LipcertError):
 
 class CertificateError(LipcertError):
     """A certificate cannot be made or read: it is damaged, not in its one form, or no certificate at all."""
+
+
+class CounterexampleError(LipcertError):
+    """A certified radius is wrong: there is an adversarial example inside of it. That is a bug in lipcert.
+
+    Attributes:
+        sample: its position.
+        distance: ℓ2, of the adversarial example.
+        radius: that was certified.
+        file: with the two inputs, if one was written.
+    """
+
+    def __init__(self, sample: int, distance: float, radius: float, file: Path | None = None) -> None:
+        self.sample, self.distance, self.radius, self.file = sample, distance, radius, file
+        kept = "" if file is None else f" Both inputs are in {file}."
+        super().__init__(
+            f"sample {sample} has an adversarial example at a distance of {distance:.9g}, inside of its certified "
+            f"radius {radius:.9g}. THIS IS A BUG IN LIPCERT, or the certificate was altered (lipcert verify says); the "
+            f"certificate cannot be relied upon.{kept}"
+        )
 
 
 def out_of_memory(error: BaseException) -> bool:

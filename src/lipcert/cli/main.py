@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lipcert.cli.attack import attack
 from lipcert.cli.bound import bound
 from lipcert.cli.certify import certify
 from lipcert.cli.demo import demo
@@ -47,6 +48,7 @@ def _main(
 app.command()(train)
 app.command()(certify)
 app.command()(verify)
+app.command()(attack)
 app.command()(bound)
 app.command()(export)
 app.command()(fold)

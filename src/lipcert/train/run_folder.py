@@ -5,6 +5,8 @@ metrics.jsonl            one line an evaluated epoch
 checkpoint.safetensors   the whole training state, for resuming
 model.safetensors        the weights to use, with what it takes to build the model
 summary.json             the outcome: accuracies, bound, seconds, versions, data
+certificate.json         its certificate, if it was saved there
+attack.safetensors       what attacks found (lipcert attack)
 """
 
 from __future__ import annotations
@@ -91,10 +93,12 @@ class RunFolder:
         self.checkpoint_file = self.path / "checkpoint.safetensors"
         self.model_file = self.path / "model.safetensors"
         self.summary_file = self.path / "summary.json"
+        self.certificate_file = self.path / "certificate.json"
+        self.attack_file = self.path / "attack.safetensors"
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The paths of a run's files; not all of them need be there yet."""
+        """The paths of the files of a training; not all of them need be there yet."""
         return self.config_file, self.metrics_file, self.checkpoint_file, self.model_file, self.summary_file
 
     @property

@@ -1,0 +1,306 @@
+"""``lipcert attack``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from lipcert.attacks import METHODS, Attacked, Judge, Strength
+from lipcert.attacks import attack as attack_samples
+from lipcert.bounds.result import rounded
+from lipcert.certify import Certificate, read_certificate
+from lipcert.certify.identity import weights_digest
+from lipcert.cli.common import (
+    DataOption,
+    DeviceOption,
+    DownloadOption,
+    JsonOption,
+    command,
+    console,
+    emit,
+    fail,
+    find_device,
+    guarded,
+    parse_epsilon,
+    percent,
+    run_of,
+    say,
+    table,
+)
+from lipcert.data import Dataset, as_float, load
+from lipcert.errors import CertificateError, CheckpointError, ConfigError, CounterexampleError
+from lipcert.train import RunFolder
+from lipcert.train.evaluate import radius_key
+from lipcert.train.interrupt import stop_on_signal
+from lipcert.train.safefile import read_file
+
+__all__ = ["attack"]
+
+COUNTEREXAMPLE = 3  # exit status
+
+
+@dataclass(frozen=True, eq=False)
+class _Target:
+    """What is attacked; ``certificate`` is of these samples, or of more that begin with them."""
+
+    module: nn.Module
+    samples: Dataset
+    total: int
+    certificate: Certificate | None
+
+    @property
+    def radius(self) -> Tensor | None:
+        if self.certificate is None:
+            return None
+        return torch.tensor(self.certificate.samples.radius[: len(self.samples)], dtype=torch.float64)
+
+    @property
+    def arithmetic(self) -> str:
+        if self.certificate is not None:
+            return self.certificate.precision.arithmetic
+        own = next(p.dtype for p in self.module.parameters())
+        return str(own).removeprefix("torch.")
+
+
+def _certificate_of(folder: RunFolder, given: Path | None) -> Certificate | None:
+    """The certificate in a file, by default in the run's folder, if there is one."""
+    if given is None and not folder.certificate_file.exists():
+        return None
+    return read_certificate(folder.certificate_file if given is None else given)
+
+
+def _target(
+    folder: RunFolder, certificate: Certificate | None, split: str, first: int | None, data: Path | None, download: bool
+) -> _Target:
+    """The model and the samples, which are those of the certificate.
+
+    Raises:
+        CertificateError: they are not.
+    """
+    module, _ = folder.load_model()
+    found = load(folder.config().data.name, split, root=data, download=download)
+    samples = found if first is None else found.subset(slice(first))
+    if certificate is not None:
+        whole = found.subset(slice(certificate.data.samples))
+        judged = module.double() if certificate.model.dtype == "float64" else module
+        if certificate.model.weights_sha256 != weights_digest(judged):
+            raise CertificateError("the certificate is of other weights than this run's: give its own, or certify it.")
+        if (certificate.data.split, certificate.data.sha256) != (split, whole.fingerprint):
+            raise CertificateError(
+                f"the certificate is of {certificate.data.samples:,} samples of {certificate.data.name}, "
+                f"{certificate.data.split}, which these are not."
+            )
+        samples = whole if len(samples) > len(whole) else samples
+    return _Target(module, samples, len(found), certificate)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[float, str], None]]:
+    """A progress bar on a terminal; nothing elsewhere."""
+    terminal = Console(stderr=True)
+    columns = (TextColumn("{task.description:16}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda share, what: bar.update(task, completed=share, description=what)
+
+
+def _document(folder: RunFolder, target: _Target, found: Attacked, file: Path) -> dict[str, Any]:
+    radius, at = target.radius, {radius_key(e): e for e in found.epsilons}
+    certified: dict[str, Any] = {}
+    if radius is not None:
+        nearest = (found.distance / radius)[found.correct & (radius > 0)]
+        certified = {
+            "certified_accuracy_at": {k: float((found.correct & (radius > e)).double().mean()) for k, e in at.items()},
+            "distance_over_radius": {
+                "least": float(nearest.min()) if len(nearest) else None,
+                "median": float(nearest.median()) if len(nearest) else None,
+            },
+        }
+    samples = {"name": target.samples.name, "split": target.samples.split, "samples": len(target.samples)}
+    return {
+        "run": str(folder.path),
+        "file": str(file),
+        "data": {**samples, "of": target.total, "sha256": target.samples.fingerprint},
+        "units": "l2, raw input in [0, 1]",
+        "arithmetic": found.arithmetic,
+        "clean_accuracy": found.clean_accuracy,
+        "attacked_accuracy_at": {k: found.accuracy_at(e) for k, e in at.items()},
+        **certified,
+        "attacks": [vars(t) for t in found.tried()],
+        "about": found.about,
+    }
+
+
+def _show(document: dict[str, Any], target: _Target) -> None:
+    data, certified = document["data"], document.get("certified_accuracy_at")
+    part = f"the first {data['samples']:,} of {data['of']:,}" if data["samples"] < data["of"] else f"{data['of']:,}"
+    say(f"{data['name']}, {data['split']}: {part} samples, {percent(document['clean_accuracy'])} clean")
+    shown = table("radius", *(["certified"] if certified else []), "attacked", *(["in between"] if certified else []))
+    for key, share in document["attacked_accuracy_at"].items():
+        low = [] if certified is None else [percent(certified[key])]
+        gap = [] if certified is None else [percent(share - certified[key])]
+        shown.add_row(str(rounded(float(key), 6, up=False)), *low, percent(share), *gap)
+    console.print(shown)
+    shown = table("attack", "found", "mean distance", "median", "seconds")
+    for t in document["attacks"]:
+        far = ["", ""] if math.isnan(t["mean"]) else [f"{t['mean']:.4f}", f"{t['median']:.4f}"]
+        shown.add_row(METHODS[t["method"]].title, f"{t['found']:,}", *far, f"{t['seconds']:.1f}")
+    console.print(shown)
+    if certified is None:
+        say("There is no certificate to hold this against: `lipcert certify --save` makes one, --certificate names it.")
+    else:
+        least, median = (document["distance_over_radius"][k] for k in ("least", "median"))
+        ratio = "" if least is None else f" The nearest is {least:.4f} times as far (median {median:.3f})."
+        say(f"No adversarial example inside of a certified radius.{ratio}")
+    arithmetic = {"real": "real arithmetic (looked at in float64)"}.get(target.arithmetic, target.arithmetic)
+    say(f"ℓ2, raw input in [0, 1]; predictions in {arithmetic}. All of it is in {document['file']}.")
+
+
+def _replay(folder: RunFolder, file: Path, device: torch.device) -> None:
+    """Look at a counterexample again.
+
+    Raises:
+        CheckpointError: it is no file of a counterexample.
+    """
+    tensors, texts = read_file(file)
+    try:
+        about = json.loads(texts["counterexample"])
+        x, point = tensors["input"].to(device), tensors["adversarial"].to(device)
+        radius, arithmetic = float(about["radius"]), str(about["arithmetic"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{file} holds no counterexample of `lipcert attack`: {type(error).__name__}") from error
+    module, header = folder.load_model()
+    if tuple(x.shape) != tuple(header["input_shape"]) or point.shape != x.shape:
+        raise CheckpointError(f"{file} is not of this run's model, which takes {tuple(header['input_shape'])}.")
+    judge = Judge(module.to(device), arithmetic)
+    before, after = (int(judge.labels(v[None])) for v in (x, point))
+    distance = float(judge.distance(x[None], point[None]))
+    say(f"input: class {before}; the other, at a distance of {distance:.9g}: class {after}; in {arithmetic}")
+    again = judge.is_counterexample(x, point, before, radius)
+    say(f"The radius {radius:.9g} that was certified is {'wrong: it is seen again.' if again else 'not contradicted.'}")
+    if again:
+        raise typer.Exit(COUNTEREXAMPLE)
+
+
+def attack(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or the name of a model of `lipcert zoo`.")],
+    epsilon: Annotated[
+        list[str] | None, typer.Option("--epsilon", "-e", help="A radius, such as 0.5 or 36/255; may be repeated.")
+    ] = None,
+    attacks: Annotated[
+        str | None,
+        typer.Option("--attacks", help=f"Some of {','.join(METHODS)}, in this order.", show_default="all"),
+    ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option("--certificate", help="Of this run, to be put to the test.", show_default="RUN/certificate.json"),
+    ] = None,
+    spare: Annotated[
+        bool,
+        typer.Option("--spare-certified", help="No PGD and APGD at a radius on samples that are certified there."),
+    ] = False,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Of each attack.", show_default="100")] = None,
+    targets: Annotated[int, typer.Option("--targets", min=1, help="Classes that targeted attacks try.")] = 9,
+    split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
+    first: Annotated[
+        int | None, typer.Option("--first", min=1, help="Only the first samples, so many.", show_default="all")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples at a time.")] = 200,
+    seed: Annotated[int, typer.Option("--seed", help="Of what is random in attacks.")] = 0,
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", help="What was found; goes on from it.", show_default="RUN/attack.safetensors"),
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option("--replay", help="Look at a counterexample again that an attack has written.")
+    ] = None,
+    data: DataOption = None,
+    download: DownloadOption = False,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Attack a trained model: how near adversarial examples are, beside how far a certificate rules them out.
+
+    Ctrl-C saves what there is; the same command goes on from it. Exit status 3: an adversarial example lies inside of
+    a certified radius, which is a bug in lipcert. Needs `pip install 'lipcert[attacks]'`.
+
+    For example:
+
+    - `lipcert attack runs/digits`
+
+    - `lipcert attack digits-mlp-crm --save digits-attack.safetensors`, a model of `lipcert zoo`
+
+    - `lipcert attack runs/mnist --certificate mnist.json --first 1000 --data ~/data`
+
+    - `lipcert attack runs/mnist --attacks ddn,pgd -e 0.5 -e 1.58 --data ~/data`
+    """
+    with guarded("Go on with the same command."):
+        folder, where = run_of(run), find_device(device)
+        if replay is not None:
+            _replay(folder, replay, where)
+            return
+        file = _file(run, folder, save)
+        stated = _certificate_of(folder, certificate)
+        target = _target(folder, stated, split, first, data, download)
+        default = [v.epsilon for v in stated.certified] if stated is not None else folder.config().train.eval_epsilons
+        epsilons = [parse_epsilon(e) for e in epsilon] if epsilon else [e for e in default if e > 0]
+        try:
+            with stop_on_signal() as stop, _bar() as progress:
+                found = attack_samples(
+                    target.module.to(where),
+                    as_float(target.samples.images).to(where),
+                    target.samples.labels.to(where),
+                    epsilons=epsilons,
+                    methods=None if attacks is None else [a.strip() for a in attacks.split(",") if a.strip()],
+                    strength=Strength(steps, targets, seed),
+                    radius=target.radius,
+                    spare=spare,
+                    arithmetic=target.arithmetic,
+                    batch_size=batch_size,
+                    file=file,
+                    about={"run": str(run), "data": target.samples.name, "split": split},
+                    progress=progress,
+                    stop=stop,
+                )
+        except CounterexampleError as error:
+            again = (
+                ""
+                if error.file is None
+                else f" See it again: {command('lipcert', 'attack', run, '--replay', error.file)}"
+            )
+            fail(
+                f"{error}{again} Please report it with that file, the run's folder and the certificate.", COUNTEREXAMPLE
+            )
+        document = _document(folder, target, found, file)
+    if as_json:
+        emit(document)
+    else:
+        _show(document, target)
+
+
+def _file(run: Path, folder: RunFolder, save: Path | None) -> Path:
+    """Where what was found is kept.
+
+    Raises:
+        ConfigError: nowhere, or where a run's own file is.
+    """
+    if not folder.exists:
+        raise CheckpointError(f"there is no run in {folder.path}")
+    if save is None:
+        if not run.exists():
+            raise ConfigError(f"{run} is a model that comes with lipcert: name a file for what is found, with --save.")
+        return folder.attack_file
+    if save.is_dir() or any(save.resolve() == f.resolve() for f in (*folder.files, folder.certificate_file)):
+        raise ConfigError(f"--save {save}: is a folder or a file of the run; give the path of a file to write.")
+    return save

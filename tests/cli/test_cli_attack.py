@@ -1,0 +1,132 @@
+"""`lipcert attack`: what it says, where it goes on, and what happens when a certificate lies."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import lipcert.cli.attack as module
+from lipcert import zoo
+from lipcert.attacks import read_attacked
+from lipcert.certify import read_certificate
+from lipcert.certify.canonical import canonical
+from lipcert.train import Interrupted
+from runs import cli, parsed, refused
+
+pytest.importorskip("foolbox")
+pytest.importorskip("pyautoattack")
+
+NAME = "digits-mlp-crm"
+QUICK = ("--first", "60", "--attacks", "pgd,ddn", "--steps", "40")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(zoo.folder(NAME).path, tmp_path / "my run"))
+
+
+def test_beside_its_certificate(run: Path) -> None:
+    shown = cli("attack", run, *QUICK)
+    assert shown.exit_code == 0, shown.stderr
+    assert "digits, test: the first 60 of 360 samples" in shown.stdout
+    assert "No adversarial example inside of a certified radius. The nearest is 1.0" in shown.stdout
+    assert shown.stderr == ""
+    found = parsed("attack", run, *QUICK)  # all of it is in the file
+    certified = read_certificate(run / "certificate.json")
+    assert list(found["attacked_accuracy_at"]) == [repr(v.epsilon) for v in certified.certified]
+    for key, share in found["attacked_accuracy_at"].items():
+        assert found["certified_accuracy_at"][key] <= share <= found["clean_accuracy"]
+    assert [a["method"] for a in found["attacks"]] == ["pgd", "ddn"]
+    assert found["distance_over_radius"]["least"] >= 1
+    assert read_attacked(run / "attack.safetensors").about["data"] == "digits"
+    assert "another attack" in refused("attack", run, "--first", "50")
+
+
+def test_without_a_certificate(run: Path) -> None:
+    (run / "certificate.json").unlink()
+    shown = cli("attack", run, *QUICK, "-e", "0.5", "--save", run.parent / "a.safetensors")
+    assert shown.exit_code == 0
+    assert "There is no certificate" in shown.stdout
+    assert "certified_accuracy_at" not in parsed(
+        "attack", run, *QUICK, "-e", "0.5", "--save", run.parent / "a.safetensors"
+    )
+    assert not (run / "attack.safetensors").exists()
+
+
+def _lie(run: Path, factor: float) -> None:
+    """Radii that are larger by a factor, in a file of its one form."""
+    file = run / "certificate.json"
+    content = read_certificate(file).model_dump()
+    samples = content["samples"]
+    for name in ("radius", "real_radius"):
+        samples[name] = [factor * r for r in samples[name]]
+    correct = [p == y for p, y in zip(samples["prediction"], samples["label"], strict=True)]
+    for claim in content["certified"]:
+        claim["verdict"] = [c and r > claim["epsilon"] for c, r in zip(correct, samples["radius"], strict=True)]
+        claim["count"] = sum(claim["verdict"])
+        claim["share"] = claim["count"] / len(correct)
+    file.write_bytes(canonical(content))
+
+
+def test_a_radius_that_is_too_large_stops_everything(run: Path) -> None:
+    _lie(run, 1.2)
+    shown = cli("attack", run, *QUICK)
+    assert shown.exit_code == module.COUNTEREXAMPLE
+    assert "BUG IN LIPCERT" in shown.stderr
+    assert "--replay" in shown.stderr
+    assert shown.stdout == ""
+    file = run / "attack.counterexample.safetensors"
+    again = cli("attack", run, "--replay", file)
+    assert again.exit_code == module.COUNTEREXAMPLE
+    assert "it is seen again" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([NAME], "name a file for what is found"),
+        (["{run}", "--save", "{run}"], "folder or a file of the run"),
+        (["{run}", "--save", "{run}/certificate.json"], "folder or a file of the run"),
+        (["{run}", "--split", "train"], "which these are not"),
+        (["{run}", "--attacks", "fmn"], "there is no attack 'fmn'"),
+        (["{run}", "-e", "0"], "positive"),
+        (["{run}/none"], "no run"),
+        (["{run}", "--replay", "{run}/model.safetensors"], "no counterexample"),
+        (["{run}", "--certificate", "{run}/config.toml"], "refused"),
+    ],
+)
+def test_refusals(arguments: list[str], said: str, run: Path) -> None:
+    assert said in refused("attack", *(a.format(run=run) for a in arguments))
+    assert not (run / "attack.safetensors").exists()
+
+
+def test_another_models_certificate(run: Path) -> None:
+    content = read_certificate(run / "certificate.json").model_dump()
+    content["model"]["weights_sha256"] = "0" * 64
+    (run / "certificate.json").write_bytes(canonical(content))
+    assert "of other weights" in refused("attack", run, *QUICK)
+
+
+def test_ctrl_c_keeps_what_there_is(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopping(*arguments: object, **options: object) -> None:
+        raise Interrupted("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "attack_samples", stopping)
+        shown = cli("attack", run, *QUICK)
+    assert shown.exit_code == 130
+    assert "Go on with the same command." in shown.stderr
+
+
+def test_in_real_arithmetic(run: Path) -> None:
+    """What is certified for real arithmetic is looked at in float64, in which the model was not stored."""
+    assert (
+        cli("certify", run, "--precision", "real", "--first", "40", "--save", run / "certificate.json").exit_code == 0
+    )
+    found = parsed("attack", run, "--attacks", "ddn")
+    assert found["arithmetic"] == "real"
+    assert found["data"]["samples"] == 40
+    assert torch.isfinite(read_attacked(run / "attack.safetensors").distance).all()
