@@ -98,7 +98,8 @@ class Judge:
     @staticmethod
     def distance(x: Tensor, points: Tensor) -> Tensor:
         """ℓ2 distances (n,) in float64, rounded up."""
-        return torch.linalg.vector_norm((points.double() - x.double()).flatten(1), dim=1) * _UP
+        found: Tensor = torch.linalg.vector_norm((points.double() - x.double()).flatten(1), dim=1)
+        return found * _UP
 
     def is_counterexample(self, x: Tensor, point: Tensor, prediction: int, radius: float) -> bool:
         """Whether a point (of shape ``*shape``) proves a certified radius wrong, whatever rounding did here."""
