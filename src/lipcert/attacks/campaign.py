@@ -111,7 +111,7 @@ def attack(
         tuple(m.name for m in chosen),
         tuple(map(float, epsilons)),
         arithmetic,
-        {**versions(), **(about or {})},
+        {**versions(), "weights": weights_digest(module), **(about or {})},
         y.to(torch.int64).cpu(),
         prediction.cpu(),
         torch.full((len(chosen), len(x)), torch.inf, dtype=torch.float64),

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +13,11 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
 
 from lipcert.attacks import METHODS, Attacked, Judge, Strength
 from lipcert.attacks import attack as attack_samples
+from lipcert.attacks.target import Target, certificate_in, target_of
 from lipcert.bounds.result import rounded
-from lipcert.certify import Certificate, read_certificate
-from lipcert.certify.identity import weights_digest
 from lipcert.cli.common import (
     DataOption,
     DeviceOption,
@@ -38,8 +35,8 @@ from lipcert.cli.common import (
     say,
     table,
 )
-from lipcert.data import Dataset, as_float, load
-from lipcert.errors import CertificateError, CheckpointError, ConfigError, CounterexampleError
+from lipcert.data import as_float
+from lipcert.errors import CheckpointError, ConfigError, CounterexampleError
 from lipcert.train import RunFolder
 from lipcert.train.evaluate import radius_key
 from lipcert.train.interrupt import stop_on_signal
@@ -48,61 +45,6 @@ from lipcert.train.safefile import read_file
 __all__ = ["attack"]
 
 COUNTEREXAMPLE = 3  # exit status
-
-
-@dataclass(frozen=True, eq=False)
-class _Target:
-    """What is attacked; ``certificate`` is of these samples, or of more that begin with them."""
-
-    module: nn.Module
-    samples: Dataset
-    total: int
-    certificate: Certificate | None
-
-    @property
-    def radius(self) -> Tensor | None:
-        if self.certificate is None:
-            return None
-        return torch.tensor(self.certificate.samples.radius[: len(self.samples)], dtype=torch.float64)
-
-    @property
-    def arithmetic(self) -> str:
-        if self.certificate is not None:
-            return self.certificate.precision.arithmetic
-        own = next(p.dtype for p in self.module.parameters())
-        return str(own).removeprefix("torch.")
-
-
-def _certificate_of(folder: RunFolder, given: Path | None) -> Certificate | None:
-    """The certificate in a file, by default in the run's folder, if there is one."""
-    if given is None and not folder.certificate_file.exists():
-        return None
-    return read_certificate(folder.certificate_file if given is None else given)
-
-
-def _target(
-    folder: RunFolder, certificate: Certificate | None, split: str, first: int | None, data: Path | None, download: bool
-) -> _Target:
-    """The model and the samples, which are those of the certificate.
-
-    Raises:
-        CertificateError: they are not.
-    """
-    module, _ = folder.load_model()
-    found = load(folder.config().data.name, split, root=data, download=download)
-    samples = found if first is None else found.subset(slice(first))
-    if certificate is not None:
-        whole = found.subset(slice(certificate.data.samples))
-        judged = module.double() if certificate.model.dtype == "float64" else module
-        if certificate.model.weights_sha256 != weights_digest(judged):
-            raise CertificateError("the certificate is of other weights than this run's: give its own, or certify it.")
-        if (certificate.data.split, certificate.data.sha256) != (split, whole.fingerprint):
-            raise CertificateError(
-                f"the certificate is of {certificate.data.samples:,} samples of {certificate.data.name}, "
-                f"{certificate.data.split}, which these are not."
-            )
-        samples = whole if len(samples) > len(whole) else samples
-    return _Target(module, samples, len(found), certificate)
 
 
 @contextmanager
@@ -115,7 +57,7 @@ def _bar() -> Iterator[Callable[[float, str], None]]:
         yield lambda share, what: bar.update(task, completed=share, description=what)
 
 
-def _document(folder: RunFolder, target: _Target, found: Attacked, file: Path) -> dict[str, Any]:
+def _document(folder: RunFolder, target: Target, found: Attacked, file: Path) -> dict[str, Any]:
     radius, at = target.radius, {radius_key(e): e for e in found.epsilons}
     certified: dict[str, Any] = {}
     if radius is not None:
@@ -142,7 +84,7 @@ def _document(folder: RunFolder, target: _Target, found: Attacked, file: Path) -
     }
 
 
-def _show(document: dict[str, Any], target: _Target) -> None:
+def _show(document: dict[str, Any], target: Target) -> None:
     data, certified = document["data"], document.get("certified_accuracy_at")
     part = f"the first {data['samples']:,} of {data['of']:,}" if data["samples"] < data["of"] else f"{data['of']:,}"
     say(f"{data['name']}, {data['split']}: {part} samples, {percent(document['clean_accuracy'])} clean")
@@ -251,8 +193,8 @@ def attack(
             _replay(folder, replay, where)
             return
         file = _file(run, folder, save)
-        stated = _certificate_of(folder, certificate)
-        target = _target(folder, stated, split, first, data, download)
+        stated = certificate_in(folder, certificate)
+        target = target_of(folder, stated, split=split, first=first, root=data, download=download)
         default = [v.epsilon for v in stated.certified] if stated is not None else folder.config().train.eval_epsilons
         epsilons = [parse_epsilon(e) for e in epsilon] if epsilon else [e for e in default if e > 0]
         try:

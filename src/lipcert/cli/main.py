@@ -15,6 +15,7 @@ from lipcert.cli.demo import demo
 from lipcert.cli.export import export
 from lipcert.cli.fold import fold
 from lipcert.cli.lists import configs, datasets, list_models, list_zoo
+from lipcert.cli.report import report
 from lipcert.cli.train import train
 from lipcert.cli.verify import verify
 from lipcert.version import __version__
@@ -49,6 +50,7 @@ app.command()(train)
 app.command()(certify)
 app.command()(verify)
 app.command()(attack)
+app.command()(report)
 app.command()(bound)
 app.command()(export)
 app.command()(fold)

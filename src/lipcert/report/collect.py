@@ -1,0 +1,224 @@
+"""What is reported of a run: its certificate, what attacks found, its bounds, its training, and some of its images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipcert.attacks import Attacked, read_attacked
+from lipcert.attacks.target import Target, certificate_in, check_weights, target_of
+from lipcert.bounds import graph_bound
+from lipcert.bounds.lower import lower_bound
+from lipcert.bounds.result import Method
+from lipcert.certify import Certificate
+from lipcert.certify.certificate import norms_of
+from lipcert.data import as_float
+from lipcert.errors import BoundError, CertificateError, DataError
+from lipcert.graph import trace
+from lipcert.train import RunConfig, RunFolder
+from lipcert.train.toml import dumps
+
+__all__ = ["BoundRow", "Entry", "collect"]
+
+_BELOW = 256  # images from which a lower bound climbs
+_CLIMB = 20
+
+
+@dataclass(frozen=True)
+class BoundRow:
+    """A bound on the Lipschitz constants of differences of logits: the smallest and the largest of all pairs."""
+
+    title: str
+    proved: bool
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """All that a report says of one run.
+
+    Attributes:
+        label: what it is called in the report.
+        path: of its folder, or its name.
+        config, toml: its configuration.
+        summary, metrics: of its training; may be missing.
+        certificate: of N samples.
+        attacked: of the first M ≤ N of them, if attacks ran.
+        images: (N, C, H, W) uint8, if the data set is at hand.
+        bounds: from below to above; empty where they were not asked for.
+        notes: what is missing, and how to get it.
+    """
+
+    label: str
+    path: str
+    config: RunConfig
+    toml: str
+    summary: dict[str, Any] | None
+    metrics: list[dict[str, Any]]
+    certificate: Certificate
+    attacked: Attacked | None = None
+    images: Tensor | None = None
+    bounds: tuple[BoundRow, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64."""
+        return torch.tensor(self.certificate.samples.label)
+
+    @property
+    def prediction(self) -> Tensor:
+        """(N,) int64."""
+        return torch.tensor(self.certificate.samples.prediction)
+
+    @property
+    def runner_up(self) -> Tensor:
+        """(N,) int64: the class that ends a sample's radius."""
+        return torch.tensor(self.certificate.samples.runner_up)
+
+    @property
+    def radius(self) -> Tensor:
+        """(N,) float64: what is certified."""
+        return torch.tensor(self.certificate.samples.radius, dtype=torch.float64)
+
+    @property
+    def correct(self) -> Tensor:
+        """(N,) bool."""
+        return self.prediction == self.labels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return tuple(self.certificate.model.classes)
+
+    def certified_at(self, epsilon: float, samples: int | None = None) -> float:
+        """The certified share of all samples, or of the first."""
+        return float((self.correct & (self.radius > epsilon))[:samples].double().mean())
+
+
+def collect(
+    folder: RunFolder,
+    *,
+    label: str | None = None,
+    certificate: Path | None = None,
+    attack: Path | None = None,
+    data: Path | None = None,
+    bounds: bool = True,
+) -> Entry:
+    """Read a run's folder.
+
+    Args:
+        folder: of a finished run.
+        label: what it is called; by default as in its configuration.
+        certificate, attack: files; by default those in the folder. Attacks may be missing.
+        data: where the data sets lie. Without them there are no images.
+        bounds: also bound the network by other methods, which takes a while.
+
+    Raises:
+        CertificateError: there is no certificate, or one of another network or of other samples.
+        lipcert.errors.LipcertError: a file is missing or damaged.
+    """
+    config, found = folder.config(), certificate_in(folder, certificate)
+    if found is None:
+        raise CertificateError(
+            f"{folder.path} has no certificate, which a report is of: lipcert certify {folder.path} --save "
+            f"{folder.certificate_file}"
+        )
+    notes: list[str] = []
+    target: Target | None = None
+    try:
+        target = target_of(folder, found, split=found.data.split, root=data)
+        module = target.module
+    except DataError as error:
+        notes.append(f"No images, as the data set is not here: {error}")
+        module, _ = folder.load_model()
+        check_weights(found, module)
+    attacked = _attacked(folder, attack, found)
+    if attacked is None:
+        notes.append("No attacks yet: `lipcert attack` runs them.")
+    elif not attacked.finished:
+        notes.append("The attacks were stopped before their end: the same `lipcert attack` goes on.")
+    images = None if target is None else target.samples.images
+    rows: tuple[BoundRow, ...] = ()
+    if bounds:
+        rows = tuple(_bounds(found, module, None if images is None else as_float(images[:_BELOW])))
+    return Entry(
+        label or config.name,
+        str(folder.path),
+        config,
+        dumps(config.to_dict()),
+        folder.summary(),
+        folder.metrics(),
+        found,
+        attacked,
+        images,
+        rows,
+        tuple(notes),
+    )
+
+
+def _attacked(folder: RunFolder, file: Path | None, certificate: Certificate) -> Attacked | None:
+    """What attacks found, which must be of the certificate's samples.
+
+    Raises:
+        CertificateError: it is of others, or contradicts the certificate.
+    """
+    if file is None and not folder.attack_file.exists():
+        return None
+    found = read_attacked(file or folder.attack_file)
+    count, samples = len(found.labels), certificate.samples
+    same = count <= len(samples.label) and found.labels.tolist() == list(samples.label[:count])
+    if not same or found.prediction.tolist() != list(samples.prediction[:count]):
+        raise CertificateError("what the attacks found is of other samples or another network than the certificate.")
+    if found.about.get("weights") not in (None, certificate.model.weights_sha256):
+        raise CertificateError("what the attacks found is of another network than the certificate.")
+    inside = found.correct & (found.distance < torch.tensor(samples.radius[:count], dtype=torch.float64))
+    if bool(inside.any()):
+        raise CertificateError(
+            f"sample {int(inside.nonzero()[0])} has an adversarial example inside of its certified radius: run "
+            "`lipcert attack` with this certificate, and report what it says."
+        )
+    return found
+
+
+def _bounds(certificate: Certificate, module: torch.nn.Module, x: Tensor | None) -> list[BoundRow]:
+    """Bounds of differences of logits, from below to above."""
+    rows: list[BoundRow] = []
+    graph = trace(module, tuple(certificate.input.shape))
+    points = torch.rand((_BELOW, *graph.input_shape), generator=torch.Generator().manual_seed(0)) if x is None else x
+    below = lower_bound(graph, points.to(graph.capture.sample), scope="pairwise", input_range=(0.0, 1.0), steps=_CLIMB)
+    rows.append(_row("steepest pairs of points found", False, below.value))
+    value = torch.tensor(certificate.bound.value, dtype=torch.float64)
+    rows.append(_row(_TITLES.get(certificate.bound.method, certificate.bound.method), True, value))
+    others: tuple[Method, ...] = ("liplt", "product")
+    for method in others:
+        if method == certificate.bound.method:
+            continue
+        norms = norms_of(certificate.bound) if method == "liplt" else None
+        try:
+            found = graph_bound(graph, method=method, scope="pairwise", guarantee="upper", norms=norms)
+        except BoundError:  # its norms do not stand in this certificate
+            continue
+        rows.append(_row(_TITLES[method], True, found.value))
+    return rows
+
+
+_TITLES = {"liplt": "LipLT", "product": "product of the layers' norms", "smallgain": "small gain"}
+
+
+def _row(title: str, proved: bool, value: Tensor) -> BoundRow:
+    value = value.detach().double().cpu()
+    if value.ndim == 2 and len(value) > 1:
+        value = value[~torch.eye(len(value), dtype=torch.bool)]
+    return BoundRow(title, proved, float(value.min()), float(value.max()))
+
+
+def epsilons_of(entries: Sequence[Entry]) -> list[float]:
+    """The radii at which the certificates state an accuracy, of all runs together."""
+    return sorted({v.epsilon for e in entries for v in e.certificate.certified if v.epsilon > 0})

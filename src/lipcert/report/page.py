@@ -1,0 +1,309 @@
+"""The HTML page: figures and images inside of it, no request to anywhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+import torch
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+from torch import Tensor
+
+from lipcert.attacks import METHODS
+from lipcert.bounds.result import rounded
+from lipcert.report.collect import Entry, epsilons_of
+from lipcert.report.svg import Plot
+from lipcert.report.tables import guarantee, radius_text
+from lipcert.version import __version__
+
+__all__ = ["html"]
+
+_GRID = 220  # points of a curve
+_BINS = 48
+_FEW = 20  # classes up to which each has its row
+_SHOWN = 8  # images of each kind
+_BESIDE = 0.06  # of the largest radius, room to the right
+
+
+def html(entries: Sequence[Entry], *, title: str = "lipcert report") -> str:
+    """A report of some runs as one HTML document.
+
+    Args:
+        entries: what :func:`lipcert.report.collect` read, one at least.
+        title: of the page.
+    """
+    top = _top(entries)
+    here = epsilons_of(entries)
+    page = _ENVIRONMENT.from_string(_part("page.html.jinja"))
+    return page.render(
+        title=title,
+        version=__version__,
+        style=Markup(_part("page.css")),
+        script=Markup(_part("page.js")),
+        entries=[_view(e, i, top) for i, e in enumerate(entries)],
+        several=len(entries) > 1,
+        epsilons=[(e, radius_text(e)) for e in here],
+        rows=[_headline(entries, e) for e in here],
+        curves=Markup(_curves(entries, top)),
+        slider={"top": top, "step": top / 600, "at": here[0] if here else top / 4},
+        data=Markup(_json({"runs": [_samples(e) for e in entries]})),
+        any_attacked=any(e.attacked is not None for e in entries),
+        parts=_parts(entries),
+    )
+
+
+def _parts(entries: Sequence[Entry]) -> list[str]:
+    """Of which samples the attacks are, where they are not of all."""
+    said = []
+    for e in entries:
+        count = len(e.radius) if e.attacked is None else len(e.attacked.labels)
+        if count < len(e.radius):
+            which = f"of the first {count:,} of {len(e.radius):,} samples"
+            said.append(f"{e.label}: {which}" if len(entries) > 1 else which)
+    return said
+
+
+def _part(name: str) -> str:
+    return (files("lipcert.report") / name).read_text(encoding="utf-8")
+
+
+_ENVIRONMENT = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+_ENVIRONMENT.filters["percent"] = lambda share: f"{100 * share:.2f} %"
+
+
+def _json(value: Any) -> str:
+    """JSON that cannot end the element that it stands in."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _top(entries: Sequence[Entry]) -> float:
+    """The largest radius on the axes."""
+    largest = 0.0
+    for e in entries:
+        largest = max(largest, float(e.radius[e.correct].max()) if bool(e.correct.any()) else 0.0)
+        if e.attacked is not None:
+            seen = e.attacked.distance[torch.isfinite(e.attacked.distance)]
+            largest = max(largest, float(seen.quantile(0.98)) if len(seen) else 0.0)
+    return (largest or 1.0) * (1 + _BESIDE)
+
+
+def _headline(entries: Sequence[Entry], epsilon: float) -> dict[str, Any]:
+    cells = []
+    for e in entries:
+        count = None if e.attacked is None else len(e.attacked.labels)
+        attacked = None if e.attacked is None else e.attacked.accuracy_at(epsilon)
+        cells.append(
+            {"certified": e.certified_at(epsilon), "attacked": attacked, "part": e.certified_at(epsilon, count)}
+        )
+    return {"epsilon": radius_text(epsilon), "cells": cells}
+
+
+def _curve(values: Tensor, total: int, top: float) -> list[tuple[float, float]]:
+    """The share in percent of ``total`` samples whose value is above each radius."""
+    grid = torch.linspace(0, top, _GRID, dtype=torch.float64)
+    shares = 100 * (values[None] > grid[:, None]).sum(1).double() / total
+    return list(zip(grid.tolist(), shares.tolist(), strict=True))
+
+
+def _curves(entries: Sequence[Entry], top: float) -> str:
+    plot = Plot(top, 100.0, "ℓ2 radius, pixels in [0, 1]", "share of the samples")
+    for i, e in enumerate(entries):
+        if e.attacked is not None:
+            count = len(e.attacked.labels)
+            distance = torch.where(e.attacked.correct, e.attacked.distance, -torch.ones(()))
+            above = _curve(distance, count, top)
+            below = _curve(torch.where(e.correct, e.radius, -torch.ones(()))[:count], count, top)
+            plot.between(below, above, f"c{i % 6}")
+            plot.line(above, f"c{i % 6} dashed")
+    for i, e in enumerate(entries):
+        plot.line(_curve(torch.where(e.correct, e.radius, -torch.ones(())), len(e.radius), top), f"c{i % 6}")
+    plot.marker()
+    return plot.text("certified and attacked accuracy over the radius", percent=True)
+
+
+def _samples(e: Entry) -> dict[str, Any]:
+    """What the slider needs of each sample; radii rounded down."""
+    attacked = None
+    if e.attacked is not None:
+        near = [None if math.isinf(d) else float(f"{d:.6g}") for d in e.attacked.distance.tolist()]
+        attacked = {"distance": near}
+    return {
+        "radius": [float(rounded(r, 6, up=False)) if r < math.inf else 1e9 for r in e.radius.tolist()],
+        "label": e.labels.tolist(),
+        "prediction": e.prediction.tolist(),
+        "runner": e.runner_up.tolist(),
+        "classes": list(e.classes),
+        "attacked": attacked,
+    }
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+def _view(e: Entry, number: int, top: float) -> dict[str, Any]:
+    c, summary = e.certificate, e.summary or {}
+    facts = {
+        "model": c.model.name or "a module",
+        "data": f"{c.data.name}, {c.data.split}, {c.data.samples:,} samples of {'×'.join(map(str, c.input.shape))}",
+        "arithmetic": c.precision.arithmetic,
+        "bound": f"{c.bound.method}, {c.bound.scope}",
+        "certified on": c.created[:10],
+    }
+    if "parameters" in summary:
+        facts["parameters"] = f"{summary['parameters']:,}"
+    if "training_seconds" in summary:
+        spent, on = float(summary["training_seconds"]), summary.get("device", "cpu")
+        facts["training"] = f"{summary['epochs']} epochs, {spent / 60:.0f} min on {on}"
+    return {
+        "number": number,
+        "label": e.label,
+        "facts": facts,
+        "clean": c.clean.share,
+        "count": c.data.samples,
+        "attacked_count": None if e.attacked is None else len(e.attacked.labels),
+        "attacked_clean": None if e.attacked is None else e.attacked.clean_accuracy,
+        "histograms": [_histogram(e, k, top) for k in _shown_classes(e)],
+        "all_classes": len(e.classes) <= _FEW,
+        "bounds": _bounds(e),
+        "attacks": _attacks(e),
+        "training": [Markup(p) for p in _training(e)],
+        "training_keys": _training_keys(e),
+        "gallery": _gallery(e),
+        "guarantee": guarantee(e),
+        "assumptions": list(c.precision.assumptions),
+        "commands": _commands(e),
+        "toml": e.toml,
+        "hashes": {"weights": c.model.weights_sha256, "samples": c.data.sha256, "graph": c.model.graph.sha256},
+        "versions": ", ".join(f"{k} {v}" for k, v in c.versions),
+        "notes": e.notes,
+    }
+
+
+def _bounds(e: Entry) -> list[dict[str, Any]]:
+    largest = max((b.high for b in e.bounds), default=0.0) or 1.0
+    return [
+        {
+            "title": b.title,
+            "proved": b.proved,
+            "low": rounded(b.low, 4, up=b.proved),
+            "high": rounded(b.high, 4, up=b.proved),
+            "share": b.high / largest,
+        }
+        for b in e.bounds
+    ]
+
+
+def _attacks(e: Entry) -> list[dict[str, Any]]:
+    return [] if e.attacked is None else [{**vars(t), "title": METHODS[t.method].title} for t in e.attacked.tried()]
+
+
+def _shown_classes(e: Entry) -> list[int]:
+    """All classes, or of many those with the largest and the smallest mean radii."""
+    count = len(e.classes)
+    if count <= _FEW:
+        return list(range(count))
+    means = [float(torch.where(e.correct, e.radius, 0.0)[e.labels == k].mean().nan_to_num(0.0)) for k in range(count)]
+    order = sorted(range(count), key=lambda k: -means[k])
+    return [*order[: _FEW // 2], *order[-_FEW // 2 :]]
+
+
+def _histogram(e: Entry, k: int, top: float) -> dict[str, Any]:
+    mine = e.labels == k
+    radius = e.radius[mine & e.correct].clamp_max(top)
+    counts = torch.histc(radius, _BINS, 0.0, top)
+    plot = Plot(top, max(1.0, float(counts.max())), "", "", width=520, height=34, left=2, bottom=1, top=2, right=2)
+    plot.bars([top * i / _BINS for i in range(_BINS + 1)], counts.tolist(), "hist")
+    plot.marker()
+    text = plot.strip(f"radii of {e.classes[k]}")
+    wrong = int((mine & ~e.correct).sum())
+    return {"name": e.classes[k], "class": k, "svg": Markup(text), "count": int(mine.sum()), "wrong": wrong}
+
+
+def _training(e: Entry) -> list[str]:
+    """Curves over the epochs: accuracy, and the range of the bound."""
+    points = [m for m in e.metrics if "epoch" in m]
+    if len(points) < 2:
+        return []
+    last = float(points[-1]["epoch"])
+    shares = Plot(last, 100.0, "epoch", "estimated in training, %", width=520, height=260)
+    shares.line([(m["epoch"], 100 * m["clean"]) for m in points], "c5")
+    for i, key in enumerate(points[-1]["estimated_certified"]):
+        shares.line([(m["epoch"], 100 * m["estimated_certified"].get(key, 0.0)) for m in points], f"c{i % 5}")
+    highest = max(float(m["bound"][1]) for m in points)
+    bounds = Plot(last, highest * 1.05, "epoch", "bound of a pair of classes", width=520, height=260)
+    low, high = ([(m["epoch"], float(m["bound"][i])) for m in points] for i in (0, 1))
+    bounds.between(low, high, "c0")
+    bounds.line(high, "c0")
+    bounds.line(low, "c0")
+    return [shares.text("accuracy over the epochs"), bounds.text("bound over the epochs")]
+
+
+def _training_keys(e: Entry) -> list[tuple[str, str]]:
+    """The colours of the curves, and what they are of."""
+    keys = list(e.metrics[-1]["estimated_certified"]) if e.metrics else []
+    return [("c5", "clean"), *((f"c{i % 5}", f"at {radius_text(float(key))}") for i, key in enumerate(keys))]
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+def _gallery(e: Entry) -> list[dict[str, Any]]:
+    """The most and the least robust images, each with its nearest adversarial example, if attacks found one."""
+    if e.images is None or tuple(e.images.shape[1:]) != tuple(e.certificate.input.shape):
+        return []
+    count = len(e.radius) if e.attacked is None else len(e.attacked.labels)
+    among = e.correct[:count].nonzero().squeeze(1)
+    order = among[e.radius[among].argsort(descending=True, stable=True)].tolist()
+    most = order[:_SHOWN]
+    least = [i for i in order[::-1] if i not in most][:_SHOWN]
+    groups = (("The most robust", most), ("The least robust", least))
+    return [{"title": title, "images": [_image(e, i) for i in chosen]} for title, chosen in groups if chosen]
+
+
+def _image(e: Entry, i: int) -> dict[str, Any]:
+    assert e.images is not None
+    image = e.images[i]
+    found: dict[str, Any] = {
+        "index": i,
+        "label": e.classes[int(e.labels[i])],
+        "radius": float(e.radius[i]),
+        "radius_text": f"{math.floor(1e3 * float(e.radius[i])) / 1e3:.3f}",
+        "image": _png(image),
+        "distance": None,
+    }
+    if e.attacked is not None and torch.isfinite(e.attacked.distance[i]):
+        point = e.attacked.points[i].float()
+        change = point - image.float() / 255
+        largest = float(change.abs().max())
+        found |= {
+            "distance": float(e.attacked.distance[i]),
+            "distance_text": f"{float(e.attacked.distance[i]):.3f}",
+            "adversarial": _png((255 * point).round().clamp(0, 255).to(torch.uint8)),
+            "change": _png((127.5 + 127.5 * change / max(largest, 1e-9)).round().clamp(0, 255).to(torch.uint8)),
+            "by": METHODS[e.attacked.by[i] or ""].title,
+        }
+    return found
+
+
+def _png(image: Tensor) -> str:
+    """(C, H, W) uint8 as a data URI; other numbers of channels than 3 show their first."""
+    pixels = image.permute(1, 2, 0).contiguous().numpy() if len(image) == 3 else image[0].contiguous().numpy()
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def _commands(e: Entry) -> list[str]:
+    c, file = e.certificate, "certificate.json"
+    at = " ".join(f"-e {v.epsilon!r}" for v in c.certified if v.epsilon > 0)
+    precision = " --precision " + c.precision.arithmetic if c.precision.arithmetic != c.model.dtype else ""
+    return [
+        "lipcert train config.toml --out RUN   # the configuration below",
+        f"lipcert certify RUN --method {c.bound.method} {at}{precision} --save RUN/{file}",
+        f"lipcert verify RUN/{file} RUN",
+        *(["lipcert attack RUN"] if e.attacked is not None else []),
+        "lipcert report RUN",
+    ]

@@ -1,0 +1,121 @@
+"""Markdown and CSV: the same numbers as on the page."""
+
+from __future__ import annotations
+
+import csv as writer
+import io
+from collections.abc import Sequence
+
+from lipcert.bounds.result import rounded
+from lipcert.report.collect import Entry, epsilons_of
+
+__all__ = ["csv", "guarantee", "markdown", "radius_text"]
+
+_STEPS = 200  # rows of a CSV file between 0 and the largest radius
+
+
+def radius_text(epsilon: float) -> str:
+    """A radius for people: as so many 255ths too, where it is.
+
+    >>> radius_text(36 / 255), radius_text(0.5), radius_text(1.58)
+    ('0.1412 (36/255)', '0.5', '1.58')
+    """
+    steps = epsilon * 255
+    whole = abs(steps - round(steps)) < 1e-6 and round(steps) % 51
+    return f"{epsilon:.4g} ({round(steps)}/255)" if whole else f"{epsilon:.4g}"
+
+
+def guarantee(entry: Entry) -> list[str]:
+    """What is guaranteed and what is not, in plain words."""
+    c = entry.certificate
+    run = {
+        "real": "computed without any rounding",
+        "float64": "run in float64 (model.double())",
+    }.get(c.precision.arithmetic, f"run in {c.precision.arithmetic}, rounding included")
+    said = [
+        f"For each of these {c.data.samples:,} inputs the certificate states a radius. Whatever is added to the input, "
+        "however it was found, the network's answer stays what it is as long as the change is smaller than the radius "
+        "in ℓ2: the root of the sum of its squares over all pixels and channels, where pixels go from 0 to 1.",
+        f"This holds for the network {run}.",
+        "It says nothing of other inputs, of changes beyond the radius (a shift, a rotation or another light are large "
+        "in ℓ2), nor that the answer is right: an input counts as certified at ε only if it is also answered rightly.",
+    ]
+    if c.bound.failure:
+        said.append(
+            f"The bound holds but for a probability of {rounded(c.bound.failure, 1, up=True)}, that a randomised test "
+            "of a norm was fooled."
+        )
+    if entry.attacked is not None:
+        said.append(
+            "Attacks bound the same accuracy from the other side: what they find is an adversarial example, shown and "
+            "measured; that they find none proves nothing. The truth lies between the two curves."
+        )
+    return said
+
+
+def markdown(entries: Sequence[Entry]) -> str:
+    """The tables and the guarantee of a report as Markdown.
+
+    Args:
+        entries: what :func:`lipcert.report.collect` read, one at least.
+    """
+    lines = ["# lipcert report", ""]
+    for e in entries:
+        c, a = e.certificate, e.attacked
+        of = f"{c.data.name}, {c.data.split}, {c.data.samples:,} samples; model {c.model.name}"
+        units = f"ℓ2, raw input in [0, 1], {c.precision.arithmetic} arithmetic"
+        lines += [f"## {e.label}", "", f"{of}; {units}; clean {100 * c.clean.share:.2f} %.", ""]
+        count = 0 if a is None else len(a.labels)
+        head = [
+            "radius",
+            "certified",
+            *([] if a is None else [f"{w}, first {count:,}" for w in ("certified", "attacked")]),
+        ]
+        rows = []
+        for r in epsilons_of([e]):
+            shares = [e.certified_at(r), *([] if a is None else [e.certified_at(r, count), a.accuracy_at(r)])]
+            rows.append([radius_text(r), *(f"{100 * s:.2f} %" for s in shares)])
+        lines += _table(head, rows)
+        if e.bounds:
+            lines += _table(
+                ["bound on differences of logits", "smallest pair", "largest pair"],
+                [[b.title, _bound(b.low, b.proved), _bound(b.high, b.proved)] for b in e.bounds],
+            )
+        if a is not None:
+            lines += _table(
+                ["attack", "found", "mean distance", "median", "seconds"],
+                [[t.method, str(t.found), f"{t.mean:.4f}", f"{t.median:.4f}", f"{t.seconds:.0f}"] for t in a.tried()],
+            )
+        lines += [
+            *(f"{text}\n" for text in guarantee(e)),
+            "Assumed:",
+            "",
+            *(f"- {t}" for t in c.precision.assumptions),
+            "",
+        ]
+        lines += [*(f"> {note}\n" for note in e.notes)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _bound(value: float, proved: bool) -> str:
+    return rounded(value, 5, up=proved)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *(f"| {' | '.join(r)} |" for r in rows), ""]
+
+
+def csv(entries: Sequence[Entry]) -> str:
+    """Clean, certified and attacked accuracy over radii as CSV: shares, one row for a run and a radius."""
+    out = io.StringIO()
+    rows = writer.writer(out, lineterminator="\n")
+    rows.writerow(["run", "radius", "clean", "certified", "samples", "attacked", "attacked_samples"])
+    top = max(float(e.radius.max()) for e in entries)
+    grid = sorted({*(top * i / _STEPS for i in range(_STEPS + 1)), *epsilons_of(entries)})
+    for e in entries:
+        a = e.attacked
+        for r in grid:
+            attacked = ["", ""] if a is None else [f"{a.accuracy_at(r):.6f}", len(a.labels)]
+            share, count = e.certificate.clean.share, e.certificate.data.samples
+            rows.writerow([e.label, f"{r:.9g}", f"{share:.6f}", f"{e.certified_at(r):.6f}", count, *attacked])
+    return out.getvalue()
