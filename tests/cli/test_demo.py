@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import lipcert.cli.demo as module
+from lipcert.cli import moons
 from lipcert.train import RunFolder, Trainer
 from runs import cli, refused
 
@@ -82,3 +84,26 @@ def test_without_matplotlib_only_the_picture_is_missing(tmp_path: Path, monkeypa
     assert result.exit_code == 1
     assert "pip install 'lipcert[demo]'" in result.stderr
     assert set(shares(result.stdout)) == set(NAMES)
+
+
+def test_two_moons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "playground", lambda seed: moons.playground(seed, 150))
+    result = cli("demo", "--two-moons", "--out", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    rows = {line.split()[0]: line.replace("%", "").split()[1:] for line in result.stdout.splitlines() if "%" in line}
+    plain, crm = ([float(v) for v in rows[name]] for name in ("cross-entropy", "CRM"))
+    assert min(plain[0], crm[0]) > 85
+    assert crm[-1] > 1.5 * plain[-1]  # mean radius
+    with Image.open(tmp_path / "two-moons.png") as picture:
+        assert picture.size[0] > picture.size[1] > 600
+
+
+def test_every_point_of_a_disc_is_answered_alike() -> None:
+    ground = moons.playground(0, 150)[1]
+    points, _ = moons.two_moons(120, 1)
+    angle = torch.linspace(0, 6.283, 60)
+    circle = torch.stack([angle.cos(), angle.sin()], 1)
+    with torch.no_grad():
+        around = points[:, None] + (ground.radii.radius * 0.999)[:, None, None].float() * circle
+        found = ground.net(around.reshape(-1, 2)).argmax(1).reshape(120, 60)
+    assert bool((found == ground.radii.prediction[:, None]).all())

@@ -12,6 +12,7 @@ from lipcert.bounds.result import rounded
 from lipcert.certify.radius import Radii
 from lipcert.cli.certify import certify_run
 from lipcert.cli.common import console, folder_name, guarded, percent, say, table
+from lipcert.cli.moons import draw, playground
 from lipcert.data import load
 from lipcert.errors import ConfigError, LipcertError
 from lipcert.train import RunFolder, Trainer, load_config
@@ -24,6 +25,7 @@ _RUNS = {  # name: folder, changes to the configuration
     "CRM, LipLT": ("crm", []),
     "CRM, small gain": ("crm-smallgain", ["bound.method=smallgain", "name=digits-mlp-crm-smallgain"]),
 }
+_AT = (0.05, 0.1)  # radii of the points in the plane
 _COLOURS = ("#888888", "#1f5fbf", "#c2571a")
 
 
@@ -35,11 +37,17 @@ def demo(
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=1, help="Train for less, or more.", show_default="60")
     ] = None,
+    two_moons: Annotated[
+        bool, typer.Option("--two-moons", help="Instead: the idea in a picture, on points in the plane.")
+    ] = False,
 ) -> None:
     """Train on scikit-learn's digits with plain cross-entropy and with CRM, certify all, and draw the curves.
 
     Takes well under a minute, and no network. Run again it goes on where it was, and repeats nothing that is done.
     """
+    if two_moons:
+        _moons(out, seed)
+        return
     device = torch.device("cpu")
     torch.set_num_threads(1)  # a net this small only loses time to handing work between threads
     with guarded("Go on with the same command."):
@@ -70,6 +78,19 @@ def demo(
     console.print(shown)
     with guarded():
         say(f"\nThe whole curve: {_draw({name: r for name, (_, r) in results.items()}, out / 'certified.png')}")
+
+
+def _moons(out: Path, seed: int) -> None:
+    torch.set_num_threads(1)
+    with guarded():
+        grounds = playground(seed)
+        shown = table("trained with", "right", *(f"certified at {e:g}" for e in _AT), "mean radius")
+        shown.columns[0].no_wrap = True
+        for g in grounds:
+            shares = [percent(g.radii.robust_accuracy(e)) for e in (0.0, *_AT)]
+            shown.add_row(g.title, *shares, f"{float(g.radii.radius[g.radii.correct].mean()):.4f}")
+        console.print(shown)
+        say(f"The picture: {draw(grounds, seed, out / 'two-moons.png')}")
 
 
 def _draw(results: dict[str, Radii], path: Path) -> Path:
