@@ -81,7 +81,7 @@ class DataError(LipcertError):
 
 
 class ConfigError(LipcertError, ValueError):
-    """A configuration is wrong; the message lists every error at once."""
+    """A configuration or an argument is wrong; of a configuration the message lists every error at once."""
 
 
 class CheckpointError(LipcertError):

@@ -176,6 +176,21 @@ def test_a_file_of_another_attack_is_left_alone(change: str, tmp_path: Path) -> 
     assert file.read_bytes() == before
 
 
+def test_layers_with_a_bound_of_their_own() -> None:
+    """Their weights are made anew in each pass, and a copy of them in float32 is attacked."""
+    from lipcert.layers import LipschitzLinear, PairwiseLinear
+
+    torch.manual_seed(0)
+    net = nn.Sequential(LipschitzLinear(6, 12), nn.ReLU(), PairwiseLinear(12, 3)).eval()
+    x = torch.rand(20, 6)
+    with torch.no_grad():
+        y = net(x).argmax(1)
+    found = attack(net, x, y, epsilons=[0.3], methods=["ddn", "fab-t"], strength=QUICK)
+    assert int(torch.isfinite(found.distance).sum()) >= 5
+    certified = lipcert.certify(net, x, y, precision="real")
+    assert bool((found.distance >= certified.radius).all())
+
+
 def test_torch_is_as_random_as_before() -> None:
     net, x, y = _net()
     state = torch.get_rng_state()

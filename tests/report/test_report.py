@@ -134,6 +134,16 @@ def test_many_classes_are_cut_to_those_that_matter() -> None:
     assert "Images</h3>" not in page
 
 
+def test_radii_without_end() -> None:
+    """Those of a network that always answers the same."""
+    entry = entry_of(False)
+    samples = entry.certificate.samples.model_copy(update={"radius": (1e300,) * len(entry.labels)})
+    page = html([replace(entry, certificate=entry.certificate.model_copy(update={"samples": samples}))])
+    assert "certified beyond 1e6" in page
+    assert set(_data(page)[0]["radius"]) == {1e9}
+    assert 'max="3.18"' in page  # of the slider
+
+
 @pytest.mark.parametrize(("radius", "text"), [(36 / 255, "0.1412 (36/255)"), (0.2, "0.2"), (1.58, "1.58")])
 def test_radii_in_the_units_people_use(radius: float, text: str) -> None:
     assert radius_text(radius) == text

@@ -70,14 +70,14 @@ def attack(
 
     Args:
         module: raw input in [0, 1] → logits (n, C), in float32 or float64.
-        x: (N, *shape), floating-point, in [0, 1].
+        x: ``(N, *shape)``, floating-point, in [0, 1].
         y: labels (N,).
         epsilons: ℓ2 radii, in the units of x.
-        methods: names of :data:`METHODS`; by default all that there are for so many classes.
+        methods: names of :data:`lipcert.attacks.METHODS`; by default all that there are for so many classes.
         strength: how hard they try.
         radius: (N,), certified radii to be held against what is found.
         spare: no attacks within a radius on samples that are certified there, which takes a fraction of the time.
-        arithmetic: in which predictions are taken, as in :class:`Judge`: that of the certificate.
+        arithmetic: in which predictions are taken, as in :class:`lipcert.attacks.Judge`: that of the certificate.
         batch_size: samples at a time. What is found depends on it a little, as attacks are random.
         file: kept up to date; an attack that was stopped goes on from it.
         about: kept in the file.

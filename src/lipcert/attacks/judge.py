@@ -58,12 +58,12 @@ class Judge:
         """The nearest adversarial example that was seen on the way from each input to its candidate.
 
         Args:
-            x: inputs (n, *shape), classified as y.
+            x: inputs ``(n, *shape)``, classified as y.
             y: (n,).
             candidates: of the shape of x; not finite ones are none.
 
         Returns:
-            points of the shape and dtype of x, in [0, 1], and distances (n,) in float64: infinite where there is none.
+            points of the shape and dtype of x, in [0, 1], and distances (n,) in float64, infinite where there is none.
         """
         step = torch.nan_to_num(candidates.detach().to(x) - x, nan=0.0, posinf=0.0, neginf=0.0)
         share = (-1, *(1,) * (x.ndim - 1))

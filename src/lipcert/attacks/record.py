@@ -57,9 +57,10 @@ class Attacked:
         epsilons: radii at which those attacks ran that look for an adversarial example within one.
         arithmetic: in which predictions were taken.
         about: whatever else is worth keeping, as JSON has it.
-        labels, prediction: (N,) int64. A sample whose prediction is not its label is not attacked.
+        labels: (N,) int64.
+        prediction: (N,) int64. A sample whose prediction is not its label is not attacked.
         distances: (M, N) float64, of the nearest adversarial example that each found; infinite where none.
-        points: (N, *shape), the nearest of all; the input itself where there is none.
+        points: ``(N, *shape)``, the nearest of all; the input itself where there is none.
         seconds: by attack.
         done: units of work that are done.
         finished: whether all are.

@@ -42,7 +42,7 @@ class Evidence:
     """What proves a small-gain bound: anybody can form S from it and prove its norm.
 
     Attributes:
-        scaling: D.
+        scaling: the weights, D.
         output: P, (C, C) float64, or a number for the output as a whole.
         norm: of S; None as long as nothing is proved.
     """

@@ -61,8 +61,9 @@ def lipschitz(
     Args:
         module: any supported ``nn.Module`` in eval mode (see :func:`lipcert.trace`).
         input_shape: shape of one input, without the batch dimension.
-        method: ``"liplt"`` (the loop transformation; never above the product on a chain), ``"product"`` (products of
-            the norms of the affine maps between activations, added where branches meet), or ``"smallgain"`` (scaled
+        method: ``"liplt"`` (the loop transformation; never above the product where all entries of an activation have
+            the same slopes), ``"product"`` (products of the norms of the affine maps between activations, added where
+            branches meet), or ``"smallgain"`` (scaled
             small gain, :mod:`lipcert.bounds.smallgain`: never above LipLT, as sharp as LipSDP with a weight for each
             neuron, and slower); ``"best"`` for the smallest that these give in the time there is, the cheapest first
             (``bound.method`` says which it was, and ``bound.attempts`` what each gave).
@@ -88,8 +89,8 @@ def lipschitz(
         progress: called with the scaling, a typical value of the bound, and the seconds so far, at each improvement.
         seed: of the start of an estimate's iteration.
         output_weights: bound x ↦ ⟨w, y⟩ instead, w being of the output's shape: one action of a policy, say, or a mean
-            of some pixels. With (m, *output_shape) the map to m such numbers: together, ``scope="global"``, or each by
-            itself, ``scope="class"``.
+            of some pixels. With ``(m, *output_shape)`` the map to m such numbers: together, ``scope="global"``, or each
+            by itself, ``scope="class"``.
         parts: for an upper bound by ``"smallgain"`` of a residual network: bound its parts too, in a fifth of
             ``seconds``. By these the rounding of an execution is followed if the bound is handed to
             :func:`lipcert.certify`, which asks for them where it makes a bound itself.
@@ -157,7 +158,7 @@ def graph_bound(
     parts: bool | Sequence[Proofs] = False,
     liplt: UpperBound | None = None,
 ) -> Bound:
-    """:func:`lipschitz` of a network that is traced already, at its present weights.
+    """:func:`lipcert.lipschitz` of a network that is traced already, at its present weights.
 
     With ``norms``, and ``evidence`` for a small-gain bound, an upper bound is made from these (a certificate's, say)
     instead of proving any: it is as good as they are. They must be those of exactly the blocks that the bound needs.

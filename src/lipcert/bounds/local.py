@@ -6,7 +6,8 @@ Each activation is replaced by a line of its own through the sample, φ(z+Δ) �
 
 exactly, and one backward pass makes all rows and picks each line when its row is there (:mod:`lipcert.bounds.lines`).
 What all of layer k can cost is bounded under |Δz_k,i| ≤ δ_i (:mod:`lipcert.bounds.movement`) and the global
-‖Δz_k‖₂ ≤ m_k·ε together (:mod:`lipcert.bounds.budget`). As ε → 0 the fall becomes ε·‖∇(y_a − y_b)(x)‖.
+‖Δz_k‖₂ ≤ m_k·ε together (:mod:`lipcert.bounds.budget`). As ε → 0 the fall becomes ε·‖∇(y_a − y_b)(x)‖ where
+all activations are linear on either side of a kink that x does not hit.
 
 Rounding is accounted for: z is enclosed, rows err by at most γ_n times those of |T|, and sums are rounded up.
 

@@ -49,7 +49,7 @@ class LowerBound:
         value: float64 tensor: () for ``global``, (C,) for ``class`` (logit a), (C, C) with zero diagonal for
             ``pairwise`` (difference of logits a and b).
         scope: what it is a lower bound of.
-        points: (M, 2, *input_shape) float64: the pairs of points whose quotients these are.
+        points: ``(M, 2, *input_shape)`` float64: the pairs of points whose quotients these are.
         witness: int64, in the shape of the value: which pair of points; −1 where the value is 0.
         climbed: for each of the M pairs whether the ascent found it; else it lies at one of the inputs given.
         rounding: the largest share of a quotient that was taken off for rounding.
@@ -105,7 +105,7 @@ def lower_bound(
 
     Args:
         module: any supported ``nn.Module`` in eval mode (see :func:`lipcert.trace`), or what was traced of one.
-        x: (N, *input_shape), where to begin; samples that are not finite are left out.
+        x: ``(N, *input_shape)``, where to begin; samples that are not finite are left out.
         scope: ``"global"`` for the whole output, ``"class"`` for each logit, ``"pairwise"`` for each difference of
             two logits.
         steps: of the ascent; 0 looks at the inputs only.

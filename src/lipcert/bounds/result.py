@@ -55,6 +55,7 @@ class Bound:
             ``pairwise`` (difference of logits a and b).
         method: how it was computed.
         scope: what it bounds.
+        guarantee: ``"upper"`` if it is proved, else ``"estimate"``.
         attempts: what each method gave, where ``"best"`` was asked for.
     """
 

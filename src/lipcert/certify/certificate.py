@@ -252,6 +252,9 @@ def certificate_of(
         lipcert.errors.LipcertError: what these raise.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lipcert.certify import Samples, certificate_of
         >>> net = nn.Linear(3, 2).eval()
         >>> samples = Samples.of(torch.rand(4, 3), torch.tensor([0, 1, 1, 0]), name="example")
         >>> certificate = certificate_of(net, samples, epsilons=[0.1])
@@ -289,9 +292,11 @@ def read_certificate(path: str | Path) -> Certificate:
         CertificateError: it is not there, or not byte for byte what :func:`write_certificate` writes.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from lipcert.certify import Samples, certificate_of, read_certificate, write_certificate
         >>> samples = Samples.of(torch.rand(4, 3), torch.tensor([0, 1, 1, 0]), name="example")
-        >>> certificate = certificate_of(nn.Linear(3, 2).eval(), samples)
+        >>> certificate = certificate_of(torch.nn.Linear(3, 2).eval(), samples)
         >>> file = Path(tempfile.mkdtemp()) / "example.json"
         >>> write_certificate(file, certificate)
         >>> read_certificate(file) == certificate

@@ -37,7 +37,7 @@ class Origin:
 
     @property
     def plain_options(self) -> dict[str, Any]:
-        """The options as JSON has them: tuples are lists.
+        """The options as JSON has them, with lists for tuples.
 
         Raises:
             CertificateError: there is more in them than plain values.
@@ -54,12 +54,13 @@ class Samples:
     """Inputs in the units of the radius, with labels and a name; read a batch at a time, as often as asked for.
 
     Attributes:
-        name, split: what they are called.
+        name: what they are called.
+        split: which part of it they are.
         classes: the name of each class; labels are positions in it.
         labels: (N,) int64.
         shape: of one input.
         sha256: over inputs and labels.
-        batches: ``batches(n)`` goes through the inputs, n at a time: (n, *shape), floating-point.
+        batches: ``batches(n)`` goes through the inputs, n at a time: ``(n, *shape)``, floating-point.
 
     Example:
         >>> samples = Samples.of(torch.rand(5, 3), torch.tensor([0, 1, 1, 0, 1]), name="mine")
@@ -85,7 +86,7 @@ class Samples:
         """Tensors as samples.
 
         Args:
-            x: (N, *shape), floating-point, N ≥ 1.
+            x: ``(N, *shape)``, floating-point, N ≥ 1.
             y: (N,) integers.
             name: what they are called.
             split: which part of it they are.

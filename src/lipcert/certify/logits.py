@@ -87,18 +87,18 @@ def exact_logits(
 ) -> tuple[Tensor, Tensor]:
     """Float64 logits of the real-arithmetic network, and bounds on the errors of their differences.
 
-    A difference y_a − y_b errs by the sum of the two errors at most; see :func:`pair_errors`.
+    A difference y_a − y_b errs by the sum of the two errors at most; see :func:`lipcert.certify.logits.pair_errors`.
 
     Args:
         graph: the network.
-        batches: of shape (n, *input_shape), in any floating-point dtype; their numbers are taken as exact.
+        batches: of shape ``(n, *input_shape)``, in any floating-point dtype; their numbers are taken as exact.
         each: bound the errors of each sample by its own input, which takes twice as long, and is never more than in a
             batch of any others.
         bound: of this network at its present weights: with its norms the errors of deep networks are bounded closely.
 
     Returns:
-        logits (N, C) and errors, both float64: (N, C), or (N, C, m) where there are several bounds, of which each
-        holds. They are infinite where nothing is known.
+        logits (N, C) and errors, both float64. The errors are (N, C), or (N, C, m) where there are several bounds, of
+        which each holds, and infinite where nothing is known.
 
     Example:
         >>> import lipcert

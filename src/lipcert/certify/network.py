@@ -70,8 +70,8 @@ def certify(
     """Certify the predictions of a classifier on a batch.
 
     Args:
-        module: a supported classifier in eval mode that maps (N, *shape) to logits (N, C).
-        x: (N, *shape), in the units in which the radius is wanted (pixels in [0, 1]).
+        module: a supported classifier in eval mode that maps ``(N, *shape)`` to logits (N, C).
+        x: ``(N, *shape)``, in the units in which the radius is wanted (pixels in [0, 1]).
         y: (N,) labels; needed for accuracies only.
         method, scope, guarantee, dense_limit, failure, slack, scaling, seconds: see :func:`lipcert.lipschitz`.
         batch_size: samples evaluated at once.
@@ -88,7 +88,7 @@ def certify(
         :class:`CertifiedRadii` (``guarantee="upper"``) or :class:`EstimatedRadii`.
 
     Raises:
-        lipcert.errors.LipcertError: what :func:`lipcert.lipschitz` and :func:`radii` raise.
+        lipcert.errors.LipcertError: what :func:`lipcert.lipschitz` and :func:`lipcert.certify.radii` raise.
 
     Example:
         A linear classifier's radius is its margin over the norm of the difference of two rows:

@@ -161,7 +161,7 @@ def radii(
             arithmetic.
 
     Returns:
-        :class:`CertifiedRadii` for an upper bound, :class:`EstimatedRadii` for an estimate.
+        :class:`lipcert.CertifiedRadii` for an upper bound, :class:`lipcert.EstimatedRadii` for an estimate.
 
     Raises:
         ShapeError: shapes or dtypes that do not fit.

@@ -56,7 +56,9 @@ def verify(
         ModuleStateError: the module is in train mode.
 
     Example:
-        >>> from lipcert.certify import Samples, certificate_of
+        >>> import torch
+        >>> from torch import nn
+        >>> from lipcert.certify import Samples, certificate_of, verify
         >>> net = nn.Linear(3, 2).eval()
         >>> samples = Samples.of(torch.rand(4, 3), torch.tensor([0, 1, 1, 0]), name="example")
         >>> report = verify(certificate_of(net, samples), net, samples, norms="none")

@@ -58,7 +58,7 @@ class Augment:
                 changed as they would be among all.
 
         Returns:
-            Floats in [0, 1]: float32 for bytes, else the dtype that came in; channels-last if the input was.
+            Floats in [0, 1], float32 for bytes, else the dtype that came in; channels-last if the input was.
 
         Raises:
             DataError: ``images`` has another dtype or shape.

@@ -97,7 +97,7 @@ class Batches:
         """Go through epoch ``number``, from batch ``start`` on (``len(self)`` is allowed: nothing is left).
 
         Yields ``(x, y)``: float32 (B, C, H, W) in [0, 1] and int64 (B,), fresh memory each time. Raises
-        :class:`DataError` at once, not at the first batch, if ``number`` or ``start`` is out of range.
+        :class:`~lipcert.errors.DataError` at once, not at the first batch, if ``number`` or ``start`` is out of range.
         """
         if number < 0:
             raise DataError(f"an epoch has a number from 0 on, found {number}")

@@ -33,8 +33,8 @@ def check_split(split: str) -> str:
 def as_float(images: torch.Tensor) -> torch.Tensor:
     """Turn bytes (any shape) into float32 in [0, 1]: each value divided by 255, correctly rounded.
 
-    The memory format is kept and the input is left alone. Raises :class:`DataError` unless ``images`` is
-    uint8.
+    The memory format is kept and the input is left alone. Raises :class:`~lipcert.errors.DataError` unless
+    ``images`` is uint8.
 
     >>> as_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist()
     [0.0, 0.20000000298023224, 1.0]
@@ -137,8 +137,8 @@ class Dataset:
     def subset(self, indices: slice | Sequence[int] | torch.Tensor) -> Dataset:
         """Return the images at ``indices``: a slice, integers in [-N, N), or a bool mask of shape (N,).
 
-        A contiguous slice shares memory with this data set. Raises :class:`DataError` if an index is out of
-        range, is not an integer, or if nothing is left.
+        A contiguous slice shares memory with this data set. Raises :class:`~lipcert.errors.DataError` if an index
+        is out of range, is not an integer, or if nothing is left.
         """
         what = f"subset of data set '{self.name}' ({self.split})"
         if isinstance(indices, slice):

@@ -210,8 +210,8 @@ def load_onnx(path: str | Path, *, check: bool = True) -> OnnxModule:
             with the package onnx) at random inputs.
 
     Returns:
-        A module in eval mode, in the dtype of the file's weights, from (N, *input_shape) to (N, *output_shape) for
-        any N.
+        A module in eval mode, in the dtype of the file's weights, from ``(N, *input_shape)`` to
+        ``(N, *output_shape)`` for any N.
 
     Raises:
         ImportFileError: it is no ONNX file, has an operator that is not read, more than one input or output, an input

@@ -348,7 +348,7 @@ class Graph:
         return Resolved(coefficients, slopes, live, live.dtype, live.device)
 
     def forward(self, x: Tensor, resolved: Resolved | None = None) -> list[Tensor]:
-        """The value of every node at a batch ``x`` of shape (N, *input_shape): the network itself, unrolled."""
+        """The value of every node at a batch ``x`` of shape ``(N, *input_shape)``: the network itself, unrolled."""
         values = self.resolve(x.dtype, x.device) if resolved is None else resolved
         results: list[Tensor] = []
         for node in self.nodes:
@@ -367,7 +367,7 @@ class Graph:
         """The output at a batch; like :meth:`forward`, but no value is kept longer than it is needed.
 
         Args:
-            x: (N, *input_shape).
+            x: ``(N, *input_shape)``.
             resolved: the numbers.
             watch: ``watch(node, operands, value)`` is called at each node, in order.
             activate: makes the value of a nonlinear node from its operand, instead of the node's own function.
@@ -406,12 +406,12 @@ class Graph:
         errs by at most ``γ_n`` times this, entry by entry.
 
         Args:
-            largest: (n, *input_shape), not negative.
+            largest: ``(n, *input_shape)``, not negative.
             resolved: the numbers.
             per_rounding: the γ_n with which the result will be multiplied; what errs absolutely is divided by it.
 
         Returns:
-            for each node up to the output (n, *shape).
+            for each node up to the output ``(n, *shape)``.
         """
         absolute, results = resolved.absolute(), list[Tensor]()
         for node in self.nodes[: self.output + 1]:

@@ -212,7 +212,7 @@ def by_construction(
     lose more to rounding with it: certify with small gain.
 
     Args:
-        module: in eval mode; it begins with layers of :mod:`lipcert.layers` (see :func:`construction`).
+        module: in eval mode; it begins with layers of :mod:`lipcert.layers` (see :func:`.construction`).
         input_shape: shape of one input, without the batch dimension.
         scope, guarantee: as of :func:`lipcert.lipschitz`. ``"upper"`` proves each layer's constant at its weights.
         failure: the probability with which all proofs together may fail; see :func:`lipcert.lipschitz`.
@@ -226,7 +226,8 @@ def by_construction(
         lipcert.errors.ModuleStateError: train mode, weights that are not finite, or another activation in a layer.
         ShapeError: the network does not take such inputs.
 
-    >>> from lipcert.layers import SmallGainLinear
+    >>> from torch import nn
+    >>> from lipcert.layers import SmallGainLinear, by_construction
     >>> stack = nn.Sequential(*(SmallGainLinear(8, lipschitz=0.5) for _ in range(3))).eval()
     >>> by_construction(stack, (8,)).summary()
     'layers, global: L ≤ 0.125001 (proved)'

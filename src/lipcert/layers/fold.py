@@ -45,8 +45,8 @@ def fold(module: nn.Module, *, prove: bool = True) -> nn.Module:
         BoundError: weights that are too large or too small.
         ModuleStateError: weights that are not finite, or a layer with hooks or parametrisations of its own.
 
-    >>> import torch
-    >>> from lipcert.layers import LipschitzLinear
+    >>> from torch import nn
+    >>> from lipcert.layers import LipschitzLinear, fold
     >>> fold(nn.Sequential(LipschitzLinear(3, 2)))
     Sequential(
       (0): Linear(in_features=3, out_features=2, bias=True)

@@ -97,7 +97,7 @@ class Pool(nn.Module):
     """``y = s·(mean over s×s pixels)``, with channels of zeros behind: a shortcut of norm 1.
 
     Args:
-        stride: s.
+        stride: s, the side of the squares.
         channels: of the result; not fewer than the input's.
 
     Shapes: (N, C, H, W) → (N, channels, ⌊H/s⌋, ⌊W/s⌋).

@@ -53,7 +53,11 @@ class _SmallGain(nn.Module):
             )
 
     def gram(self) -> Tensor:
-        """Bounds of the entries of |W Wᵀ|, summed over positions: (hidden, hidden)."""
+        """A with diag(A·q/q) ⪰ W Wᵀ for every q > 0, by channels: (hidden, hidden).
+
+        |W Wᵀ| for a dense W. For a convolution the sum over positions of |its correlation|, which is that of the infinite
+        image: W is a compression of it, so that W Wᵀ is bounded, though not every entry at the border.
+        """
         raise NotImplementedError
 
     def divisors(self) -> Tensor:
@@ -109,7 +113,7 @@ class _SmallGain(nn.Module):
 
 
 class SmallGainLinear(_SmallGain):
-    """``y = κ·(x − (2/β)·Wᵀ T⁻¹ φ(W x + b))``, T_i = Σ_j |W Wᵀ|_ij·q_j/q_i, φ with slopes in [0, β].
+    """``y = κ·(x − (2/β)·Wᵀ T⁻¹ φ(W x + b))``, ``T_i = Σ_j |W Wᵀ|_ij·q_j/q_i``, φ with slopes in [0, β].
 
     It is κ-Lipschitz whatever W, b and q > 0 are, by small gain with D = T^{-1/2}: for A = T^{-1/2}·W, ‖A‖ ≤ 1 as
     T ⪰ WWᵀ, and for differences z of A·x and p of T^{-1/2}·φ, ‖x − (2/β)·Aᵀp‖² ≤ ‖x‖² − (4/β)·z·p + (4/β²)·‖p‖² ≤ ‖x‖²,
@@ -166,7 +170,7 @@ class SmallGainLinear(_SmallGain):
 class SmallGainConv2d(_SmallGain):
     """:class:`SmallGainLinear` of images: W is a convolution with zeros around the image, Wᵀ its adjoint.
 
-    T_i sums |W ∗ Wᵀ| over all shifts and channels, so the bound holds for images of any size, at their borders too.
+    T_i sums ``|W ∗ Wᵀ|`` over all shifts and channels, so the bound holds for images of any size, at their borders too.
 
     Args:
         input_shape: (C, H, W) of one image.

@@ -43,7 +43,7 @@ def convnet(
         hidden: widths of the fully connected layers before the last.
         input_shape: (C, H, W).
         num_classes: width of the last layer.
-        activation: see :data:`lipcert.layers.activations.ACTIVATIONS`.
+        activation: see :data:`lipcert.layers.ACTIVATIONS`.
         init: ``"torch"``, its layers' own, or ``"orthogonal"``: layers start as isometries (a convolution at the centre
             of its kernel) times √2, for the half of the signal that an activation takes, the last without that.
 

@@ -55,7 +55,7 @@ def lipres(
         blocks: how many blocks each stage has.
         hidden: width of the fully connected layer before the last.
         input_shape: (C, H, W); 2^stages must divide H and W, which zeros around the image see to where they do not.
-        num_classes: C.
+        num_classes: width of the last layer.
         block: ``"residual"`` (:class:`~lipcert.layers.ResidualConv2d`: 1-Lipschitz by LipLT of the block) or
             ``"smallgain"`` (:class:`~lipcert.layers.SmallGainConv2d`: by small gain, in closed form).
         head: ``"linear"``, or ``"pairwise"``: every difference of two logits of the whole network is

@@ -29,7 +29,7 @@ def mlp(
         input_shape: of any length; flattened.
         num_classes: width of the last layer.
         widths: of the hidden layers; none gives a linear classifier.
-        activation: see :data:`lipcert.layers.activations.ACTIVATIONS`.
+        activation: see :data:`lipcert.layers.ACTIVATIONS`.
 
     Raises:
         ConfigError: a width that is not a positive integer, or an activation that does not fit.

@@ -102,7 +102,7 @@ def build(
         options: the model's own, see :func:`options_of`.
 
     Returns:
-        The model, in train mode (in eval mode if it is folded), mapping (N, *input_shape) to (N, num_classes).
+        The model, in train mode (in eval mode if it is folded), mapping ``(N, *input_shape)`` to (N, num_classes).
 
     Raises:
         ConfigError: an unknown name or option, or a value that does not fit.

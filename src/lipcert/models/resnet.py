@@ -30,7 +30,7 @@ class BasicBlock(nn.Module):
         inputs: channels in.
         outputs: channels out.
         stride: of the first convolution and of the shortcut.
-        activation: φ, see :data:`lipcert.layers.activations.ACTIVATIONS`.
+        activation: φ, see :data:`lipcert.layers.ACTIVATIONS`.
         norm: BatchNorm after each convolution. In eval mode it is affine and folds into the bound.
 
     Shapes: (N, inputs, H, W) → (N, outputs, ⌈H/stride⌉, ⌈W/stride⌉).
@@ -83,7 +83,7 @@ def resnet_small(
         num_classes: width of the last layer.
         widths: channels of the three stages; the stem has those of the first.
         blocks: how many blocks each stage has.
-        activation: see :data:`lipcert.layers.activations.ACTIVATIONS`.
+        activation: see :data:`lipcert.layers.ACTIVATIONS`.
         norm: BatchNorm after each convolution; without it the convolutions have biases.
 
     Raises:

@@ -46,8 +46,10 @@ class Entry:
     Attributes:
         label: what it is called in the report.
         path: of its folder, or its name.
-        config, toml: its configuration.
-        summary, metrics: of its training; may be missing.
+        config: its configuration.
+        toml: the same, as a file.
+        summary: of its training; may be missing.
+        metrics: of its epochs; may be missing.
         certificate: of N samples.
         attacked: of the first M ≤ N of them, if attacks ran.
         images: (N, C, H, W) uint8, if the data set is at hand.

@@ -29,6 +29,7 @@ _GRID = 220  # points of a curve
 _BINS = 48
 _FEW = 20  # classes up to which each has its row
 _SHOWN = 8  # images of each kind
+_FAR = 1e3  # times the largest radius of interest, beyond which there is nothing to see
 _BESIDE = 0.06  # of the largest radius, room to the right
 
 
@@ -91,6 +92,9 @@ def _top(entries: Sequence[Entry]) -> float:
         if e.attacked is not None:
             seen = e.attacked.distance[torch.isfinite(e.attacked.distance)]
             largest = max(largest, float(seen.quantile(0.98)) if len(seen) else 0.0)
+    asked = max(epsilons_of(entries), default=1.0)
+    if not largest < _FAR * asked:  # a network that always answers the same has radii without end
+        largest = 4 * asked
     return (largest or 1.0) * (1 + _BESIDE)
 
 
@@ -135,7 +139,7 @@ def _samples(e: Entry) -> dict[str, Any]:
         near = [None if math.isinf(d) else float(f"{d:.6g}") for d in e.attacked.distance.tolist()]
         attacked = {"distance": near}
     return {
-        "radius": [float(rounded(r, 6, up=False)) if r < math.inf else 1e9 for r in e.radius.tolist()],
+        "radius": [min(1e9, float(rounded(min(r, 1e12), 6, up=False))) for r in e.radius.tolist()],
         "label": e.labels.tolist(),
         "prediction": e.prediction.tolist(),
         "runner": e.runner_up.tolist(),
@@ -158,7 +162,8 @@ def _view(e: Entry, number: int, top: float) -> dict[str, Any]:
         facts["parameters"] = f"{summary['parameters']:,}"
     if "training_seconds" in summary:
         spent, on = float(summary["training_seconds"]), summary.get("device", "cpu")
-        facts["training"] = f"{summary['epochs']} epochs, {spent / 60:.0f} min on {on}"
+        took = f"{spent:.0f} s" if spent < 120 else f"{spent / 60:.0f} min"
+        facts["training"] = f"{summary['epochs']} epochs, {took} on {on}"
     return {
         "number": number,
         "label": e.label,
@@ -269,8 +274,8 @@ def _image(e: Entry, i: int) -> dict[str, Any]:
     found: dict[str, Any] = {
         "index": i,
         "label": e.classes[int(e.labels[i])],
-        "radius": float(e.radius[i]),
-        "radius_text": f"{math.floor(1e3 * float(e.radius[i])) / 1e3:.3f}",
+        "radius": min(1e9, float(e.radius[i])),
+        "radius_text": _floored(float(e.radius[i])),
         "image": _png(image),
         "distance": None,
     }
@@ -286,6 +291,11 @@ def _image(e: Entry, i: int) -> dict[str, Any]:
             "by": METHODS[e.attacked.by[i] or ""].title,
         }
     return found
+
+
+def _floored(radius: float) -> str:
+    """Three decimals, rounded down."""
+    return f"{math.floor(1e3 * radius) / 1e3:.3f}" if radius < 1e6 else "beyond 1e6"
 
 
 def _png(image: Tensor) -> str:

@@ -63,7 +63,7 @@ def crm_term(
     """The robust term of certified-radius maximisation: ``(1/N)·Σ_{n vulnerable} h_n``.
 
     A sample is vulnerable when no logit exceeds that of its label and ``R = min_b R_b < radius_cap``, with
-    R_b of :func:`margin_radii`. (A tie counts: R = 0, and the term is what pulls the two apart.) The
+    R_b of :func:`.margin_radii`. (A tie counts: R = 0, and the term is what pulls the two apart.) The
     others contribute exactly 0 and receive no gradient, neither do their L_yb. A NaN is not skipped: it makes
     the term NaN. With t the temperature:
 
@@ -129,10 +129,10 @@ def crm_loss(
         logits: (N, C).
         labels: (N,) int64.
         bound: (), (C,) or (C, C), in logit units per unit of the raw input.
-        temperature: see :func:`crm_term`.
-        radius_cap: see :func:`crm_term`.
+        temperature: see :func:`.crm_term`.
+        radius_cap: see :func:`.crm_term`.
         weight: λ ≥ 0, in 1/(units of the raw input). 0 leaves the robust term out and its parameters unread.
-        form: see :func:`crm_term`.
+        form: see :func:`.crm_term`.
 
     Returns:
         A scalar.

@@ -163,7 +163,7 @@ class GainBound(DeferredBound):
 
     @property
     def weights(self) -> Scaling:
-        """D as it is now: a start for :func:`lipcert.lipschitz`."""
+        """D as it is now, a start for :func:`lipcert.lipschitz`."""
         return Scaling(self.scaling, tuple(v.exp().double().cpu() for v in self._logs()))
 
     # --- the formula --------------------------------------------------------------------------------------

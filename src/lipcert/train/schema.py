@@ -203,7 +203,7 @@ class RunConfig(Section):
         return self.model_dump(mode="json")
 
     def to_toml(self) -> str:
-        """A TOML file that :func:`~lipcert.train.config.load_config` reads back as an equal configuration."""
+        """A TOML file that :func:`~lipcert.train.load_config` reads back as an equal configuration."""
         return toml.dumps(self.to_dict())
 
     def fingerprint(self) -> str:

@@ -224,7 +224,7 @@ class Trainer:
 
     @property
     def deployed(self) -> nn.Module:
-        """The weights that are evaluated and kept: the averaged ones where there are any."""
+        """The weights that are evaluated and kept, the averaged ones where there are any."""
         return self.model if self.averaged is None else self.averaged
 
     def _run_epoch(self, steps: int | None) -> int | None:

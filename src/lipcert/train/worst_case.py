@@ -78,7 +78,7 @@ def gloro_logits(logits: Tensor, bound: Tensor, epsilon: float) -> Tensor:
 
 
 def gloro_loss(logits: Tensor, labels: Tensor, bound: Tensor, *, epsilon: float) -> Tensor:
-    """Cross-entropy of the C+1 logits of :func:`gloro_logits`: wrong and uncertified both cost.
+    """Cross-entropy of the C+1 logits of :func:`.gloro_logits`: wrong and uncertified both cost.
 
     Raises:
         ShapeError: a shape, dtype or device that does not fit, or an empty batch.

@@ -56,7 +56,7 @@ def load(name: str) -> nn.Module:
     """A trained model by its name, in eval mode: raw pixels in [0, 1] → logits.
 
     Args:
-        name: one of :func:`available`, which ``lipcert zoo`` lists with what is certified of each.
+        name: one of :func:`lipcert.zoo.available`, which ``lipcert zoo`` lists with what is certified of each.
 
     Raises:
         CheckpointError: there is no model of that name.
