@@ -55,8 +55,8 @@ class _SmallGain(nn.Module):
     def gram(self) -> Tensor:
         """A with diag(A·q/q) ⪰ W Wᵀ for every q > 0, by channels: (hidden, hidden).
 
-        |W Wᵀ| for a dense W. For a convolution the sum over positions of |its correlation|, which is that of the infinite
-        image: W is a compression of it, so that W Wᵀ is bounded, though not every entry at the border.
+        ``|W Wᵀ|`` of a dense W. Of a convolution the sum over positions of the sizes of its correlation, which is that
+        of an infinite image: W is a compression of it, so that W Wᵀ is bounded, though not every entry at the border.
         """
         raise NotImplementedError
 
