@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import copy
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 import lipcert
 from adversary_exact import Exact
 from adversary_nets import network
-from lipcert.attacks import METHODS, Attacked, Method, Strength, attack, read_attacked
+from lipcert.attacks import METHODS, Attacked, Judge, Method, Strength, attack, read_attacked
 from lipcert.errors import CheckpointError, ConfigError, CounterexampleError, ShapeError
 from lipcert.train import Interrupted
 
@@ -53,7 +54,7 @@ def test_each_attack_finds_what_there_is(name: str) -> None:
     assert found.clean_accuracy >= found.accuracy_at(0.2) >= found.accuracy_at(0.5)
     assert found.accuracy_at(0.5) <= 0.25
     some = torch.isfinite(found.distances[0])
-    assert not bool(some[~found.correct].any())
+    assert not bool(some[~found.correct].any())  # nothing is certified of them
     with torch.no_grad():
         assert bool((net(found.points[some]).argmax(1) != y[some]).all())
     assert torch.equal(found.points[~some], x[~some])
@@ -124,8 +125,48 @@ def test_samples_that_are_certified_can_be_spared() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("lipcert.attacks.campaign.METHODS", {"counting": method})
             attack(net, x, y, epsilons=[0.1], methods=["counting"], radius=radius, spare=spare)
-    correct = torch.arange(24) % 6 != 0
-    assert asked == [20, int((correct & (radius <= 0.1)).sum())]
+    assert asked == [24, int((radius <= 0.1).sum())]  # those that are classified wrongly are certified too
+
+
+def test_what_is_classified_wrongly_is_certified_too() -> None:
+    net, x, y = _net(6)
+    wrong = int((torch.arange(24) % 6 == 0).nonzero()[1])
+    radius = torch.zeros(24, dtype=torch.float64)
+    radius[wrong] = 10.0
+    with pytest.raises(CounterexampleError) as caught:
+        attack(net, x, y, epsilons=[0.1], methods=["ddn"], radius=radius)
+    assert caught.value.sample == wrong
+    radius[wrong] = 1e-9
+    found = attack(net, x, y, epsilons=[0.1], methods=["ddn"], radius=radius)
+    assert float(found.nearest[wrong]) < torch.inf
+    assert float(found.distance[wrong]) == 0
+    assert found.tried()[0].found <= 20
+
+
+def test_a_certified_class_that_is_not_the_networks() -> None:
+    net, x, y = _net(7)
+    with torch.no_grad():
+        prediction = net(x).argmax(1)
+    radius = torch.full((24,), 1e-9, dtype=torch.float64)
+    options: dict[str, Any] = {"epsilons": [0.1], "methods": ["ddn"], "strength": QUICK}
+    attack(net, x, y, **options, radius=radius, prediction=prediction)
+    prediction[3] = (prediction[3] + 1) % 5
+    with pytest.raises(CounterexampleError) as caught:
+        attack(net, x, y, **options, radius=radius, prediction=prediction)
+    assert (caught.value.sample, caught.value.distance) == (3, 0.0)
+    radius[3] = 0.0  # which claims nothing
+    attack(net, x, y, **options, radius=radius, prediction=prediction)
+
+
+def test_a_point_that_was_seen_in_a_batch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A radius of an execution is one of every order of its sums, so that it may come out otherwise when alone."""
+    net, x, _ = _net(8)
+    judge, whole = Judge(net, "float32"), Judge.labels
+    prediction = int(judge.labels(x[:1]))
+    alone = torch.full((1,), prediction)
+    monkeypatch.setattr(Judge, "labels", lambda self, v: alone if len(v) == 1 else whole(self, v))
+    assert judge.is_counterexample(x[0], x[1], prediction, 100.0, seen=True)
+    assert not judge.is_counterexample(x[0], x[1], prediction, 100.0)
 
 
 # --- going on -------------------------------------------------------------------------------------------------------
@@ -174,6 +215,122 @@ def test_a_file_of_another_attack_is_left_alone(change: str, tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="another attack"):
         attack(net, x, y, **options, file=file)
     assert file.read_bytes() == before
+
+
+def test_what_was_found_before_is_held_against_a_certificate_of_later(tmp_path: Path) -> None:
+    net, x, y = _net(9)
+    file = tmp_path / "a.safetensors"
+    options: dict[str, Any] = {"epsilons": [0.1], "methods": ["pgd", "ddn"], "strength": QUICK, "batch_size": 8}
+    everywhere = torch.full((24,), 1e-9, dtype=torch.float64)
+    found = attack(net, x, y, **options, radius=everywhere, file=file)
+    sample = int(torch.where(torch.isfinite(found.nearest), found.nearest, 0).argmax())
+    radius = everywhere.clone()
+    radius[sample] = 1.01 * float(found.nearest[sample])
+    for stop_after in (None, 4):  # a finished file, and one that goes on
+        if stop_after is not None:
+            file.unlink()
+            left = iter(range(stop_after))
+            with pytest.raises(Interrupted):
+                attack(
+                    net, x, y, **options, radius=everywhere, file=file, stop=lambda left=left: next(left, None) is None
+                )
+        with pytest.raises(CounterexampleError):
+            attack(net, x, y, **options, radius=radius, file=file)
+
+
+def test_another_architecture_or_other_spared_samples_are_another_attack(tmp_path: Path) -> None:
+    net, x, y = _net(10)
+    file = tmp_path / "a.safetensors"
+    options: dict[str, Any] = {"epsilons": [0.1], "methods": ["ddn"], "strength": QUICK, "file": file}
+    attack(net, x, y, **options, spare=True, radius=torch.zeros(24))
+    for changes in ({"radius": torch.full((24,), 1e-6)}, {"radius": torch.zeros(24), "spare": False}):
+        with pytest.raises(ConfigError, match="another attack"):
+            attack(net, x, y, **{"spare": True, **options, **changes})
+    other = nn.Sequential(*(nn.Tanh() if isinstance(m, nn.ReLU) else m for m in net))
+    with pytest.raises(ConfigError, match="another attack"):
+        attack(other, x, y, **options, spare=True, radius=torch.zeros(24))
+
+
+def test_a_file_that_cannot_be_written_is_noticed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x, y = _net()
+    monkeypatch.setattr("lipcert.attacks.campaign._Work.do", lambda *_: pytest.fail("too late"))
+    with pytest.raises(CheckpointError, match="cannot"):
+        attack(net, x, y, epsilons=[0.1], file=tmp_path / "no" / ("x" * 300))
+
+
+def test_a_counterexample_is_said_where_nothing_can_be_written(tmp_path: Path) -> None:
+    net, x, y = _net()
+    (tmp_path / "a.counterexample.safetensors").mkdir()
+    with pytest.raises(CounterexampleError) as caught:
+        attack(
+            net, x, y, epsilons=[0.1], methods=["ddn"], radius=torch.full((24,), 9.0), file=tmp_path / "a.safetensors"
+        )
+    assert caught.value.file is None
+
+
+LIES: dict[str, Any] = {
+    "a distance that is not that of its point": lambda a: a.distances.mul_(1.3),
+    "NaN": lambda a: a.distances[0].fill_(torch.nan),
+    "negative": lambda a: a.distances[0].fill_(-1.0),
+    "points outside": lambda a: a.points.add_(2.0),
+    "points that are not numbers": lambda a: a.points[0].fill_(torch.nan),
+    "other labels": lambda a: a.labels.copy_((a.labels + 1) % 5),
+    "other predictions": lambda a: a.prediction.copy_((a.prediction + 1) % 5),
+    "points of another shape": lambda a: setattr(a, "points", a.points[:, :4].contiguous()),
+    "fewer samples": lambda a: setattr(a, "points", a.points[:7].contiguous()),
+    "an unknown method": lambda a: setattr(a, "methods", ("fmn",)),
+    "no methods": lambda a: setattr(a, "methods", ()),
+    "epsilons that are none": lambda a: setattr(a, "epsilons", (float("nan"),)),
+    "other epsilons": lambda a: setattr(a, "epsilons", (0.2,)),
+    "negative seconds": lambda a: a.seconds.update(ddn=-1.0),
+    "another arithmetic": lambda a: setattr(a, "arithmetic", "real"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_files_that_lie(lie: str, tmp_path: Path) -> None:
+    net, x, y = _net(11)
+    file = tmp_path / "a.safetensors"
+    options: dict[str, Any] = {"epsilons": [0.1], "methods": ["ddn"], "strength": QUICK, "file": file}
+    found = attack(net, x, y, **options)
+    LIES[lie](found)
+    found.write(file)
+    with pytest.raises((CheckpointError, ConfigError)):
+        attack(net, x, y, **options)
+
+
+def test_points_that_are_not_adversarial_are_left_out(tmp_path: Path) -> None:
+    net, x, y = _net(0)
+    file = tmp_path / "a.safetensors"
+    options: dict[str, Any] = {"epsilons": [0.1], "methods": ["ddn"], "strength": QUICK, "file": file}
+    found = attack(net, x, y, **options)
+    i = int(torch.isfinite(found.nearest).nonzero()[0])
+    found.points[i] = (x[i] + 1e-4).clamp(0, 1)
+    found.distances[0, i] = Judge.distance(x[i][None], found.points[i][None])
+    found.write(file)
+    assert float(attack(net, x, y, **options).nearest[i]) == torch.inf
+
+
+@pytest.mark.parametrize("state", ["no_grad", "inference", "float64", "requires_grad", "int32"])
+def test_whatever_the_caller_was_doing(state: str) -> None:
+    net, x, y = _net(13)
+    wanted = attack(net, x, y, epsilons=[0.2], strength=QUICK)
+    before = torch.get_default_dtype()
+    with contextlib.ExitStack() as stack:
+        if state == "no_grad":
+            stack.enter_context(torch.no_grad())
+        elif state == "inference":
+            stack.enter_context(torch.inference_mode())
+        elif state == "float64":
+            torch.set_default_dtype(torch.float64)
+            stack.callback(torch.set_default_dtype, before)
+        elif state == "requires_grad":
+            x = x.clone().requires_grad_()
+        else:
+            y = y.to(torch.int32)
+        now = torch.get_default_dtype()
+        assert _same(attack(net, x, y, epsilons=[0.2], strength=QUICK), wanted)
+        assert torch.get_default_dtype() == now
 
 
 def test_layers_with_a_bound_of_their_own() -> None:
@@ -225,6 +382,13 @@ def test_files_that_are_none(content: Any, tmp_path: Path) -> None:
         ({"x": torch.rand(24, 6) + 0.1}, ShapeError, r"in \[0, 1\]"),
         ({"x": torch.full((24, 6), torch.nan)}, ShapeError, r"in \[0, 1\]"),
         ({"y": torch.zeros(3, dtype=torch.int64)}, ShapeError, "N labels"),
+        ({"y": torch.full((24,), 5)}, ShapeError, "labels are 0 … 4"),
+        ({"y": torch.full((24,), -1)}, ShapeError, "labels are 0 … 4"),
+        ({"x": torch.rand(24, 6).half()}, ShapeError, "float32 or float64"),
+        ({"x": torch.rand(24, 7)}, ShapeError, "does not take inputs"),
+        ({"radius": torch.full((24,), torch.nan)}, ShapeError, "radii"),
+        ({"methods": "ddn"}, ConfigError, "list of names"),
+        ({"batch_size": 0}, ConfigError, "batch_size"),
     ],
 )
 def test_refusals(changes: dict[str, Any], kind: type[Exception], said: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -81,7 +82,57 @@ def test_a_radius_that_is_too_large_stops_everything(run: Path) -> None:
     file = run / "attack.counterexample.safetensors"
     again = cli("attack", run, "--replay", file)
     assert again.exit_code == module.COUNTEREXAMPLE
-    assert "it is seen again" in again.stdout
+    assert "of the run's certificate is wrong: it is seen again." in again.stdout
+    assert json.loads(cli("attack", run, "--replay", file, "--json").stdout)["seen_again"] is True
+    assert "nothing else" in refused("attack", run, "--replay", file, "-e", "0.5")
+    _lie(run, 1 / 1.2)  # as it was: a file that says more than the certificate is no counterexample
+    assert cli("attack", run, "--replay", file).exit_code == 0
+
+
+def test_a_certificate_that_comes_after_the_attack(run: Path) -> None:
+    kept = (run / "certificate.json").rename(run.parent / "kept.json")
+    assert cli("attack", run, *QUICK, "-e", "0.5").exit_code == 0
+    kept.rename(run / "certificate.json")
+    (run / "attack.safetensors").unlink()
+    assert cli("attack", run, *QUICK, "-e", "0.5").exit_code == 0
+    _lie(run, 1.2)
+    assert cli("attack", run, *QUICK, "-e", "0.5").exit_code == module.COUNTEREXAMPLE
+
+
+def test_a_certificate_of_other_classes_than_the_networks(run: Path) -> None:
+    content = read_certificate(run / "certificate.json").model_dump()
+    samples = {name: value and list(value) for name, value in content["samples"].items()}
+    content["samples"] = samples
+    wrong = next(i for i, (p, y) in enumerate(zip(samples["prediction"], samples["label"], strict=True)) if p != y)
+    samples["prediction"][wrong], samples["runner_up"][wrong] = samples["label"][wrong], samples["prediction"][wrong]
+    content["clean"]["count"] += 1
+    content["clean"]["share"] = content["clean"]["count"] / len(samples["label"])
+    for claim in content["certified"]:
+        claim["verdict"] = list(claim["verdict"])
+        claim["verdict"][wrong] = samples["radius"][wrong] > claim["epsilon"]
+        claim["count"] = sum(claim["verdict"])
+        claim["share"] = claim["count"] / len(samples["label"])
+    (run / "certificate.json").write_bytes(canonical(content))
+    shown = cli("attack", run, "--attacks", "ddn", "--steps", "5")
+    assert shown.exit_code == module.COUNTEREXAMPLE
+    assert f"sample {wrong} has an adversarial example at a distance of 0," in shown.stderr
+
+
+def test_data_that_is_not_the_models(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lipcert.data import Dataset
+
+    other = Dataset(
+        "digits", "test", torch.zeros(20, 1, 9, 9, dtype=torch.uint8), torch.arange(20) % 10, tuple("0123456789")
+    )
+    monkeypatch.setattr("lipcert.attacks.target.load", lambda *_, **__: other)
+    (run / "certificate.json").unlink()
+    assert "the model takes (1, 8, 8)" in refused("attack", run, "--attacks", "ddn")
+
+
+def test_nothing_found(run: Path) -> None:
+    shown = cli("attack", run, "--attacks", "pgd", "--first", "5", "-e", "0.000001")
+    assert "No adversarial example inside of a certified radius.\n" in shown.stdout
+    assert "inf" not in shown.stdout
 
 
 @pytest.mark.parametrize(

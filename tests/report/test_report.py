@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 
 from lipcert import zoo
+from lipcert.attacks import Attacked, read_attacked
 from lipcert.certify import read_certificate
 from lipcert.certify.canonical import canonical
-from lipcert.errors import CertificateError
+from lipcert.errors import CertificateError, LipcertError
 from lipcert.report import collect, csv, html, markdown
 from lipcert.report.svg import Plot
 from lipcert.report.tables import radius_text
+from lipcert.shown import percent
 from lipcert.train import RunFolder
-from reports import NAME, entry_of, found_beyond
+from reports import NAME, entry_of
 from runs import cli, refused
 
 
@@ -40,7 +42,7 @@ def test_numbers_are_those_of_the_certificate(attacked: bool) -> None:
     entry = entry_of(attacked)
     page = html([entry])
     for claim in entry.certificate.certified:
-        assert f"{100 * claim.share:.2f} %" in page
+        assert percent(claim.share) in page
     (data,) = _data(page)
     stated = entry.certificate.samples
     assert data["label"] == list(stated.label)
@@ -48,7 +50,7 @@ def test_numbers_are_those_of_the_certificate(attacked: bool) -> None:
     assert all(a <= b <= a * (1 + 1e-5) for a, b in zip(data["radius"], stated.radius, strict=True))
     assert (data["attacked"] is None) is not attacked
     if entry.attacked is not None:
-        assert f"{100 * entry.attacked.accuracy_at(0.5):.2f} %" in page
+        assert percent(entry.attacked.accuracy_at(0.5), up=True) in page
         assert data["attacked"]["distance"][3] is None
         assert "of the first 100 of 360 samples" in page
 
@@ -102,7 +104,7 @@ def test_markdown() -> None:
     entry = entry_of()
     text = markdown([entry])
     assert "| 0.5 | 68.8" in text
-    assert "| ddn | " in text
+    assert "| DDN | " in text
     assert "rounding included" in text
     for assumption in entry.certificate.precision.assumptions:
         assert f"- {assumption}" in text
@@ -144,7 +146,7 @@ def test_radii_without_end() -> None:
     assert 'max="3.18"' in page  # of the slider
 
 
-@pytest.mark.parametrize(("radius", "text"), [(36 / 255, "0.1412 (36/255)"), (0.2, "0.2"), (1.58, "1.58")])
+@pytest.mark.parametrize(("radius", "text"), [(36 / 255, "0.1411 (36/255)"), (0.2, "0.2"), (1.58, "1.58")])
 def test_radii_in_the_units_people_use(radius: float, text: str) -> None:
     assert radius_text(radius) == text
 
@@ -161,23 +163,93 @@ def test_figures_stay_inside() -> None:
 
 
 # --- what does not fit ----------------------------------------------------------------------------------------------
+def _attacked(run: Path, first: int = 30) -> Attacked:
+    arguments = ("--attacks", "ddn", "--steps", "30", "--first", first, "-e", "0.5")
+    assert cli("attack", run, *arguments).exit_code == 0
+    return read_attacked(run / "attack.safetensors")
+
+
 def test_attacks_must_be_of_this_certificate(run: Path) -> None:
     folder = RunFolder(run)
-    found_beyond(folder).write(folder.attack_file)
-    assert collect(folder, bounds=False).attacked is not None
-    found_beyond(folder, factor=0.99).write(folder.attack_file)
+    _attacked(run)
+    entry = collect(folder, bounds=False)
+    assert entry.attacked is not None
+    assert entry.total == 360
+    assert "--attacks ddn --first 30 -e 0.5 --steps 30" in html([entry])
+    for change, said in (
+        ({"labels": lambda v: (v + 1) % 10}, "other samples"),
+        ({"prediction": lambda v: (v + 1) % 10}, "another network"),
+        ({"about": lambda v: {**v, "weights": "0" * 64}}, "another network"),
+        ({"distances": lambda v: v * 1.5}, "not that of its adversarial example"),
+    ):
+        found = _attacked(run)
+        for name, alter in change.items():
+            setattr(found, name, alter(getattr(found, name)))
+        found.write(folder.attack_file)
+        with pytest.raises(LipcertError, match=said):
+            collect(folder, bounds=False)
+        folder.attack_file.unlink()
+
+
+def test_an_adversarial_example_inside_of_a_radius_is_no_report(run: Path) -> None:
+    _attacked(run)
+    content = read_certificate(run / "certificate.json").model_dump()
+    for name in ("radius", "real_radius"):
+        content["samples"][name] = [2 * r for r in content["samples"][name]]
+    correct = [p == y for p, y in zip(content["samples"]["prediction"], content["samples"]["label"], strict=True)]
+    for claim in content["certified"]:
+        verdict = [c and r > claim["epsilon"] for c, r in zip(correct, content["samples"]["radius"], strict=True)]
+        claim |= {"verdict": verdict, "count": sum(verdict), "share": sum(verdict) / len(correct)}
+    (run / "certificate.json").write_bytes(canonical(content))
     with pytest.raises(CertificateError, match="adversarial example inside"):
-        collect(folder, bounds=False)
-    other = found_beyond(folder)
-    other.labels[0] = (other.labels[0] + 1) % 10
-    other.write(folder.attack_file)
-    with pytest.raises(CertificateError, match="other samples"):
-        collect(folder, bounds=False)
-    other = found_beyond(folder)
-    other.about["weights"] = "0" * 64
-    other.write(folder.attack_file)
-    with pytest.raises(CertificateError, match="another network"):
-        collect(folder, bounds=False)
+        collect(RunFolder(run), bounds=False)
+
+
+def test_more_attacked_than_certified(run: Path) -> None:
+    (run / "certificate.json").rename(run / "kept.json")
+    _attacked(run, 40)
+    saved = ("--first", "20", "--save", run / "certificate.json")
+    assert cli("certify", run, *saved).exit_code == 0
+    with pytest.raises(CertificateError, match="certificate of the first 20"):
+        collect(RunFolder(run), bounds=False)
+
+
+@pytest.mark.parametrize("lines", ['{"epoch":1}', '{"epoch":1,"clean":"x","estimated_certified":{},"bound":[0,1]}'])
+def test_a_damaged_training_is_left_out(run: Path, lines: str) -> None:
+    (run / "metrics.jsonl").write_text(lines + "\n")
+    entry = collect(RunFolder(run), bounds=False)
+    assert entry.metrics == []
+    assert "damaged" in " ".join(entry.notes)
+    html([entry])
+
+
+def test_the_slider_reaches_the_radii_of_interest() -> None:
+    entry = entry_of(False)
+    samples = entry.certificate.samples.model_copy(update={"radius": (1e-3,) * len(entry.labels)})
+    page = html([replace(entry, certificate=entry.certificate.model_copy(update={"samples": samples}))])
+    assert 'max="0.795"' in page
+
+
+def test_nothing_from_a_file_is_a_formula_or_markup() -> None:
+    name = "=HYPERLINK(1) <b>x</b> | [red]y"
+    entry = replace(entry_of(), label=name)
+    assert {row["run"] for row in reader.DictReader(io.StringIO(csv([entry])))} == {f"'{name}"}
+    assert "\n## =HYPERLINK(1) \\<b\\>x\\</b\\> \\| \\[red\\]y\n" in markdown([entry])
+
+
+def test_shares_are_rounded_the_way_that_claims_nothing() -> None:
+    entry = entry_of()
+    prediction = (
+        *entry.certificate.samples.label[:200],
+        *[(y + 1) % 10 for y in entry.certificate.samples.label[200:]],
+    )
+    radius = (*(1.0,) * 200, *(0.0,) * 160)
+    samples = entry.certificate.samples.model_copy(update={"radius": radius, "prediction": prediction})
+    some = replace(entry, certificate=entry.certificate.model_copy(update={"samples": samples}), attacked=None)
+    assert "55.55 %" in html([some])
+    assert "55.56" not in html([some])
+    assert "| 55.55 % |" in markdown([some])
+    assert ",0.555555," in csv([some])
 
 
 def test_without_the_data_there_are_no_images(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

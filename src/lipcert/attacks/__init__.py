@@ -5,9 +5,9 @@ certificate's arithmetic, the ℓ2 distance in float64, the range [0, 1]; and mo
 adversarial example inside of a certified radius is a :class:`lipcert.errors.CounterexampleError`.
 """
 
-from lipcert.attacks.campaign import attack
+from lipcert.attacks.campaign import attack, remeasured
 from lipcert.attacks.judge import Judge
 from lipcert.attacks.methods import METHODS, Method, Strength
 from lipcert.attacks.record import Attacked, Tried, read_attacked
 
-__all__ = ["METHODS", "Attacked", "Judge", "Method", "Strength", "Tried", "attack", "read_attacked"]
+__all__ = ["METHODS", "Attacked", "Judge", "Method", "Strength", "Tried", "attack", "read_attacked", "remeasured"]

@@ -13,11 +13,23 @@ from lipcert.errors import ConfigError
 from lipcert.graph import Graph, trace
 from lipcert.graph.capture import in_eval_mode, ordinary_mode
 
-__all__ = ["Judge"]
+__all__ = ["Judge", "copied"]
 
 _BEYOND = (1.0, 1 + 2.0**-10, 1 + 2.0**-6)  # how far along the ray a candidate is looked for that just is none
 _HALVINGS = 14  # of the way from the input to it
 _UP = 1 + 2.0**-40  # what float64 may have lost of a norm: sums of up to 2^12 terms, and many more in practice
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy to be converted or attacked, the module itself left alone.
+
+    Raises:
+        ConfigError: it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(module)
+    except (RuntimeError, TypeError) as error:  # weights that a forward pass has computed, as old weight_norm leaves
+        raise ConfigError(f"the network cannot be copied, which an attack needs: {error}") from error
 
 
 class Judge:
@@ -43,7 +55,7 @@ class Judge:
         if own and own != {self.dtype}:
             if self.dtype == torch.float32:
                 raise ConfigError("the network is in float64: its float32 execution is another network")
-            module = copy.deepcopy(module).double()  # the same numbers
+            module = copied(module).double()  # the same numbers
         self.module = module
         self._graph: Graph | None = None
 
@@ -101,13 +113,21 @@ class Judge:
         found: Tensor = torch.linalg.vector_norm((points.double() - x.double()).flatten(1), dim=1)
         return found * _UP
 
-    def is_counterexample(self, x: Tensor, point: Tensor, prediction: int, radius: float) -> bool:
-        """Whether a point (of shape ``*shape``) proves a certified radius wrong, whatever rounding did here."""
+    def is_counterexample(
+        self, x: Tensor, point: Tensor, prediction: int, radius: float, *, seen: bool = False
+    ) -> bool:
+        """Whether a point (of shape ``*shape``) proves a certified radius wrong, whatever rounding did here.
+
+        Args:
+            x, point, prediction, radius: the input, what was found, the certified class and how far it was certified.
+            seen: the point was executed before, in a batch, and classified otherwise. A radius of an execution is one
+                of every order of its sums, so that this counts, even if alone it comes out as it should.
+        """
         one, other = x[None], point[None]
-        if not float(self.distance(one, other)) < radius or int(self.labels(other)) == prediction:
+        if not float(self.distance(one, other)) < radius:
             return False
         if self.arithmetic != "real":
-            return True
+            return seen or int(self.labels(other)) != prediction
         if self._graph is None:
             self._graph = trace(self.module, tuple(x.shape))
         logits, errors = exact_logits(self._graph, [other.double()], each=True)

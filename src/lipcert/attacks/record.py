@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from lipcert.attacks.methods import METHODS
 from lipcert.errors import CheckpointError
 from lipcert.train.safefile import read_file, write_file
 
@@ -51,6 +53,9 @@ class _About(BaseModel):
 class Attacked:
     """Of N samples and M attacks; grows while attacks run.
 
+    Adversarial is what changes the prediction of an input. Samples that are classified wrongly are attacked too where a
+    certificate says how far their prediction holds, and only there.
+
     Attributes:
         key: of what is attacked and how: an attack goes on only where it is the same.
         methods: names of the attacks.
@@ -58,7 +63,7 @@ class Attacked:
         arithmetic: in which predictions were taken.
         about: whatever else is worth keeping, as JSON has it.
         labels: (N,) int64.
-        prediction: (N,) int64. A sample whose prediction is not its label is not attacked.
+        prediction: (N,) int64.
         distances: (M, N) float64, of the nearest adversarial example that each found; infinite where none.
         points: ``(N, *shape)``, the nearest of all; the input itself where there is none.
         seconds: by attack.
@@ -81,20 +86,22 @@ class Attacked:
 
     @property
     def correct(self) -> Tensor:
-        """(N,) bool: the samples that were attacked."""
+        """(N,) bool: where the prediction is the label."""
         return self.prediction == self.labels
 
     @property
+    def nearest(self) -> Tensor:
+        """(N,) float64: how far the nearest input with another prediction is; infinite where none was found."""
+        return self.distances.amin(0)
+
+    @property
     def distance(self) -> Tensor:
-        """(N,) float64: of the nearest adversarial example; 0 where the prediction is wrong, infinite where none."""
-        nearest = self.distances.amin(0) if len(self.methods) else torch.full((len(self.labels),), torch.inf)
-        return torch.where(self.correct, nearest, torch.zeros_like(nearest))
+        """(N,) float64: :attr:`nearest` where the prediction is right, else 0."""
+        return torch.where(self.correct, self.nearest, torch.zeros_like(self.nearest))
 
     @property
     def by(self) -> tuple[str | None, ...]:
         """Which attack found the nearest one of each sample."""
-        if not len(self.methods):
-            return (None,) * len(self.labels)
         least, which = self.distances.min(0)
         return tuple(self.methods[int(m)] if d < torch.inf else None for d, m in zip(least, which, strict=True))
 
@@ -112,10 +119,10 @@ class Attacked:
         return float((self.correct & (self.distance > epsilon)).double().mean())
 
     def tried(self) -> tuple[Tried, ...]:
-        """A line for each attack."""
+        """A line for each attack, of the samples that are classified rightly."""
         found = []
         for name, row in zip(self.methods, self.distances, strict=True):
-            some = row[torch.isfinite(row)]
+            some = row[torch.isfinite(row) & self.correct]
             mean, median = (float(some.mean()), float(some.median())) if len(some) else (float("nan"), float("nan"))
             found.append(Tried(name, len(some), mean, median, self.seconds.get(name, 0.0)))
         return tuple(found)
@@ -152,7 +159,7 @@ _TENSORS = ("labels", "prediction", "distances", "points")
 
 
 def read_attacked(path: str | Path) -> Attacked:
-    """Read what :meth:`Attacked.write` wrote.
+    """Read what :meth:`Attacked.write` wrote. Whether it is true is :func:`lipcert.attacks.remeasured`'s to say.
 
     Raises:
         CheckpointError: there is no such file, or it is another one, or damaged.
@@ -162,16 +169,29 @@ def read_attacked(path: str | Path) -> Attacked:
     try:
         about = _About.model_validate(json.loads(texts[_FORMAT]))
         labels, prediction, distances, points = (tensors[name] for name in _TENSORS)
-    except (KeyError, ValueError, ValidationError) as error:
+    except (KeyError, ValueError, ValidationError, RecursionError) as error:
         raise CheckpointError(f"{path} is no file of `lipcert attack`: {type(error).__name__}") from error
-    shapes: Sequence[tuple[Tensor, torch.dtype, tuple[int, ...]]] = (
-        (labels, torch.int64, (len(points),)),
-        (prediction, torch.int64, (len(points),)),
-        (distances, torch.float64, (len(about.methods), len(points))),
-        (points, torch.float32 if points.dtype == torch.float32 else torch.float64, tuple(points.shape)),
+    count = len(points) if points.ndim else 0
+    shapes: Sequence[tuple[Tensor, tuple[torch.dtype, ...], tuple[int, ...]]] = (
+        (labels, (torch.int64,), (count,)),
+        (prediction, (torch.int64,), (count,)),
+        (distances, (torch.float64,), (len(about.methods), count)),
+        (points, (torch.float32, torch.float64), tuple(points.shape)),
     )
-    if about.format != _FORMAT or any(t.dtype != d or tuple(t.shape) != s for t, d, s in shapes):
-        raise CheckpointError(f"{path} is damaged: its numbers do not fit each other")
+    numbers = [*about.epsilons, *about.seconds.values()]
+    if (
+        about.format != _FORMAT
+        or count == 0
+        or points.ndim < 2
+        or any(t.dtype not in d or tuple(t.shape) != s for t, d, s in shapes)
+        or not about.methods
+        or len(set(about.methods)) != len(about.methods)
+        or not set(about.methods) <= set(METHODS)
+        or not all(0 <= v < math.inf for v in numbers)
+        or not bool((distances >= 0).all())  # a NaN is not
+        or not bool(((points >= 0) & (points <= 1)).all())
+    ):
+        raise CheckpointError(f"{path} is damaged: what is in it does not fit together")
     return Attacked(
         about.key,
         tuple(about.methods),

@@ -13,6 +13,7 @@ from lipcert.certify.identity import weights_digest
 from lipcert.data import Dataset, load
 from lipcert.errors import CertificateError
 from lipcert.train import RunFolder
+from lipcert.train.run_folder import model_for
 
 __all__ = ["Target", "certificate_in", "target_of"]
 
@@ -39,6 +40,13 @@ class Target:
         if self.certificate is None:
             return None
         return torch.tensor(self.certificate.samples.radius[: len(self.samples)], dtype=torch.float64)
+
+    @property
+    def prediction(self) -> Tensor | None:
+        """(N,) int64: certified classes."""
+        if self.certificate is None:
+            return None
+        return torch.tensor(self.certificate.samples.prediction[: len(self.samples)])
 
     @property
     def arithmetic(self) -> str:
@@ -75,10 +83,10 @@ def target_of(
         CertificateError: it is of others.
         lipcert.errors.LipcertError: the model or the data cannot be read.
     """
-    module, _ = folder.load_model()
+    found = load(folder.config().data.name, split, root=root, download=download)
+    module = model_for(folder, found)
     if certificate is not None:
         check_weights(certificate, module)
-    found = load(folder.config().data.name, split, root=root, download=download)
     samples = found if first is None else found.subset(slice(first))
     if certificate is not None:
         whole = found.subset(slice(certificate.data.samples))

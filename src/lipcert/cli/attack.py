@@ -17,7 +17,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from lipcert.attacks import METHODS, Attacked, Judge, Strength
 from lipcert.attacks import attack as attack_samples
 from lipcert.attacks.target import Target, certificate_in, target_of
-from lipcert.bounds.result import rounded
+from lipcert.certify import Certificate
+from lipcert.certify.identity import weights_digest
 from lipcert.cli.common import (
     DataOption,
     DeviceOption,
@@ -30,13 +31,13 @@ from lipcert.cli.common import (
     find_device,
     guarded,
     parse_epsilon,
-    percent,
     run_of,
     say,
     table,
 )
 from lipcert.data import as_float
 from lipcert.errors import CheckpointError, ConfigError, CounterexampleError
+from lipcert.shown import percent, radius
 from lipcert.train import RunFolder
 from lipcert.train.evaluate import radius_key
 from lipcert.train.interrupt import stop_on_signal
@@ -58,15 +59,15 @@ def _bar() -> Iterator[Callable[[float, str], None]]:
 
 
 def _document(folder: RunFolder, target: Target, found: Attacked, file: Path) -> dict[str, Any]:
-    radius, at = target.radius, {radius_key(e): e for e in found.epsilons}
+    claimed, at = target.radius, {radius_key(e): e for e in found.epsilons}
     certified: dict[str, Any] = {}
-    if radius is not None:
-        nearest = (found.distance / radius)[found.correct & (radius > 0)]
+    if claimed is not None:
+        times = (found.nearest / claimed)[(claimed > 0) & torch.isfinite(found.nearest)]
         certified = {
-            "certified_accuracy_at": {k: float((found.correct & (radius > e)).double().mean()) for k, e in at.items()},
+            "certified_accuracy_at": {k: float((found.correct & (claimed > e)).double().mean()) for k, e in at.items()},
             "distance_over_radius": {
-                "least": float(nearest.min()) if len(nearest) else None,
-                "median": float(nearest.median()) if len(nearest) else None,
+                "least": float(times.min()) if len(times) else None,
+                "median": float(times.median()) if len(times) else None,
             },
         }
     samples = {"name": target.samples.name, "split": target.samples.split, "samples": len(target.samples)}
@@ -91,8 +92,8 @@ def _show(document: dict[str, Any], target: Target) -> None:
     shown = table("radius", *(["certified"] if certified else []), "attacked", *(["in between"] if certified else []))
     for key, share in document["attacked_accuracy_at"].items():
         low = [] if certified is None else [percent(certified[key])]
-        gap = [] if certified is None else [percent(share - certified[key])]
-        shown.add_row(str(rounded(float(key), 6, up=False)), *low, percent(share), *gap)
+        gap = [] if certified is None else [percent(share - certified[key], up=True)]
+        shown.add_row(radius(float(key)), *low, percent(share, up=True), *gap)
     console.print(shown)
     shown = table("attack", "found", "mean distance", "median", "seconds")
     for t in document["attacks"]:
@@ -109,30 +110,52 @@ def _show(document: dict[str, Any], target: Target) -> None:
     say(f"ℓ2, raw input in [0, 1]; predictions in {arithmetic}. All of it is in {document['file']}.")
 
 
-def _replay(folder: RunFolder, file: Path, device: torch.device) -> None:
+def _replay(
+    run: Path, folder: RunFolder, file: Path, stated: Certificate | None, device: torch.device
+) -> dict[str, Any]:
     """Look at a counterexample again.
 
     Raises:
-        CheckpointError: it is no file of a counterexample.
+        CheckpointError: it is no file of a counterexample, or of another run's.
     """
     tensors, texts = read_file(file)
     try:
         about = json.loads(texts["counterexample"])
         x, point = tensors["input"].to(device), tensors["adversarial"].to(device)
-        radius, arithmetic = float(about["radius"]), str(about["arithmetic"])
-    except (KeyError, ValueError, TypeError) as error:
+        sample, prediction, claimed = int(about["sample"]), int(about["prediction"]), float(about["radius"])
+        arithmetic, weights = str(about["arithmetic"]), about["about"]["weights"]
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{file} holds no counterexample of `lipcert attack`: {type(error).__name__}") from error
     module, header = folder.load_model()
-    if tuple(x.shape) != tuple(header["input_shape"]) or point.shape != x.shape:
-        raise CheckpointError(f"{file} is not of this run's model, which takes {tuple(header['input_shape'])}.")
+    if tuple(x.shape) != tuple(header["input_shape"]) or point.shape != x.shape or weights != weights_digest(module):
+        raise CheckpointError(f"{file} is not of this run's model.")
+    from_certificate = stated is not None and 0 <= sample < len(stated.samples.radius)
+    if stated is not None and from_certificate:
+        claimed, arithmetic = stated.samples.radius[sample], stated.precision.arithmetic
     judge = Judge(module.to(device), arithmetic)
-    before, after = (int(judge.labels(v[None])) for v in (x, point))
-    distance = float(judge.distance(x[None], point[None]))
-    say(f"input: class {before}; the other, at a distance of {distance:.9g}: class {after}; in {arithmetic}")
-    again = judge.is_counterexample(x, point, before, radius)
-    say(f"The radius {radius:.9g} that was certified is {'wrong: it is seen again.' if again else 'not contradicted.'}")
-    if again:
-        raise typer.Exit(COUNTEREXAMPLE)
+    return {
+        "run": str(run),
+        "file": str(file),
+        "sample": sample,
+        "arithmetic": arithmetic,
+        "prediction": prediction,
+        "prediction_of_the_input": int(judge.labels(x[None])),
+        "prediction_of_the_other": int(judge.labels(point[None])),
+        "distance": float(judge.distance(x[None], point[None])),
+        "radius": claimed,
+        "radius_is_of": "the run's certificate" if from_certificate else "this file, which anyone may have changed",
+        "seen_again": judge.is_counterexample(x, point, prediction, claimed),
+    }
+
+
+def _show_replay(d: dict[str, Any]) -> None:
+    say(
+        f"sample {d['sample']}, certified as class {d['prediction']}; executed in {d['arithmetic']} it is class "
+        f"{d['prediction_of_the_input']}, and the other input, at a distance of {d['distance']:.9g}, class "
+        f"{d['prediction_of_the_other']}"
+    )
+    outcome = "is wrong: it is seen again." if d["seen_again"] else "is not contradicted."
+    say(f"The radius {d['radius']:.9g} of {d['radius_is_of']} {outcome}")
 
 
 def attack(
@@ -142,7 +165,9 @@ def attack(
     ] = None,
     attacks: Annotated[
         str | None,
-        typer.Option("--attacks", help=f"Some of {','.join(METHODS)}, in this order.", show_default="all"),
+        typer.Option(
+            "--attacks", help=f"Some of {','.join(METHODS)}, in this order.", show_default="all for so many classes"
+        ),
     ] = None,
     certificate: Annotated[
         Path | None,
@@ -152,14 +177,16 @@ def attack(
         bool,
         typer.Option("--spare-certified", help="No PGD and APGD at a radius on samples that are certified there."),
     ] = False,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Of each attack.", show_default="100")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Of each attack.", show_default="100, of PGD 40")
+    ] = None,
     targets: Annotated[int, typer.Option("--targets", min=1, help="Classes that targeted attacks try.")] = 9,
     split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
     first: Annotated[
         int | None, typer.Option("--first", min=1, help="Only the first samples, so many.", show_default="all")
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples at a time.")] = 200,
-    seed: Annotated[int, typer.Option("--seed", help="Of what is random in attacks.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of what is random in attacks.")] = 0,
     save: Annotated[
         Path | None,
         typer.Option("--save", help="What was found; goes on from it.", show_default="RUN/attack.safetensors"),
@@ -189,11 +216,18 @@ def attack(
     """
     with guarded("Go on with the same command."):
         folder, where = run_of(run), find_device(device)
-        if replay is not None:
-            _replay(folder, replay, where)
-            return
-        file = _file(run, folder, save)
         stated = certificate_in(folder, certificate)
+        if replay is not None:
+            if epsilon or attacks or save or first or spare or steps:
+                raise ConfigError(
+                    "--replay looks at one file again: it goes with --certificate, and with nothing else."
+                )
+            seen = _replay(run, folder, replay, stated, where)
+    if replay is not None:
+        emit(seen) if as_json else _show_replay(seen)
+        raise typer.Exit(COUNTEREXAMPLE if seen["seen_again"] else 0)
+    with guarded("Go on with the same command."):
+        file = _file(run, folder, save)
         target = target_of(folder, stated, split=split, first=first, root=data, download=download)
         default = [v.epsilon for v in stated.certified] if stated is not None else folder.config().train.eval_epsilons
         epsilons = [parse_epsilon(e) for e in epsilon] if epsilon else [e for e in default if e > 0]
@@ -207,6 +241,7 @@ def attack(
                     methods=None if attacks is None else [a.strip() for a in attacks.split(",") if a.strip()],
                     strength=Strength(steps, targets, seed),
                     radius=target.radius,
+                    prediction=target.prediction,
                     spare=spare,
                     arithmetic=target.arithmetic,
                     batch_size=batch_size,

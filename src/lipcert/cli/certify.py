@@ -18,7 +18,7 @@ from torch import nn
 
 from lipcert.bounds import graph_bound
 from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK
-from lipcert.bounds.result import Bound, UpperBound, rounded
+from lipcert.bounds.result import Bound, UpperBound
 from lipcert.certify import Origin, Samples, make_certificate, write_certificate
 from lipcert.certify.certificate import assumptions_of, restated, stated
 from lipcert.certify.identity import describe_graph, versions, weights_digest
@@ -37,7 +37,6 @@ from lipcert.cli.common import (
     guarded,
     is_onnx,
     parse_epsilon,
-    percent,
     run_of,
     say,
     table,
@@ -59,28 +58,12 @@ from lipcert.errors import BoundError, ConfigError, DataError
 from lipcert.exchange import load_onnx
 from lipcert.graph import Graph, trace
 from lipcert.parallel import ALONE, Ranks, joined
+from lipcert.shown import percent, radius
 from lipcert.train import RunFolder
 from lipcert.train.evaluate import certify_data, predict, radius_key
-from lipcert.train.run_folder import write_text
+from lipcert.train.run_folder import model_for, write_text
 
 __all__ = ["certify", "certify_run", "origin_of"]
-
-
-def _trained(folder: RunFolder, data: Dataset) -> nn.Module:
-    """The model of a run, which must be one for this data."""
-    model, header = folder.load_model()
-    if tuple(header["input_shape"]) != data.input_shape or len(header["classes"]) != data.num_classes:
-        raise DataError(
-            f"the model takes {tuple(header['input_shape'])} and knows {len(header['classes'])} classes, but "
-            f"{data.name} holds {data.input_shape} and {data.num_classes}."
-        )
-    if tuple(header["classes"]) != tuple(data.classes):
-        a, b = next((a, b) for a, b in zip(header["classes"], data.classes, strict=True) if a != b)
-        raise DataError(
-            f"the model's classes are not those of {data.name}: where it says {a!r} the data says {b!r}. Certify it on "
-            "the data set that it was trained on."
-        )
-    return model
 
 
 def _imported(file: Path, data: Dataset) -> nn.Module:
@@ -114,7 +97,7 @@ def certify_run(
         precision, local: as in :func:`lipcert.certify`; with ``"float64"`` a model in float32 is converted first, which
             changes none of its numbers.
     """
-    model = _trained(source, data) if isinstance(source, RunFolder) else _imported(source, data)
+    model = model_for(source, data) if isinstance(source, RunFolder) else _imported(source, data)
     model = model.to(device)
     if precision == "float64":
         model = model.double()
@@ -271,7 +254,7 @@ def _show(document: Mapping[str, Any], result: Radii) -> None:
     shown = table("", "accuracy", *columns)
     shown.add_row("clean", percent(document["clean_accuracy"]))
     for key, share in document["accuracy_at"].items():
-        at = rounded(float(key), 6, up=False)
+        at = radius(float(key))
         beside = local if local else document["real_accuracy_at"]
         more = [percent(beside[key])] if columns else []
         shown.add_row(f"{'certified' if certain else 'estimated'} at {at}", percent(share), *more)

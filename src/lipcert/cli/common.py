@@ -39,7 +39,6 @@ __all__ = [
     "guarded",
     "is_onnx",
     "parse_epsilon",
-    "percent",
     "run_of",
     "say",
     "table",
@@ -190,11 +189,6 @@ def parse_epsilon(text: str) -> float:
     if not 0 <= value < math.inf:
         raise ConfigError(f"a radius must be finite and not negative; got {text!r}")
     return value
-
-
-def percent(share: float) -> str:
-    """A share as a percentage with two decimals."""
-    return f"{100 * share:.2f} %"
 
 
 def table(*columns: str) -> Table:

@@ -8,13 +8,13 @@ from typing import Annotated
 import torch
 import typer
 
-from lipcert.bounds.result import rounded
 from lipcert.certify.radius import Radii
 from lipcert.cli.certify import certify_run
-from lipcert.cli.common import console, folder_name, guarded, percent, say, table
+from lipcert.cli.common import console, folder_name, guarded, say, table
 from lipcert.cli.moons import draw, playground
 from lipcert.data import load
 from lipcert.errors import ConfigError, LipcertError
+from lipcert.shown import percent, radius
 from lipcert.train import RunFolder, Trainer, load_config
 from lipcert.train.progress import Reporter
 
@@ -46,6 +46,8 @@ def demo(
     Takes well under a minute, and no network. Run again it goes on where it was, and repeats nothing that is done.
     """
     if two_moons:
+        if epochs is not None:
+            raise typer.BadParameter("--epochs is not for --two-moons")
         _moons(out, seed)
         return
     device = torch.device("cpu")
@@ -70,7 +72,7 @@ def demo(
             )
             results[name] = {"clean": document["clean_accuracy"], **document["accuracy_at"]}, radii
     columns = list(next(iter(results.values()))[0])
-    names = [c if c == "clean" else f"certified at {rounded(float(c), 6, up=False)}" for c in columns]
+    names = [c if c == "clean" else f"certified at {radius(float(c))}" for c in columns]
     shown = table("trained with", *names)
     for name, (numbers, _) in results.items():
         shown.add_row(name, *(percent(numbers[c]) for c in columns))
@@ -83,6 +85,7 @@ def demo(
 def _moons(out: Path, seed: int) -> None:
     torch.set_num_threads(1)
     with guarded():
+        out.mkdir(parents=True, exist_ok=True)
         grounds = playground(seed)
         shown = table("trained with", "right", *(f"certified at {e:g}" for e in _AT), "mean radius")
         shown.columns[0].no_wrap = True

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from lipcert import data
-from lipcert.cli.common import DataOption, JsonOption, console, emit, say, table
+from lipcert.cli.common import DataOption, JsonOption, console, emit, guarded, say, table
 from lipcert.data import default_root, load
 from lipcert.errors import DataError
 from lipcert.version import __version__
@@ -105,6 +105,11 @@ def doctor(
 
     - `lipcert doctor --json`, to go with a report of something that went wrong
     """
+    with guarded():
+        _doctor(root, data_sets, as_json)
+
+
+def _doctor(root: Path | None, data_sets: bool, as_json: bool) -> None:
     machine = _machine()
     installed = {extra: {name: _installed(name) for name in names} for extra, names in _EXTRAS.items()}
     missing = {extra: [n for n, v in found.items() if v is None] for extra, found in installed.items()}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lipcert import data, models, zoo
-from lipcert.bounds.result import rounded
 from lipcert.certify import read_certificate
-from lipcert.cli.common import DataOption, JsonOption, console, emit, guarded, percent, say, table
+from lipcert.cli.common import DataOption, JsonOption, console, emit, guarded, say, table
+from lipcert.shown import percent, radius
 from lipcert.train import available_configs, load_config
 from lipcert.train.evaluate import radius_key
 
@@ -52,7 +52,7 @@ def list_zoo(as_json: JsonOption = False) -> None:
     shown = table("name", "data", "clean", "certified", "for")
     shown.columns[0].no_wrap = True
     for name, (config, c) in found.items():
-        radii = "\n".join(f"{percent(v.share)} at {rounded(v.epsilon, 4, up=False)}" for v in c.certified)
+        radii = "\n".join(f"{percent(v.share)} at {radius(v.epsilon, 4)}" for v in c.certified)
         shown.add_row(name, config.data.name, percent(c.clean.share), radii, c.precision.arithmetic)
     console.print(shown)
     say("Certified at ℓ2 radii of the raw input, for execution in float32 or for the network of real arithmetic.")

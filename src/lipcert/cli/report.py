@@ -72,7 +72,9 @@ def report(
     with guarded():
         files = out or [Path("report.html")]
         for file in files:
-            if file.suffix.lower() not in _KINDS or file.is_dir():
+            if file.is_dir():
+                raise ConfigError(f"{file} is a folder; give the path of a file to write.")
+            if file.suffix.lower() not in _KINDS:
                 raise ConfigError(f"{file}: a report ends in {', '.join(_KINDS)}.")
             if not file.parent.is_dir():
                 raise ConfigError(f"{file}: there is no folder {file.parent}.")
@@ -92,8 +94,9 @@ def report(
         ]
         for file in files:
             kind = _KINDS[file.suffix.lower()]
-            text = html(entries, title=title or ", ".join(e.label for e in entries)) if kind is html else kind(entries)
-            write_text(file, text)
+            name = title or ", ".join(e.label for e in entries)
+            text = html(entries, title=name) if kind is html else kind(entries)
+            write_text(file, text.encode("utf-8", "replace").decode())  # a title from the shell may be no text
             say(f"{file}  ({len(text.encode()) / 1e6:.2f} MB)")
         for entry in entries:
             for note in entry.notes:

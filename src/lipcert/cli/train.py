@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from lipcert.bounds.result import rounded
 from lipcert.cli.common import (
     DataOption,
     DeviceOption,
@@ -19,12 +18,12 @@ from lipcert.cli.common import (
     find_device,
     folder_name,
     guarded,
-    percent,
     say,
     table,
 )
 from lipcert.errors import ConfigError, ParallelError
 from lipcert.parallel import joined
+from lipcert.shown import percent, radius
 from lipcert.train import RunConfig, RunFolder, Trainer, load_config
 from lipcert.train.progress import Reporter, SilentReporter
 from lipcert.train.tracking import Reporters, TensorBoardReporter, WandbReporter
@@ -116,7 +115,7 @@ def train(
     shown = table("", summary["split"])
     shown.add_row("clean accuracy", percent(summary["clean_accuracy"]))
     for epsilon, share in summary["estimated_certified_accuracy"].items():
-        shown.add_row(f"estimated certified at {rounded(float(epsilon), 6, up=False)}", percent(share))
+        shown.add_row(f"estimated certified at {radius(float(epsilon))}", percent(share))
     console.print(shown)
     method = summary["bound_estimate"]["method"]
     certify = command("lipcert", "certify", out, *where, *_CERTIFYING.get(method, ()))

@@ -10,7 +10,6 @@ from rich.markup import escape
 
 from lipcert import zoo
 from lipcert.bounds.lipschitz import FAILURE
-from lipcert.bounds.result import rounded
 from lipcert.certify import Certificate, Check, Report, Samples, read_certificate
 from lipcert.certify import verify as verify_certificate
 from lipcert.certify.recompute import CONFIRM_LIMIT
@@ -22,13 +21,13 @@ from lipcert.cli.common import (
     emit,
     find_device,
     guarded,
-    percent,
     run_of,
     say,
     table,
 )
 from lipcert.data import load
 from lipcert.errors import CertificateError
+from lipcert.shown import percent, radius
 from lipcert.train.evaluate import radius_key
 
 __all__ = ["verify"]
@@ -67,7 +66,7 @@ def _show(report: Report, c: Certificate, total: int) -> None:
             f"[bold red]Refused:[/bold red] {', '.join(check.name for check in report.failed)}.", soft_wrap=True
         )
         return
-    at = "".join(f", {percent(a.share)} at {rounded(a.epsilon, 6, up=False)}" for a in c.certified)
+    at = "".join(f", {percent(a.share)} at {radius(a.epsilon)}" for a in c.certified)
     part = f"the first {c.data.samples:,} of {total:,}" if c.data.samples < total else f"{c.data.samples:,}"
     say(
         f"Claimed: {c.data.name}, {c.data.split}, {part} samples: {percent(c.clean.share)} clean{at}; ℓ2, "

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from torch import Tensor
 
-from lipcert.attacks import Attacked, read_attacked
+from lipcert.attacks import Attacked, Judge, read_attacked, remeasured
 from lipcert.attacks.target import Target, certificate_in, check_weights, target_of
 from lipcert.bounds import graph_bound
 from lipcert.bounds.lower import lower_bound
@@ -20,6 +21,7 @@ from lipcert.certify.certificate import norms_of
 from lipcert.data import as_float
 from lipcert.errors import BoundError, CertificateError, DataError
 from lipcert.graph import trace
+from lipcert.graph.capture import in_eval_mode
 from lipcert.train import RunConfig, RunFolder
 from lipcert.train.toml import dumps
 
@@ -54,6 +56,7 @@ class Entry:
         attacked: of the first M ≤ N of them, if attacks ran.
         images: (N, C, H, W) uint8, if the data set is at hand.
         bounds: from below to above; empty where they were not asked for.
+        total: how many samples the split has, if the data set is at hand.
         notes: what is missing, and how to get it.
     """
 
@@ -67,6 +70,7 @@ class Entry:
     attacked: Attacked | None = None
     images: Tensor | None = None
     bounds: tuple[BoundRow, ...] = ()
+    total: int | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -141,11 +145,21 @@ def collect(
         notes.append(f"No images, as the data set is not here: {error}")
         module, _ = folder.load_model()
         check_weights(found, module)
-    attacked = _attacked(folder, attack, found)
+    attacked = _attacked(folder, attack, found, target)
     if attacked is None:
         notes.append("No attacks yet: `lipcert attack` runs them.")
     elif not attacked.finished:
         notes.append("The attacks were stopped before their end: the same `lipcert attack` goes on.")
+    if attacked is not None and attacked.arithmetic != found.precision.arithmetic:
+        notes.append(
+            f"The attacks ran in {attacked.arithmetic}, the certificate is for {found.precision.arithmetic}: near the "
+            "boundary these may differ."
+        )
+    if attacked is not None and target is None:
+        notes.append("What the attacks found was not measured again, which takes the data set.")
+    metrics, damaged = _metrics(folder)
+    if damaged:
+        notes.append(f"{folder.metrics_file.name} is damaged: the curves of the training are left out.")
     images = None if target is None else target.samples.images
     rows: tuple[BoundRow, ...] = ()
     if bounds:
@@ -156,17 +170,36 @@ def collect(
         config,
         dumps(config.to_dict()),
         folder.summary(),
-        folder.metrics(),
+        metrics,
         found,
         attacked,
         images,
         rows,
+        None if target is None else target.total,
         tuple(notes),
     )
 
 
-def _attacked(folder: RunFolder, file: Path | None, certificate: Certificate) -> Attacked | None:
-    """What attacks found, which must be of the certificate's samples.
+class _Metric(BaseModel):
+    """What is drawn of an evaluated epoch; there is more in a line."""
+
+    epoch: int = Field(ge=1)
+    clean: float = Field(ge=0, le=1)
+    estimated_certified: dict[str, float]
+    bound: tuple[FiniteFloat, FiniteFloat]
+
+
+def _metrics(folder: RunFolder) -> tuple[list[dict[str, Any]], bool]:
+    """The evaluated epochs of a training, and whether there are others than can be drawn."""
+    found = folder.metrics()
+    try:
+        return [_Metric.model_validate(m).model_dump() for m in found], False
+    except ValidationError:
+        return [], True
+
+
+def _attacked(folder: RunFolder, file: Path | None, certificate: Certificate, target: Target | None) -> Attacked | None:
+    """What attacks found, which must be of the certificate's samples; measured again if they are at hand.
 
     Raises:
         CertificateError: it is of others, or contradicts the certificate.
@@ -175,13 +208,22 @@ def _attacked(folder: RunFolder, file: Path | None, certificate: Certificate) ->
         return None
     found = read_attacked(file or folder.attack_file)
     count, samples = len(found.labels), certificate.samples
-    same = count <= len(samples.label) and found.labels.tolist() == list(samples.label[:count])
+    if count > len(samples.label):
+        raise CertificateError(
+            f"the attacks are of {count:,} samples, the certificate of the first {len(samples.label):,}: attack these "
+            f"(--first {len(samples.label)}), or certify all."
+        )
+    same = found.labels.tolist() == list(samples.label[:count])
     if not same or found.prediction.tolist() != list(samples.prediction[:count]):
         raise CertificateError("what the attacks found is of other samples or another network than the certificate.")
     if found.about.get("weights") not in (None, certificate.model.weights_sha256):
         raise CertificateError("what the attacks found is of another network than the certificate.")
-    inside = found.correct & (found.distance < torch.tensor(samples.radius[:count], dtype=torch.float64))
-    if bool(inside.any()):
+    if target is not None:
+        judge, x = Judge(target.module, found.arithmetic), as_float(target.samples.images[:count]).to(found.points)
+        with in_eval_mode(target.module):
+            found = remeasured(found, judge, x, file or folder.attack_file)
+    inside = found.nearest < torch.tensor(samples.radius[:count], dtype=torch.float64)
+    if found.arithmetic == certificate.precision.arithmetic and bool(inside.any()):
         raise CertificateError(
             f"sample {int(inside.nonzero()[0])} has an adversarial example inside of its certified radius: run "
             "`lipcert attack` with this certificate, and report what it says."

@@ -21,6 +21,7 @@ from lipcert.bounds.result import rounded
 from lipcert.report.collect import Entry, epsilons_of
 from lipcert.report.svg import Plot
 from lipcert.report.tables import guarantee, radius_text
+from lipcert.shown import percent
 from lipcert.version import __version__
 
 __all__ = ["html"]
@@ -76,7 +77,8 @@ def _part(name: str) -> str:
 
 
 _ENVIRONMENT = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-_ENVIRONMENT.filters["percent"] = lambda share: f"{100 * share:.2f} %"
+_ENVIRONMENT.filters["percent"] = percent
+_ENVIRONMENT.filters["percent_up"] = lambda share: percent(share, up=True)
 
 
 def _json(value: Any) -> str:
@@ -92,10 +94,10 @@ def _top(entries: Sequence[Entry]) -> float:
         if e.attacked is not None:
             seen = e.attacked.distance[torch.isfinite(e.attacked.distance)]
             largest = max(largest, float(seen.quantile(0.98)) if len(seen) else 0.0)
-    asked = max(epsilons_of(entries), default=1.0)
-    if not largest < _FAR * asked:  # a network that always answers the same has radii without end
-        largest = 4 * asked
-    return (largest or 1.0) * (1 + _BESIDE)
+    asked = max(epsilons_of(entries), default=0.0)
+    if largest > _FAR * (asked or 1.0):  # a network that always answers the same has radii without end
+        largest = 4 * (asked or 1.0)
+    return (max(largest, asked) or 1.0) * (1 + _BESIDE)  # the slider reaches all radii of interest
 
 
 def _headline(entries: Sequence[Entry], epsilon: float) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def _samples(e: Entry) -> dict[str, Any]:
     """What the slider needs of each sample; radii rounded down."""
     attacked = None
     if e.attacked is not None:
-        near = [None if math.isinf(d) else float(f"{d:.6g}") for d in e.attacked.distance.tolist()]
+        near = [None if math.isinf(d) else float(rounded(d, 6, up=True)) for d in e.attacked.distance.tolist()]
         attacked = {"distance": near}
     return {
         "radius": [min(1e9, float(rounded(min(r, 1e12), 6, up=False))) for r in e.radius.tolist()],
@@ -158,9 +160,9 @@ def _view(e: Entry, number: int, top: float) -> dict[str, Any]:
         "bound": f"{c.bound.method}, {c.bound.scope}",
         "certified on": c.created[:10],
     }
-    if "parameters" in summary:
+    if isinstance(summary.get("parameters"), int):
         facts["parameters"] = f"{summary['parameters']:,}"
-    if "training_seconds" in summary:
+    if isinstance(summary.get("training_seconds"), (int, float)):
         spent, on = float(summary["training_seconds"]), summary.get("device", "cpu")
         took = f"{spent:.0f} s" if spent < 120 else f"{spent / 60:.0f} min"
         facts["training"] = f"{summary['epochs']} epochs, {took} on {on}"
@@ -212,9 +214,10 @@ def _shown_classes(e: Entry) -> list[int]:
     count = len(e.classes)
     if count <= _FEW:
         return list(range(count))
+    there = [k for k in range(count) if bool((e.labels == k).any())]
     means = [float(torch.where(e.correct, e.radius, 0.0)[e.labels == k].mean().nan_to_num(0.0)) for k in range(count)]
-    order = sorted(range(count), key=lambda k: -means[k])
-    return [*order[: _FEW // 2], *order[-_FEW // 2 :]]
+    order = sorted(there, key=lambda k: -means[k])
+    return list(dict.fromkeys([*order[: _FEW // 2], *order[-_FEW // 2 :]]))
 
 
 def _histogram(e: Entry, k: int, top: float) -> dict[str, Any]:
@@ -231,7 +234,7 @@ def _histogram(e: Entry, k: int, top: float) -> dict[str, Any]:
 
 def _training(e: Entry) -> list[str]:
     """Curves over the epochs: accuracy, and the range of the bound."""
-    points = [m for m in e.metrics if "epoch" in m]
+    points = e.metrics
     if len(points) < 2:
         return []
     last = float(points[-1]["epoch"])
@@ -239,7 +242,7 @@ def _training(e: Entry) -> list[str]:
     shares.line([(m["epoch"], 100 * m["clean"]) for m in points], "c5")
     for i, key in enumerate(points[-1]["estimated_certified"]):
         shares.line([(m["epoch"], 100 * m["estimated_certified"].get(key, 0.0)) for m in points], f"c{i % 5}")
-    highest = max(float(m["bound"][1]) for m in points)
+    highest = max(float(m["bound"][1]) for m in points) or 1.0
     bounds = Plot(last, highest * 1.05, "epoch", "bound of a pair of classes", width=520, height=260)
     low, high = ([(m["epoch"], float(m["bound"][i])) for m in points] for i in (0, 1))
     bounds.between(low, high, "c0")
@@ -285,7 +288,7 @@ def _image(e: Entry, i: int) -> dict[str, Any]:
         largest = float(change.abs().max())
         found |= {
             "distance": float(e.attacked.distance[i]),
-            "distance_text": f"{float(e.attacked.distance[i]):.3f}",
+            "distance_text": f"{math.ceil(1e3 * float(e.attacked.distance[i])) / 1e3:.3f}",
             "adversarial": _png((255 * point).round().clamp(0, 255).to(torch.uint8)),
             "change": _png((127.5 + 127.5 * change / max(largest, 1e-9)).round().clamp(0, 255).to(torch.uint8)),
             "by": METHODS[e.attacked.by[i] or ""].title,
@@ -307,13 +310,41 @@ def _png(image: Tensor) -> str:
 
 
 def _commands(e: Entry) -> list[str]:
-    c, file = e.certificate, "certificate.json"
-    at = " ".join(f"-e {v.epsilon!r}" for v in c.certified if v.epsilon > 0)
-    precision = " --precision " + c.precision.arithmetic if c.precision.arithmetic != c.model.dtype else ""
-    return [
+    """How the certificate and the attacks were made, as far as these say."""
+    c, a = e.certificate, e.attacked
+    words = ["lipcert", "certify", "RUN", "--method", c.bound.method]
+    if c.bound.scope != "pairwise":
+        words += ["--scope", c.bound.scope]
+    if c.precision.arithmetic != "float32":
+        words += ["--precision", c.precision.arithmetic]
+    if c.samples.global_radius is not None:
+        words += ["--local"]
+    part = [] if c.data.split == "test" else ["--split", c.data.split]
+    if e.total is not None and c.data.samples < e.total:
+        part += ["--first", str(c.data.samples)]
+    at = [w for v in c.certified if v.epsilon > 0 for w in ("-e", repr(v.epsilon))]
+    lines = [
         "lipcert train config.toml --out RUN   # the configuration below",
-        f"lipcert certify RUN --method {c.bound.method} {at}{precision} --save RUN/{file}",
-        f"lipcert verify RUN/{file} RUN",
-        *(["lipcert attack RUN"] if e.attacked is not None else []),
-        "lipcert report RUN",
+        " ".join([*words, *part, *at, "--save RUN/certificate.json"]),
+        "lipcert verify RUN/certificate.json RUN",
     ]
+    if a is not None:
+        words = ["lipcert", "attack", "RUN", "--attacks", ",".join(a.methods), *part[: 2 * (c.data.split != "test")]]
+        if e.total is None or len(a.labels) < e.total:
+            words += ["--first", str(len(a.labels))]
+        words += [w for r in a.epsilons for w in ("-e", repr(r))]
+        options = a.about.get("options")
+        for name, option in _ATTACK_OPTIONS.items():
+            if isinstance(options, dict) and isinstance(options.get(name), int) and options[name] != option[1]:
+                words += [option[0]] if options[name] is True else [option[0], str(options[name])]
+        lines.append(" ".join(words))
+    return [*lines, "lipcert report RUN"]
+
+
+_ATTACK_OPTIONS: dict[str, tuple[str, int | None]] = {  # name: option, default
+    "steps": ("--steps", None),
+    "targets": ("--targets", 9),
+    "seed": ("--seed", 0),
+    "batch_size": ("--batch-size", 200),
+    "spare": ("--spare-certified", False),
+}

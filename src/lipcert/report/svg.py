@@ -32,7 +32,7 @@ class Plot:
     y_label: str
     width: int = 760
     height: int = 340
-    left: int = 56
+    left: int = 66
     bottom: int = 44
     top: int = 10
     right: int = 14

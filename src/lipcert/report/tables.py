@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import csv as writer
 import io
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
 
+from lipcert.attacks import METHODS, Tried
 from lipcert.bounds.result import rounded
 from lipcert.report.collect import Entry, epsilons_of
+from lipcert.shown import percent, radius
 
 __all__ = ["csv", "guarantee", "markdown", "radius_text"]
 
+_FARTHEST = 1e3
 _STEPS = 200  # rows of a CSV file between 0 and the largest radius
 
 
@@ -18,11 +23,11 @@ def radius_text(epsilon: float) -> str:
     """A radius for people: as so many 255ths too, where it is.
 
     >>> radius_text(36 / 255), radius_text(0.5), radius_text(1.58)
-    ('0.1412 (36/255)', '0.5', '1.58')
+    ('0.1411 (36/255)', '0.5', '1.58')
     """
     steps = epsilon * 255
     whole = abs(steps - round(steps)) < 1e-6 and round(steps) % 51
-    return f"{epsilon:.4g} ({round(steps)}/255)" if whole else f"{epsilon:.4g}"
+    return f"{radius(epsilon, 4)} ({round(steps)}/255)" if whole else radius(epsilon, 4)
 
 
 def guarantee(entry: Entry) -> list[str]:
@@ -64,7 +69,7 @@ def markdown(entries: Sequence[Entry]) -> str:
         c, a = e.certificate, e.attacked
         of = f"{c.data.name}, {c.data.split}, {c.data.samples:,} samples; model {c.model.name}"
         units = f"ℓ2, raw input in [0, 1], {c.precision.arithmetic} arithmetic"
-        lines += [f"## {e.label}", "", f"{of}; {units}; clean {100 * c.clean.share:.2f} %.", ""]
+        lines += [f"## {_plain(e.label)}", "", f"{_plain(of)}; {units}; clean {percent(c.clean.share)}.", ""]
         count = 0 if a is None else len(a.labels)
         head = [
             "radius",
@@ -74,7 +79,7 @@ def markdown(entries: Sequence[Entry]) -> str:
         rows = []
         for r in epsilons_of([e]):
             shares = [e.certified_at(r), *([] if a is None else [e.certified_at(r, count), a.accuracy_at(r)])]
-            rows.append([radius_text(r), *(f"{100 * s:.2f} %" for s in shares)])
+            rows.append([radius_text(r), *(percent(s, up=i == 2) for i, s in enumerate(shares))])
         lines += _table(head, rows)
         if e.bounds:
             lines += _table(
@@ -84,7 +89,7 @@ def markdown(entries: Sequence[Entry]) -> str:
         if a is not None:
             lines += _table(
                 ["attack", "found", "mean distance", "median", "seconds"],
-                [[t.method, str(t.found), f"{t.mean:.4f}", f"{t.median:.4f}", f"{t.seconds:.0f}"] for t in a.tried()],
+                [[METHODS[t.method].title, str(t.found), *_lengths(t), f"{t.seconds:.0f}"] for t in a.tried()],
             )
         lines += [
             *(f"{text}\n" for text in guarantee(e)),
@@ -93,8 +98,17 @@ def markdown(entries: Sequence[Entry]) -> str:
             *(f"- {t}" for t in c.precision.assumptions),
             "",
         ]
-        lines += [*(f"> {note}\n" for note in e.notes)]
+        lines += [*(f"> {_plain(note)}\n" for note in e.notes)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text from a file, in which nothing is markup."""
+    return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", " ".join(text.split()))
+
+
+def _lengths(t: Tried) -> list[str]:
+    return [f"{t.mean:.4f}", f"{t.median:.4f}"] if t.found else ["", ""]
 
 
 def _bound(value: float, proved: bool) -> str:
@@ -106,16 +120,26 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def csv(entries: Sequence[Entry]) -> str:
-    """Clean, certified and attacked accuracy over radii as CSV: shares, one row for a run and a radius."""
+    """Clean, certified and attacked accuracy over radii as CSV: shares, one row for a run and a radius.
+
+    Certified shares are rounded down, attacked ones up, in the sixth digit.
+    """
     out = io.StringIO()
     rows = writer.writer(out, lineterminator="\n")
     rows.writerow(["run", "radius", "clean", "certified", "samples", "attacked", "attacked_samples"])
-    top = max(float(e.radius.max()) for e in entries)
+    top = max((float(e.radius.clamp_max(_FARTHEST).max()) for e in entries), default=0.0)
     grid = sorted({*(top * i / _STEPS for i in range(_STEPS + 1)), *epsilons_of(entries)})
     for e in entries:
         a = e.attacked
+        name = f"'{e.label}" if e.label[:1] in "=+-@\t\r" else e.label  # which a spreadsheet would compute
         for r in grid:
-            attacked = ["", ""] if a is None else [f"{a.accuracy_at(r):.6f}", len(a.labels)]
+            attacked = ["", ""] if a is None else [_sixth(a.accuracy_at(r), math.ceil), len(a.labels)]
             share, count = e.certificate.clean.share, e.certificate.data.samples
-            rows.writerow([e.label, f"{r:.9g}", f"{share:.6f}", f"{e.certified_at(r):.6f}", count, *attacked])
+            certified = _sixth(e.certified_at(r), math.floor)
+            rows.writerow([name, repr(r), _sixth(share, math.floor), certified, count, *attacked])
     return out.getvalue()
+
+
+def _sixth(share: float, round_to: Callable[[float], int]) -> str:
+    away = -1e-4 if round_to is math.ceil else 1e-4  # what the division has rounded
+    return f"{round_to(1e6 * share + away) / 1e6:.6f}"

@@ -20,7 +20,8 @@ from typing import Any, TypeGuard
 from pydantic import BaseModel
 from torch import nn
 
-from lipcert.errors import CheckpointError, ConfigError
+from lipcert.data import Dataset
+from lipcert.errors import CheckpointError, ConfigError, DataError
 from lipcert.files import replacing
 from lipcert.models import build
 from lipcert.models.options import is_positive_integer
@@ -28,7 +29,7 @@ from lipcert.train.checkpoint import put_weights, read_weights, save_weights
 from lipcert.train.config import load_config
 from lipcert.train.schema import ModelConfig, RunConfig
 
-__all__ = ["MOST_INPUTS", "RunFolder", "build_model", "write_text"]
+__all__ = ["MOST_INPUTS", "RunFolder", "build_model", "model_for", "write_text"]
 
 MOST_INPUTS = 2**28
 """Numbers in one input, above which a shape is taken for a mistake: no model is built for it."""
@@ -246,3 +247,24 @@ class RunFolder:
         module = build_model(config.model, tuple(shape), len(classes))
         put_weights(module, tensors, self.model_file)
         return module.eval(), header
+
+
+def model_for(folder: RunFolder, data: Dataset) -> nn.Module:
+    """The model of a run, which must be one for this data.
+
+    Raises:
+        DataError: it is for other images, or other classes.
+    """
+    model, header = folder.load_model()
+    if tuple(header["input_shape"]) != data.input_shape or len(header["classes"]) != data.num_classes:
+        raise DataError(
+            f"the model takes {tuple(header['input_shape'])} and knows {len(header['classes'])} classes, but "
+            f"{data.name} holds {data.input_shape} and {data.num_classes}."
+        )
+    if tuple(header["classes"]) != tuple(data.classes):
+        a, b = next((a, b) for a, b in zip(header["classes"], data.classes, strict=True) if a != b)
+        raise DataError(
+            f"the model's classes are not those of {data.name}: where it says {a!r} the data says {b!r}. Certify it on "
+            "the data set that it was trained on."
+        )
+    return model
