@@ -15,6 +15,7 @@ from lipcert.bounds.lipschitz import FAILURE, SLACK
 from lipcert.certify import read_certificate
 from lipcert.data import as_float, load
 from lipcert.models import build
+from lipcert.shown import percent
 from lipcert.train import RunFolder
 from lipcert.train.checkpoint import load_weights, save_weights
 from lipcert.train.evaluate import radius_key
@@ -70,7 +71,7 @@ def test_what_training_says(run: Path, tmp_path: Path) -> None:
     assert lines[0] == "digits-mlp-crm: 1,210 parameters on cpu"
     assert [line.split()[:2] for line in lines[1:]] == [["epoch", str(i)] for i in range(1, 6)]  # one line each
     assert "digits-mlp-crm: 5 epochs" in result.stdout
-    assert f"clean accuracy                {100 * RunFolder(out).summary()['clean_accuracy']:.2f} %" in result.stdout  # type: ignore[index]
+    assert f"clean accuracy                {percent(RunFolder(out).summary()['clean_accuracy'])}" in result.stdout  # type: ignore[index]
     assert result.stdout.splitlines()[-1].endswith(f"To certify the run: lipcert certify '{out}'")
     silent = cli("train", "--resume", "--out", run, "--quiet", "--json")
     assert silent.stderr == ""
