@@ -16,7 +16,7 @@ from catalogue import CASES, Case
 from lipcert.loop import LoopMap
 from references import Blocks, blocks
 
-__all__ = ["CASES", "Case", "loop_map", "named", "reference_blocks", "traced"]
+__all__ = ["AFFINE", "CASES", "Case", "loop_map", "named", "nonlinear", "reference_blocks", "traced"]
 
 assert cases_activations
 assert cases_blocks
@@ -28,6 +28,15 @@ assert cases_shapes
 def named(*tags: str, without: tuple[str, ...] = ()) -> list[str]:
     """Names of the cases that have all tags and none of ``without``."""
     return [n for n, c in CASES.items() if set(tags) <= c.tags and not set(without) & c.tags]
+
+
+AFFINE = frozenset({"linear", "identity", "pool-avg3d"})
+"""Cases without an activation, written down so that collecting tests need not trace them all; a test holds it."""
+
+
+def nonlinear() -> list[str]:
+    """Names of the cases with an activation whose outputs are no images, each of them once."""
+    return [n for n in named(without=("image", "twin")) if n not in AFFINE]
 
 
 @cache

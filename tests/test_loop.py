@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import explicit
 import lipcert
-from cases import CASES, loop_map, reference_blocks
+from cases import AFFINE, CASES, loop_map, named, reference_blocks
 from catalogue import Fn
 from lipcert.loop import Group, LoopMap
 from lipcert.norms.dense import block
@@ -138,3 +138,8 @@ def test_amplification_of_a_chain() -> None:
     # errors: 1 at x, z, relu(z), y. z gets 3·1 + 1, y gets 5·(½·4 + 1) + 1; back: 5 + 1 at relu, ½·6 at z, …
     assert [float(v) for v in forward] == [4.0, 16.0]
     assert [float(v) for v in back] == [3.0 * (1 + 0.5 * (1 + 5)) + 1, 0.5 * (1 + 5)]
+
+
+@pytest.mark.parametrize("name", named(without=("image", "twin")))
+def test_which_cases_have_no_activation(name: str) -> None:
+    assert (loop_map(name).depth == 0) == (name in AFFINE)

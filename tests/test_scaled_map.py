@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from cases import CASES, loop_map, named
+from cases import CASES, loop_map, nonlinear
 from lipcert.bounds.evidence import Scaling
 from lipcert.graph.types import VectorMap
 from lipcert.scaled import ScaledMap, levels, weight_shapes
 from scaled_reference import matrix, random_output, random_weights
 
-NAMES = [n for n in named(without=("image", "twin")) if loop_map(n).depth]
+NAMES = nonlinear()
 FEW = NAMES[::4]
 
 

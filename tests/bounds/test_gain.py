@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cases import loop_map, named
+from cases import loop_map, nonlinear
 from lipcert.bounds.evidence import Scaling
 from lipcert.bounds.gain import INFEASIBLE, Probe, leading_part, product, solve
 from lipcert.bounds.scaling import Search, away, balance, looser, steepest
@@ -19,7 +19,7 @@ from lipcert.errors import BoundError
 from lipcert.scaled import ScaledMap
 from scaled_reference import gain, matrix, random_weights
 
-NAMES = [n for n in named(without=("image", "twin")) if loop_map(n).depth][::3]
+NAMES = nonlinear()[::3]
 
 
 @pytest.fixture(autouse=True)

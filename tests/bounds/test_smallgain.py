@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import lipcert
 import reference_bounds as textbook
 from adversary_exact import Exact
-from cases import CASES, loop_map, named, traced
+from cases import CASES, loop_map, nonlinear, traced
 from chains import matrices, network
 from lipcert.bounds import UpperBound, graph_bound, smallgain
 from lipcert.bounds.evidence import Evidence, Scaling, fits
@@ -25,7 +25,7 @@ from lipcert.norms.scaled import prove_scaled
 from scaled_reference import random_output, random_weights
 
 SCOPES = get_args(Scope)
-NAMES = [n for n in named(without=("image", "twin")) if loop_map(n).depth]
+NAMES = nonlinear()
 WIDTHS = [(2, 4, 3), (2, 3, 3, 2), (1, 3, 3, 3, 3)]
 
 

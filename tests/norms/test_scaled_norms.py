@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import lipcert
-from cases import loop_map, named
+from cases import loop_map, nonlinear
 from chains import matrices, network
 from lipcert.errors import BoundError
 from lipcert.graph.types import Resolved
@@ -25,7 +25,7 @@ from lipcert.norms.scaled import ScaledErrors, confirm_scaled, prove_scaled
 from lipcert.scaled import ScaledMap
 from scaled_reference import matrix, random_output, random_weights
 
-NAMES = [n for n in named(without=("image", "twin")) if loop_map(n).depth]
+NAMES = nonlinear()
 BLOCK = (1, 0)
 UNIT = 2.0**-24
 OPTIONS = {"dense": 2048, "limit": 2048, "failure": 0.0, "slack": 1e-3}
