@@ -67,11 +67,11 @@ def attack(
     progress: Callable[[float, str], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Attacked:
-    """Look for the nearest adversarial example of every sample that is classified rightly.
+    """Look for the nearest adversarial example of every sample: the nearest input with another prediction.
 
-    Attacks that look for the nearest one run once; the others at each radius, on the samples for which nothing was
-    found within it yet, those that are certified there among them: a certificate is put to the test, not trusted. So
-    samples that are classified wrongly are attacked too where they have a certified radius.
+    Attacks that look for the nearest one run once, on all samples: the radius of a wrong answer is a promise too. The
+    others run at each radius on the samples that are classified rightly and for which nothing was found within it yet,
+    those that are certified there among them: a certificate is put to the test, not trusted.
 
     Args:
         module: raw input in [0, 1] → logits (n, C), in float32 or float64.
@@ -115,9 +115,8 @@ def attack(
         chosen = methods_for(methods, classes)
         seen = torch.cat([judge.labels(x[i : i + batch_size]) for i in range(0, len(x), batch_size)])
         options = {**vars(strength), "batch_size": batch_size, "spare": spare}
-        # which samples are spared, or attacked though they are classified wrongly, depends on the radii
-        claims = None if radius is None else radius if spare else radius > 0
-        fresh = _fresh(module, judge, x, y, seen, chosen, [float(e) for e in epsilons], options, claims)
+        spared = radius if spare else None
+        fresh = _fresh(module, judge, x, y, seen, chosen, [float(e) for e in epsilons], options, spared)
         fresh.about |= about or {}
         found = _begun(file, fresh, judge, x) or fresh
         work = _Work(judge, copied(module).float().requires_grad_(False), x, seen, strength, found, radius, spare, file)
@@ -147,11 +146,11 @@ def _fresh(
     chosen: Sequence[Method],
     epsilons: list[float],
     options: dict[str, Any],
-    claims: Tensor | None,
+    spared: Tensor | None,
 ) -> Attacked:
     """An attack that has found nothing yet. Its key is of all that decides what it will find."""
     weights, names = weights_digest(module), tuple(m.name for m in chosen)
-    tensors = {"x": x, "y": y, "prediction": prediction, **({} if claims is None else {"claims": claims})}
+    tensors = {"x": x, "y": y, "prediction": prediction, **({} if spared is None else {"spared": spared})}
     key = digest(tensors, weights, repr(module), json.dumps([names, epsilons, options, judge.arithmetic]))
     return Attacked(
         key=key,
@@ -197,16 +196,15 @@ class _Work:
     def __post_init__(self) -> None:
         count = len(self.x)
         self.claimed = torch.zeros(count, dtype=torch.float64) if self.radius is None else self.radius.cpu().double()
-        self.attacked = (self.found.correct | (self.claimed > 0)) & (self.found.prediction >= 0)
 
     def do(self, method: Method, epsilon: float, part: slice) -> None:
         """One attack on one batch, unless it is done already."""
         unit = f"{method.name}@{epsilon!r}:{part.start}"
         if unit in self.found.done:
             return
-        wanted = self.attacked.clone()
+        wanted = self.found.prediction >= 0
         if not method.nearest:
-            wanted &= self.found.nearest > epsilon
+            wanted &= self.found.correct & (self.found.nearest > epsilon)
             if self.spare:
                 wanted &= self.claimed <= epsilon
         rows, began = part.start + wanted[part].nonzero().squeeze(1), time.perf_counter()

@@ -53,8 +53,7 @@ class _About(BaseModel):
 class Attacked:
     """Of N samples and M attacks; grows while attacks run.
 
-    Adversarial is what changes the prediction of an input. Samples that are classified wrongly are attacked too where a
-    certificate says how far their prediction holds, and only there.
+    Adversarial is what changes the prediction of an input, whether that is right or wrong.
 
     Attributes:
         key: of what is attacked and how: an attack goes on only where it is the same.
