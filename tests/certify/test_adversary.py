@@ -86,7 +86,7 @@ def test_trained_with_local_bounds(kind: str, seed: int) -> None:
 
 
 # --- random graphs --------------------------------------------------------------------------------------------------
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**9))
 def test_random_graphs(seed: int) -> None:
     result = examine(program(seed), seed % 1000)
@@ -94,7 +94,7 @@ def test_random_graphs(seed: int) -> None:
     _assert_nothing_found(result["local"])
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(kind=st.sampled_from(list(KINDS)), seed=st.integers(0, 10**9), draw=st.integers(0, 10**6))
 def test_random_networks(kind: str, seed: int, draw: int) -> None:
     result = examine(network(kind, seed, draw), seed % 1000)

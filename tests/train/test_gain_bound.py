@@ -132,7 +132,7 @@ def test_weights_that_are_not_finite(wrong: float, dtype: torch.dtype) -> None:
     torch.testing.assert_close(bound.refresh(30), before, rtol=0.05, atol=1e-6)
 
 
-@pytest.mark.parametrize("factor", [0.1, 0.7, 1.5, 10.0])
+@pytest.mark.parametrize("factor", [0.1, 1.5, 10.0])
 def test_weights_that_jump(factor: float) -> None:
     """V of other weights makes N far too small, or infinite: it is noticed, and solved for anew."""
     net = _net()
@@ -171,7 +171,7 @@ def test_a_steep_direction_that_the_probes_do_not_know_is_seen_in_time() -> None
         assert any(not torch.equal(a, b) for a, b in zip(before, bound._logs(), strict=True))
 
 
-@pytest.mark.parametrize("factor", [0.01, 0.3, 0.7])
+@pytest.mark.parametrize("factor", [0.01, 0.7])
 @pytest.mark.parametrize("scope", SCOPES)
 def test_weights_that_shrink(scope: str, factor: float) -> None:
     """‖S_z‖ is small then, V is right, and D is useless: it is searched for anew if it does not get there by itself."""
