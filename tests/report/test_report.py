@@ -106,6 +106,7 @@ def test_markdown() -> None:
     assert "| 0.5 | 68.8" in text
     assert "| DDN | " in text
     assert "rounding included" in text
+    assert "`lipcert verify` does" in text
     for assumption in entry.certificate.precision.assumptions:
         assert f"- {assumption}" in text
 

@@ -42,6 +42,8 @@ def guarantee(entry: Entry) -> list[str]:
         "however it was found, the network's answer stays what it is as long as the change is smaller than the radius "
         "in ℓ2: the root of the sum of its squares over all pixels and channels, where pixels go from 0 to 1.",
         f"This holds for the network {run}.",
+        "These are the claims of the certificate, as it stands in its file. A report does not prove them again: "
+        "`lipcert verify` does.",
         "It says nothing of other inputs, of changes beyond the radius (a shift, a rotation or another light are large "
         "in ℓ2), nor that the answer is right: an input counts as certified at ε only if it is also answered rightly.",
     ]
