@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from lipcert.attacks.methods import METHODS
+from lipcert.certify.radius import share
 from lipcert.errors import CheckpointError
 from lipcert.train.safefile import read_file, write_file
 
@@ -107,7 +108,7 @@ class Attacked:
     @property
     def clean_accuracy(self) -> float:
         """The share of samples whose prediction is their label."""
-        return float(self.correct.double().mean())
+        return share(self.correct)
 
     def accuracy_at(self, epsilon: float) -> float:
         """The share of samples that are classified rightly and for which nothing was found within ε.
@@ -115,7 +116,7 @@ class Attacked:
         An upper bound on the true share, as certified accuracy is a lower one; only at :attr:`epsilons`, and by the
         attacks that look for the nearest example, was anything tried.
         """
-        return float((self.correct & (self.distance > epsilon)).double().mean())
+        return share(self.correct & (self.distance > epsilon))
 
     def tried(self) -> tuple[Tried, ...]:
         """A line for each attack, of the samples that are classified rightly."""

@@ -25,7 +25,7 @@ from lipcert.certify.contest import Contest
 from lipcert.certify.rounding import Precision, Rounding
 from lipcert.errors import BoundError, ShapeError
 
-__all__ = ["CertifiedRadii", "EstimatedRadii", "Radii", "check_kind", "contest_of", "radii"]
+__all__ = ["CertifiedRadii", "EstimatedRadii", "Radii", "check_kind", "contest_of", "radii", "share"]
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _UNDERFLOWN = 2.0**-900  # no bound of use is smaller; what underflows is raised to something below this
@@ -78,19 +78,19 @@ class Radii:
     @property
     def clean_accuracy(self) -> float:
         """The share of samples that are classified correctly."""
-        return _share(self.correct)
+        return share(self.correct)
 
     def robust_accuracy(self, epsilon: float) -> float:
         """The share of samples that are classified correctly with a radius strictly larger than ``epsilon``."""
         if not epsilon >= 0:
             raise ShapeError(f"epsilon must not be negative; got {epsilon}")
-        return _share(self.correct & (self.radius > epsilon))
+        return share(self.correct & (self.radius > epsilon))
 
     def real_accuracy(self, epsilon: float) -> float:
         """:meth:`robust_accuracy` with the radii of real arithmetic."""
         if not epsilon >= 0:
             raise ShapeError(f"epsilon must not be negative; got {epsilon}")
-        return _share(self.correct & (self.real > epsilon))
+        return share(self.correct & (self.real > epsilon))
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +130,9 @@ class EstimatedRadii(Radii):
         )
 
 
-def _share(hits: Tensor) -> float:
-    return float(hits.double().mean()) if len(hits) else float("nan")
+def share(hits: Tensor) -> float:
+    """How many of them are true, as a fraction; NaN of none."""
+    return int(hits.sum()) / len(hits) if len(hits) else float("nan")  # a mean depends on the device
 
 
 def check_kind(bound: object) -> None:

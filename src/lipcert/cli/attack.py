@@ -19,6 +19,7 @@ from lipcert.attacks import attack as attack_samples
 from lipcert.attacks.target import Target, certificate_in, target_of
 from lipcert.certify import Certificate
 from lipcert.certify.identity import weights_digest
+from lipcert.certify.radius import share
 from lipcert.cli.common import (
     DataOption,
     DeviceOption,
@@ -64,7 +65,7 @@ def _document(folder: RunFolder, target: Target, found: Attacked, file: Path) ->
     if claimed is not None:
         times = (found.nearest / claimed)[(claimed > 0) & torch.isfinite(found.nearest)]
         certified = {
-            "certified_accuracy_at": {k: float((found.correct & (claimed > e)).double().mean()) for k, e in at.items()},
+            "certified_accuracy_at": {k: share(found.correct & (claimed > e)) for k, e in at.items()},
             "distance_over_radius": {
                 "least": float(times.min()) if len(times) else None,
                 "median": float(times.median()) if len(times) else None,
@@ -90,10 +91,10 @@ def _show(document: dict[str, Any], target: Target) -> None:
     part = f"the first {data['samples']:,} of {data['of']:,}" if data["samples"] < data["of"] else f"{data['of']:,}"
     say(f"{data['name']}, {data['split']}: {part} samples, {percent(document['clean_accuracy'])} clean")
     shown = table("radius", *(["certified"] if certified else []), "attacked", *(["in between"] if certified else []))
-    for key, share in document["attacked_accuracy_at"].items():
+    for key, left in document["attacked_accuracy_at"].items():
         low = [] if certified is None else [percent(certified[key])]
-        gap = [] if certified is None else [percent(share - certified[key], up=True)]
-        shown.add_row(radius(float(key)), *low, percent(share, up=True), *gap)
+        gap = [] if certified is None else [percent(left - certified[key], up=True)]
+        shown.add_row(radius(float(key)), *low, percent(left, up=True), *gap)
     console.print(shown)
     shown = table("attack", "found", "mean distance", "median", "seconds")
     for t in document["attacks"]:

@@ -64,6 +64,9 @@ def train(
     wandb: Annotated[
         str | None, typer.Option("--wandb", help="Send curves to Weights & Biases.", metavar="PROJECT")
     ] = None,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs/--no-cuda-graphs", help="On a GPU: record a step once and replay it.")
+    ] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing until the end.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -100,7 +103,14 @@ def train(
             if not resume and ranks.first:
                 folder.check_new()
             trainer = Trainer(
-                settings, out, root=data, download=download, device=where_to, reporter=reporter, ranks=ranks
+                settings,
+                out,
+                root=data,
+                download=download,
+                device=where_to,
+                reporter=reporter,
+                ranks=ranks,
+                cuda_graphs=cuda_graphs,
             )
             try:
                 summary = trainer.fit(resume=resume)

@@ -23,6 +23,8 @@ from torch.export.graph_signature import InputKind
 from lipcert.errors import ModuleStateError, ShapeError, TraceError
 from lipcert.graph.types import Live
 
+_LARGEST, _LARGEST_ON_CUDA = 2**31, 65_535  # of batches; beyond, CUDA's BatchNorm goes another way to the same result
+
 __all__ = ["Capture", "LiveValues", "capture", "check_state", "first_line", "in_eval_mode", "ordinary_mode"]
 
 
@@ -273,6 +275,22 @@ def _try(module: nn.Module, x: Tensor) -> Tensor:
     return y
 
 
+def _record(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
+    """For a batch of any size; on a GPU, where there is no such program, of any that its libraries take at once."""
+
+    def export(largest: int) -> torch.export.ExportedProgram:
+        batch = torch.export.Dim("batch", min=2, max=largest)
+        with torch.no_grad(), _silence():
+            return torch.export.export(module, (x.clone(),), dynamic_shapes=({0: batch},), strict=False)
+
+    if not x.is_cuda:
+        return export(_LARGEST)
+    try:
+        return export(_LARGEST)
+    except Exception:
+        return export(_LARGEST_ON_CUDA)
+
+
 def capture(module: nn.Module, input_shape: tuple[int, ...]) -> Capture:
     """Record the computation of ``module`` in eval mode on a batch of any size.
 
@@ -290,13 +308,7 @@ def capture(module: nn.Module, input_shape: tuple[int, ...]) -> Capture:
         x = _sample(module, input_shape, batch=3)
         _try(module, x)
         try:
-            with torch.no_grad(), _silence():
-                program = torch.export.export(
-                    module,
-                    (x.clone(),),
-                    dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=2**31)},),
-                    strict=False,
-                )
+            program = _record(module, x)
         except Exception as error:
             raise TraceError(
                 f"the module's computation cannot be recorded: {first_line(error)}. lipcert needs a forward that "

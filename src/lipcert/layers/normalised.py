@@ -137,8 +137,7 @@ class Normalised(nn.Module):
                         image = m(leaf)
                         (back,) = torch.autograd.grad(image, leaf, image.detach())
                     size = back.norm()
-                    if bool(size > 0) and bool(torch.isfinite(size)):
-                        u.copy_(back / size)
+                    u.copy_(torch.where((size > 0) & torch.isfinite(size), back / size, u))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer."""

@@ -215,6 +215,18 @@ class SmallGainConv2d(_SmallGain):
         At one shift W ∗ Wᵀ is a product of two matrices of the taps that lie on each other then; at the opposite shift
         it is the transpose, so that half of them are enough.
         """
+        return self._gram_by_shifts() if self.weight.is_cpu else self._gram_at_once()
+
+    def _gram_at_once(self) -> Tensor:
+        """All shifts in one product, of twice the work in a few operations: what a GPU prefers."""
+        hidden, _, size, _ = self.weight.shape
+        moved = nn.functional.unfold(self.weight, size, padding=size - 1)  # (hidden, C·k·k, shifts)
+        products = moved.transpose(1, 2).flatten(0, 1) @ self.weight.flatten(1).T
+        total: Tensor = products.abs().reshape(hidden, -1, hidden).sum(1)
+        return total
+
+    def _gram_by_shifts(self) -> Tensor:
+        """Shift by shift: the least work."""
         taps, size = self.weight.permute(0, 2, 3, 1), self.weight.shape[-1]
         hidden, total = len(taps), (taps.flatten(1) @ taps.flatten(1).T).abs()
         for down in range(size):

@@ -77,7 +77,7 @@ def next_vectors(
     inverse = 1 / size.clamp_min(tiny)
     following.mul_(inverse.reshape(shape))
     remembered = vectors * (quotient * inverse).reshape(shape)
-    if bool(moved.all()):
+    if moved.is_cpu and bool(moved.all()):  # a GPU would have to be waited for
         return following, remembered
     rows = moved.reshape(shape)
     return torch.where(rows, following, vectors), torch.where(rows, remembered, memory)

@@ -18,6 +18,7 @@ from lipcert.bounds.lower import lower_bound
 from lipcert.bounds.result import Method
 from lipcert.certify import Certificate
 from lipcert.certify.certificate import norms_of
+from lipcert.certify.radius import share
 from lipcert.data import as_float
 from lipcert.errors import BoundError, CertificateError, DataError
 from lipcert.graph import trace
@@ -105,7 +106,7 @@ class Entry:
 
     def certified_at(self, epsilon: float, samples: int | None = None) -> float:
         """The certified share of all samples, or of the first."""
-        return float((self.correct & (self.radius > epsilon))[:samples].double().mean())
+        return share((self.correct & (self.radius > epsilon))[:samples])
 
 
 def collect(

@@ -149,7 +149,7 @@ class TrainingBound(DeferredBound):
         return _Share(
             {j: _those([i - first[j] for i in numbers if self.pairs[i][1] == j], alone) for j in first},
             _those(numbers, alone),
-            torch.tensor([arrived.index(g) for g in range(len(pairs))], dtype=torch.int64),
+            torch.tensor([arrived.index(g) for g in range(len(pairs))], dtype=torch.int64, device=loop.resolved.device),
             classes,
             plan,
             loop.plan(groups[: len(pairs)]),
@@ -178,8 +178,8 @@ class TrainingBound(DeferredBound):
         """The bound from the norms of the hidden blocks and the rows of the head."""
         loop, last = self._loop, self._loop.depth + 1
         known = dict(zip(self.pairs, norms.unbind(), strict=True))
-        hidden = hidden_bounds(loop, {p: n for p, n in known.items() if p[0] != last})
-        hidden = {k: m.to(norms) for k, m in hidden.items()}
+        inner = {p: n for p, n in known.items() if p[0] != last}
+        hidden = hidden_bounds(loop, inner) if inner else {0: norms.new_ones(())}
         if self.scope == "global":
             final = {j: known[last, j] for j in range(last) if (last, j) in known}
         elif self.scope == "class":
@@ -332,15 +332,11 @@ class TrainingBound(DeferredBound):
             weighted = torch.autograd.grad(value, inputs, cotangent.to(value.dtype), allow_unused=True)
         settled = [torch.zeros_like(t) if g is None else g for t, g in zip(inputs, weighted, strict=True)]
         leaves = [t.detach().requires_grad_() for t in tensors]
-        if not bool(cotangent.abs().sum() > 0):  # nothing vulnerable here: keep the vectors warm, touch no weight
-            self._pass(
-                resolved.with_tensors(leaves),
-                [],
-                torch.ones_like(norms),
-                dict(zip(rows, settled[1:], strict=True)),
-            )
-            return [torch.zeros_like(t) for t in leaves]
-        return self._pass(resolved.with_tensors(leaves), leaves, settled[0], dict(zip(rows, settled[1:], strict=True)))
+        # Where nothing is vulnerable: keep the vectors warm, touch no weight. (Not by an if, which waits for a GPU.)
+        some = cotangent.abs().sum() > 0
+        weights, injected = torch.where(some, settled[0], 1.0), dict(zip(rows, settled[1:], strict=True))
+        found = self._pass(resolved.with_tensors(leaves), leaves, weights, injected)
+        return [None if g is None else torch.where(some, g, 0.0) for g in found]
 
 
 def _those(numbers: list[int], every: bool) -> Rows:

@@ -57,7 +57,7 @@ def crm_term(
     bound: Tensor,
     *,
     temperature: float,
-    radius_cap: float,
+    radius_cap: float | Tensor,
     form: Literal["soft", "hard"] = "soft",
 ) -> Tensor:
     """The robust term of certified-radius maximisation: ``(1/N)·Σ_{n vulnerable} h_n``.
@@ -119,8 +119,8 @@ def crm_loss(
     bound: Tensor,
     *,
     temperature: float,
-    radius_cap: float,
-    weight: float,
+    radius_cap: float | Tensor,
+    weight: float | Tensor,
     form: Literal["soft", "hard"] = "soft",
 ) -> Tensor:
     """Certified-radius maximisation: ``cross_entropy + weight·crm_term``.
@@ -147,7 +147,7 @@ def crm_loss(
     """
     weight = check_parameter("weight", weight)
     loss = cross_entropy(logits, labels)
-    if weight == 0.0:
+    if not isinstance(weight, Tensor) and weight == 0.0:
         check_bound(bound, logits.shape[1])
         return loss
     term = crm_term(logits, labels, bound, temperature=temperature, radius_cap=radius_cap, form=form)

@@ -7,6 +7,7 @@ for the device at every step.
 from __future__ import annotations
 
 import math
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +19,19 @@ from lipcert.errors import ConfigError, ShapeError
 __all__ = ["check_inputs", "check_logits", "check_parameter", "cross_entropy", "own_label"]
 
 
-def check_parameter(name: str, value: float, *, positive: bool = False, infinite: bool = False) -> float:
+@overload
+def check_parameter(name: str, value: float, *, positive: bool = False, infinite: bool = False) -> float: ...
+@overload
+def check_parameter(
+    name: str, value: float | Tensor, *, positive: bool = False, infinite: bool = False
+) -> float | Tensor: ...
+def check_parameter(
+    name: str, value: float | Tensor, *, positive: bool = False, infinite: bool = False
+) -> float | Tensor:
     """A loss parameter as a float: a finite number ≥ 0 (> 0 where ``positive``; or ∞ where ``infinite``).
+
+    A tensor () on a GPU is taken as it is: a step that is recorded as a CUDA graph finds its numbers there, and to look
+    at one would wait for the device.
 
     Raises:
         ConfigError: otherwise.
@@ -27,6 +39,8 @@ def check_parameter(name: str, value: float, *, positive: bool = False, infinite
     >>> check_parameter("epsilon", 1)
     1.0
     """
+    if isinstance(value, Tensor) and value.ndim == 0 and not value.is_cpu:
+        return value
     number = not isinstance(value, bool) and isinstance(value, (int, float))
     least = "above 0" if positive else "of at least 0"
     if not number or not (0 < value <= math.inf or (value == 0 and not positive)):
@@ -53,7 +67,7 @@ def check_logits(logits: Tensor, labels: Tensor, *, empty: bool = False) -> Tens
         raise ShapeError("the batch is empty: a mean over no samples has no value")
     if labels.device != logits.device:
         raise ShapeError(f"labels are on {labels.device}, logits on {logits.device}: move one to the other")
-    if labels.device.type == "cpu" and n and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+    if labels.is_cpu and n and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ShapeError(
             f"labels must lie in 0 … {classes - 1} for {classes} logits; got {int(labels.min())} … {int(labels.max())}"
         )

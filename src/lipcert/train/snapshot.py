@@ -21,7 +21,7 @@ def take(trainer: Trainer) -> dict[str, Any]:
     t = trainer
     state: dict[str, Any] = {
         "model": t.model.state_dict(),
-        "optimizer": t.optimizer.state_dict(),
+        "optimizer": _of_optimizer(t.optimizer.state_dict()),
         "bound": t.bound.state_dict(),
         "evaluation_bound": t.evaluation_bound.state_dict(),
         "sums": t.sums,
@@ -35,6 +35,12 @@ def take(trainer: Trainer) -> dict[str, Any]:
     if t.device.type == "cuda":
         state["random_cuda"] = torch.cuda.get_rng_state(t.device)
     return state
+
+
+def _of_optimizer(state: dict[str, Any]) -> dict[str, Any]:
+    """Without what follows from the device: whether a CUDA graph reads it, and where."""
+    groups = [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]
+    return {**state, "param_groups": [{**g, "capturable": False} if "capturable" in g else g for g in groups]}
 
 
 def put_back(trainer: Trainer, state: dict[str, Any]) -> None:

@@ -17,6 +17,8 @@ from lipcert.bounds.result import Estimate
 from lipcert.data import Dataset, load, split
 from lipcert.errors import BoundError, CheckpointError, ConfigError, TrainingError
 from lipcert.parallel import ALONE, Ranks
+from lipcert.train.bound import TrainingBound
+from lipcert.train.captured import CapturedSteps, Numbers
 from lipcert.train.checkpoint import check_matches, load_state, save_state
 from lipcert.train.deferred import SETTLE
 from lipcert.train.evaluate import Evaluation, evaluate
@@ -48,6 +50,7 @@ class Trainer:
         device: by default CUDA where there is one.
         reporter: is told how it goes.
         ranks: the processes that train together; see :func:`lipcert.parallel.joined`.
+        cuda_graphs: on a GPU, make the steps one CUDA graph each where they can be (:mod:`lipcert.train.captured`).
 
     Raises:
         lipcert.errors.DataError: the data set is missing or damaged.
@@ -64,12 +67,13 @@ class Trainer:
         device: torch.device | str | None = None,
         reporter: SilentReporter | None = None,
         ranks: Ranks = ALONE,
+        cuda_graphs: bool = True,
     ) -> None:
         if config.model.options.get("folded"):
             raise ConfigError("a folded model has fixed weights and is not for training: train without folded=true.")
         self.config, self.folder, self.ranks = config, RunFolder(out), ranks
         self.reporter = reporter if reporter and ranks.first else SilentReporter()
-        self.device = torch.device(device or default_device())
+        self.device, self._cuda_graphs = torch.device(device or default_device()), cuda_graphs
         with ranks.first_alone(self.device):
             self.train_data = load(config.data.name, "train", root=root, download=download)
             if config.data.validation:
@@ -97,7 +101,7 @@ class Trainer:
             )
         self.batches = make_batches(c, data, self.device, layout, self.ranks)
         self.loss = make_loss(c.loss)
-        self.optimizer = make_optimizer(c, self.model)
+        self.optimizer, self.numbers = make_optimizer(c, self.model), Numbers(self.device)
         b, shape = c.bound, data.input_shape
         self.bound = make_bound(b, self.model, shape, seed=c.seed, every=b.every, iterations=b.power_iterations)
         self.averaged = copy.deepcopy(self.model) if c.train.ema else None
@@ -113,6 +117,15 @@ class Trainer:
         self.robust_before = False
         self.stopped: Callable[[], bool] = lambda: False
         self.asked = torch.zeros(1, device=self.device)
+        self.captured = self._capturing()
+
+    def _capturing(self) -> CapturedSteps | None:
+        """What makes steps CUDA graphs, where they can be: alone on a GPU, and all steps doing the same."""
+        alike = isinstance(self.bound, TrainingBound) and self.bound.every == 1
+        known = isinstance(self.optimizer, torch.optim.Adam)
+        if not (self._cuda_graphs and self.device.type == "cuda" and self.ranks.size == 1 and alike and known):
+            return None
+        return CapturedSteps(self._work, self.device, self.reporter.message)
 
     # --- state --------------------------------------------------------------------------------------------
     def _identity(self) -> dict[str, Any]:
@@ -157,6 +170,8 @@ class Trainer:
             self.sums.zero_()
         for bound in (self.bound, self.evaluation_bound):
             bound.keep_once()
+        if self.captured is not None:
+            self.captured.forget()
         self._drop_metrics()
 
     def _drop_metrics(self) -> None:
@@ -268,7 +283,7 @@ class Trainer:
                 "clean": found.clean,
                 "estimated_certified": found.robust,
                 "bound": [found.bound_low, found.bound_high],
-                "lr": self.optimizer.param_groups[0]["lr"],
+                "lr": float(self.optimizer.param_groups[0]["lr"]),
                 "seconds": elapsed,
                 "images_per_second": seen / max(elapsed, 1e-6),
             }
@@ -297,15 +312,43 @@ class Trainer:
         return self.stopped() if self.ranks.size == 1 else bool(self.asked)
 
     def _step(self, x: Tensor, y: Tensor) -> None:
-        c = self.config
         done = self.epoch * len(self.batches) + self.batch
+        self._set_numbers(done)
+        if self.captured is None:
+            self._work(x, y)
+        else:
+            self.captured(x, y)
+        if self.averaged is not None:
+            average_into(self.averaged, self.model, average_decay(self.config.train.ema, done))
+
+    def _set_numbers(self, done: int) -> None:
+        """All that schedules give, ``done`` steps into the run; where a CUDA graph reads it, if there is one."""
+        c, graphed = self.config, self.captured is not None
+        rate = learning_rate(
+            done, steps_per_epoch=len(self.batches), epochs=c.train.epochs, lr=c.optimizer.lr, schedule=c.schedule
+        )
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(
-                done, steps_per_epoch=len(self.batches), epochs=c.train.epochs, lr=c.optimizer.lr, schedule=c.schedule
-            )
+            group["lr"] = self.numbers.put("lr", rate) if graphed else rate
+            if "capturable" in group:
+                group["capturable"] = graphed
+        values = loss_values(c.loss, done / len(self.batches))
+        if (values is not None) != self.robust_before and self.captured is not None:
+            self.captured.forget()  # the step is another one from now on
+        if values is None:
+            self.robust_before = False
+            return
+        if not self.robust_before:  # the weights have moved without the bound being looked at
+            self.bound.refresh(SETTLE)
+            self.robust_before = True
+        for name, value in values.items():
+            setattr(self.loss, name, self.numbers.put(name, value) if graphed else value)
+
+    def _work(self, x: Tensor, y: Tensor) -> None:
+        """All of a step that is on the device. Nothing here waits for a GPU, or chooses by what is on it."""
+        c = self.config
         with torch.autocast(self.device.type, torch.bfloat16, enabled=c.train.precision == "bfloat16"):
             logits = self.model(x)
-        loss = self._loss(logits.float(), y, done / len(self.batches))
+        loss = self._loss(logits.float(), y)
         self.optimizer.zero_grad(set_to_none=True)
         if self.ranks.size == 1:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -316,8 +359,6 @@ class Trainer:
         if c.optimizer.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.optimizer.clip_norm)
         self.optimizer.step()
-        if self.averaged is not None:
-            average_into(self.averaged, self.model, average_decay(c.train.ema, done))
         with torch.no_grad():
             hits = (logits.argmax(1) == y).sum()
             robust = torch.zeros_like(hits)
@@ -326,16 +367,9 @@ class Trainer:
                 robust = (found > c.train.eval_epsilons[0]).sum()
             self.sums += torch.stack([loss.detach() * len(y), hits, torch.full_like(hits, len(y)), robust]).double()
 
-    def _loss(self, logits: Tensor, labels: Tensor, epoch: float) -> Tensor:
-        values = loss_values(self.config.loss, epoch)
-        if values is None:
-            self.robust_before = False
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if not self.robust_before:
             return nn.functional.cross_entropy(logits, labels)
-        if not self.robust_before:  # the weights have moved without the bound being looked at
-            self.bound.refresh(SETTLE)
-            self.robust_before = True
-        for name, value in values.items():
-            setattr(self.loss, name, value)
         result: Tensor = self.loss(logits, labels, self.bound())
         return result
 

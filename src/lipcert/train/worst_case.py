@@ -15,7 +15,7 @@ from lipcert.train.loss_inputs import check_inputs, check_parameter, own_label
 __all__ = ["gloro_logits", "gloro_loss", "gloro_trades_loss", "lmt_loss"]
 
 
-def lmt_loss(logits: Tensor, labels: Tensor, bound: Tensor, *, epsilon: float) -> Tensor:
+def lmt_loss(logits: Tensor, labels: Tensor, bound: Tensor, *, epsilon: float | Tensor) -> Tensor:
     """Lipschitz-margin training: cross-entropy of ``z_b + ε·L_yb`` (b ≠ y) and z_y.
 
     These are the worst logits in the ball of radius ε, bounded one by one. With a global bound the offset is
@@ -45,7 +45,7 @@ def lmt_loss(logits: Tensor, labels: Tensor, bound: Tensor, *, epsilon: float) -
     return F.cross_entropy(z + epsilon * pair_rows(L, labels, z.shape[1]), labels)
 
 
-def gloro_logits(logits: Tensor, bound: Tensor, epsilon: float) -> Tensor:
+def gloro_logits(logits: Tensor, bound: Tensor, epsilon: float | Tensor) -> Tensor:
     """The logits with one more, ⊥ ("not certified"): ``z_⊥ = max_{b≠j} (z_b + ε·L_jb)``, j = argmax z.
 
     The prediction is certified at ε exactly when z_j > z_⊥.
@@ -77,7 +77,7 @@ def gloro_logits(logits: Tensor, bound: Tensor, epsilon: float) -> Tensor:
     return torch.cat([z, rivals.amax(dim=1, keepdim=True)], dim=1)
 
 
-def gloro_loss(logits: Tensor, labels: Tensor, bound: Tensor, *, epsilon: float) -> Tensor:
+def gloro_loss(logits: Tensor, labels: Tensor, bound: Tensor, *, epsilon: float | Tensor) -> Tensor:
     """Cross-entropy of the C+1 logits of :func:`.gloro_logits`: wrong and uncertified both cost.
 
     Raises:
@@ -94,7 +94,9 @@ def gloro_loss(logits: Tensor, labels: Tensor, bound: Tensor, *, epsilon: float)
     return F.cross_entropy(gloro_logits(logits, bound, epsilon), labels)
 
 
-def gloro_trades_loss(logits: Tensor, labels: Tensor, bound: Tensor, *, epsilon: float, weight: float) -> Tensor:
+def gloro_trades_loss(
+    logits: Tensor, labels: Tensor, bound: Tensor, *, epsilon: float | Tensor, weight: float | Tensor
+) -> Tensor:
     """``cross_entropy(z, y) + weight·mean KL(softmax(z), 0 ‖ softmax(z, z_⊥))``.
 
     The first term asks for accuracy, the second for certification. The two distributions share z, so that the
