@@ -12,6 +12,7 @@ from benchmarks import (
     check,
     curves,
     epoch,
+    gpu,
     heads,
     mlps,
     parts,
@@ -28,12 +29,13 @@ QUICK = {"check": check.main, "parts": parts.main, "step": step.main, "heads": h
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    known = [*QUICK, "upper", "precision", "curves", "adversary", "mlps", "smallgain", "stack", "training"]
+    known = [*QUICK, "gpu", "upper", "precision", "curves", "adversary", "mlps", "smallgain", "stack", "training"]
     parser.add_argument("names", nargs="*", choices=[[], *known], help="which; all of the quick ones if none is named")
     parser.add_argument("--nets", type=int, default=10_000, help="how many networks the adversary attacks")
     options = parser.parse_args()
     functions = QUICK | {
         "upper": upper.main,
+        "gpu": gpu.main,
         "precision": precision.main,
         "curves": curves.main,
         "mlps": mlps.main,

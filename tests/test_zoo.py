@@ -52,7 +52,11 @@ def test_certified_again(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "recipe"),
-    [("mnist-4c3f-crm", "mnist-4c3f-half-hour"), ("cifar10-lipres-s-crm", "cifar10-lipres-s-half-hour")],
+    [
+        ("mnist-4c3f-crm", "mnist-4c3f-gpu"),
+        ("cifar10-6c2f-crm", "cifar10-6c2f-gpu"),
+        ("cifar10-lipres-s-crm", "cifar10-lipres-s-half-hour"),
+    ],
 )
 def test_a_model_is_of_the_recipe_that_is_published(name: str, recipe: str) -> None:
     found, wanted = (c.to_dict() for c in (zoo.folder(name).config(), load_config(recipe)))
