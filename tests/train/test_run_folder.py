@@ -342,8 +342,8 @@ def test_a_read_only_folder(tmp_path: Path) -> None:
 def test_writing_leaves_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ü.txt"
     write_text(path, "alt\n")
-    write_text(path, "ℓ₂\n")
-    assert path.read_text(encoding="utf-8") == "ℓ₂\n"
+    write_text(path, "ℓ2\n")
+    assert path.read_text(encoding="utf-8") == "ℓ2\n"
     umask = os.umask(0)
     os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
@@ -354,5 +354,5 @@ def test_writing_leaves_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "replace", stopped_here)
     with pytest.raises(KeyboardInterrupt):
         write_text(path, "lost")
-    assert path.read_text(encoding="utf-8") == "ℓ₂\n"
+    assert path.read_text(encoding="utf-8") == "ℓ2\n"
     assert [p.name for p in tmp_path.iterdir()] == ["ü.txt"]

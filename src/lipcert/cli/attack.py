@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lipcert.attacks import METHODS, Attacked, Judge, Strength
 from lipcert.attacks import attack as attack_samples
@@ -32,6 +28,7 @@ from lipcert.cli.common import (
     find_device,
     guarded,
     parse_epsilon,
+    progress_bar,
     run_of,
     say,
     table,
@@ -47,16 +44,6 @@ from lipcert.train.safefile import read_file
 __all__ = ["attack"]
 
 COUNTEREXAMPLE = 3  # exit status
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[float, str], None]]:
-    """A progress bar on a terminal; nothing elsewhere."""
-    terminal = Console(stderr=True)
-    columns = (TextColumn("{task.description:16}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda share, what: bar.update(task, completed=share, description=what)
 
 
 def _document(folder: RunFolder, target: Target, found: Attacked, file: Path) -> dict[str, Any]:
@@ -233,7 +220,7 @@ def attack(
         default = [v.epsilon for v in stated.certified] if stated is not None else folder.config().train.eval_epsilons
         epsilons = [parse_epsilon(e) for e in epsilon] if epsilon else [e for e in default if e > 0]
         try:
-            with stop_on_signal() as stop, _bar() as progress:
+            with stop_on_signal() as stop, progress_bar() as progress:
                 found = attack_samples(
                     target.module.to(where),
                     as_float(target.samples.images).to(where),

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 
 from lipcert.bounds import graph_bound
@@ -37,6 +34,7 @@ from lipcert.cli.common import (
     guarded,
     is_onnx,
     parse_epsilon,
+    progress_bar,
     run_of,
     say,
     table,
@@ -114,9 +112,16 @@ def certify_run(
     result: Radii
     if isinstance(bound, UpperBound):
         own = ranks.part(len(data))
-        with _bar(own.stop - own.start, show=bool(local) and ranks.first) as progress:
+        with progress_bar(show=bool(local) and ranks.first) as bar:
             result = certify_data(
-                graph, bound, data, device=device, precision=precision, local=local, progress=progress, ranks=ranks
+                graph,
+                bound,
+                data,
+                device=device,
+                precision=precision,
+                local=local,
+                progress=lambda done: bar(done / (own.stop - own.start), "local radii"),
+                ranks=ranks,
             )
     elif precision not in (None, "real"):
         raise BoundError(f"--precision {precision} is for upper bounds: an estimate certifies nothing.")
@@ -161,16 +166,6 @@ def _bounded(graph: Graph, bounding: Mapping[str, Any], ranks: Ranks, device: to
     if bounding["guarantee"] == "upper":
         return restated(graph, ranks.say(None, device))
     return graph_bound(graph, **bounding)
-
-
-@contextmanager
-def _bar(total: int, *, show: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal; nothing elsewhere."""
-    terminal = Console(stderr=True)
-    off = not (show and terminal.is_terminal)  # a bar that is not shown would still end with a newline
-    with Progress(*Progress.get_default_columns(), console=terminal, transient=True, disable=off) as bar:
-        task = bar.add_task("local radii", total=total)
-        yield lambda done: bar.update(task, completed=done)
 
 
 def _without_local(result: Radii, epsilons: list[float]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -15,6 +15,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lipcert import zoo
@@ -39,6 +40,7 @@ __all__ = [
     "guarded",
     "is_onnx",
     "parse_epsilon",
+    "progress_bar",
     "run_of",
     "say",
     "table",
@@ -79,6 +81,17 @@ def command(*words: object) -> str:
 def is_onnx(path: Path) -> bool:
     """Whether a path is that of an ONNX file rather than of a run's folder."""
     return path.suffix.lower() == ".onnx"
+
+
+@contextmanager
+def progress_bar(*, show: bool = True) -> Iterator[Callable[[float, str], None]]:
+    """A bar on a terminal, which is told the share that is done and of what; nothing elsewhere."""
+    terminal = Console(stderr=True)
+    columns = (TextColumn("{task.description:16}"), BarColumn(), TimeRemainingColumn())
+    off = not (show and terminal.is_terminal)  # a bar that is not shown would still end with a newline
+    with Progress(*columns, console=terminal, transient=True, disable=off) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda share, what: bar.update(task, completed=share, description=what)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ __all__ = ["ACTIVATIONS", "MaxMin", "make_activation", "slopes_of"]
 class MaxMin(nn.Module):
     """Sorts each pair of channels (2i, 2i+1): the smaller value first, the larger second.
 
-    A permutation of its input at every point, hence 1-Lipschitz in ℓ₂ (and norm-preserving in its gradient),
+    A permutation of its input at every point, hence 1-Lipschitz in ℓ2 (and norm-preserving in its gradient),
     but not elementwise.
 
     Shapes: (N, C, …) with C even → the same.

@@ -24,14 +24,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from lipcert.bounds.options import check_choice
 from lipcert.bounds.recursion import combine, hidden_bounds, hidden_pairs
-from lipcert.bounds.result import Method, Scope
+from lipcert.bounds.result import Scope
 from lipcert.errors import BoundError
 from lipcert.graph.capture import ordinary_mode
 from lipcert.graph.types import Resolved
@@ -106,7 +106,7 @@ class TrainingBound(DeferredBound):
         module: nn.Module,
         input_shape: Sequence[int],
         *,
-        method: Method = "liplt",
+        method: Literal["product", "liplt"] = "liplt",
         scope: Scope = "pairwise",
         every: int = 1,
         iterations: int = 1,
@@ -114,7 +114,7 @@ class TrainingBound(DeferredBound):
         seed: int = 0,
         factor: float = 1.0,
     ) -> None:
-        if method == "smallgain":
+        if str(method) == "smallgain":
             raise BoundError("method='smallgain' is lipcert.train.GainBound.")
         check_choice("method", method, ("product", "liplt"))
         super().__init__(module, input_shape, scope, every, {"iterations": iterations, "warmup": warmup})

@@ -23,7 +23,7 @@ _NEGLIGIBLE = 800.0
 def margin_radii(logits: Tensor, labels: Tensor, bound: Tensor) -> Tensor:
     """Signed radii ``R_b = (z_y − z_b) / L_yb`` towards each class b, and ``+inf`` at b = y.
 
-    The least entry of a row is the certified ℓ₂ radius of that sample, in the units of the raw input, if the
+    The least entry of a row is the certified ℓ2 radius of that sample, in the units of the raw input, if the
     bound is proved and the arithmetic exact; it is negative where the sample is misclassified. For training:
     nothing is rounded outward here.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -61,8 +61,9 @@ def make_bound(
             iterations=iterations,
             seed=seed,
         )
-    method, factor = config.method, 1.0
-    if method == "layers":  # what they are by themselves needs no pass: only what comes behind them has one
+    factor: float = 1.0
+    method: Literal["product", "liplt"] = "product" if config.method == "product" else "liplt"
+    if config.method == "layers":  # what they are by themselves needs no pass: only what comes behind them has one
         try:
             found = construction(module, shape)
         except BoundError as error:
@@ -70,7 +71,7 @@ def make_bound(
                 f"bound.method='layers' does not fit this model: {error} Set bound.method to 'liplt' or 'smallgain'; "
                 "lipres models have such layers, but not with model.normalize."
             ) from error
-        module, shape, method, factor = found.rest, found.shape, "liplt", float(found.constant)
+        module, shape, factor = found.rest, found.shape, float(found.constant)
     return TrainingBound(
         module,
         shape,

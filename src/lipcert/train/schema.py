@@ -1,6 +1,6 @@
 """What a training run is made of: one frozen model for each section of the TOML file.
 
-Distances (radii, ε) are ℓ₂ in **pixel units**, that is in the units of the raw input in [0, 1], also where
+Distances (radii, ε) are ℓ2 in **pixel units**, that is in the units of the raw input in [0, 1], also where
 the model normalises its input: normalisation is a layer of the model.
 """
 
