@@ -11,7 +11,8 @@ from torch import Tensor
 import lipcert
 from cases import CASES, named
 from lipcert.data import load
-from lipcert.train import Interrupted, RunFolder, Trainer, load_config
+from lipcert.train import Interrupted, RunFolder, Trainer, TrainingBound, load_config
+from lipcert.train.captured import CapturedSteps
 from runs import LOSSES, Notes, tiny
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -135,6 +136,51 @@ def test_networks_of_convolutions_are_recorded(model: str, tmp_path: Path) -> No
     trainer.fit()
     assert trainer.captured is not None
     assert trainer.captured.possible, notes.messages
+
+
+def test_what_cannot_be_recorded_leaves_nothing_behind() -> None:
+    device, notes = torch.device("cuda", torch.cuda.current_device()), Notes()
+    weight, x, y = torch.zeros(3, device=device), torch.ones(3, device=device), torch.zeros(3, device=device)
+
+    def waits(a: Tensor, b: Tensor) -> None:
+        weight.add_(float(a.sum()))
+
+    def adds(a: Tensor, b: Tensor) -> None:
+        weight.add_(a)
+
+    before = torch.cuda.current_stream()
+    steps = CapturedSteps(waits, device, notes.message)
+    for _ in range(6):
+        steps(x, y)
+    assert weight.tolist() == [18.0] * 3
+    assert "waits for the GPU" in notes.messages[0]
+    assert torch.cuda.current_stream() == before
+    assert torch.rand(2, device=device).isfinite().all()
+    steps = CapturedSteps(adds, device, notes.message)
+    for _ in range(6):
+        steps(x, y)
+    assert steps.possible
+    assert weight.tolist() == [24.0] * 3
+
+
+@pytest.mark.parametrize("change", ["optimizer={kind='adamw',lr=1e-3,weight_decay=0.01}", "loss.start_epoch=1.4"])
+def test_other_steps_are_recorded_too(change: str, tmp_path: Path) -> None:
+    config = tiny(LOSSES["crm-soft"], change, "train.ema=0.9")
+    for name, graphs in (("graph", True), ("eager", False)):
+        trainer = Trainer(config, tmp_path / name, device="cuda", cuda_graphs=graphs)
+        trainer.fit()
+        assert trainer.captured is None or trainer.captured.possible
+    _close(_weights(tmp_path / "graph"), _weights(tmp_path / "eager"), 1e-4)
+
+
+def test_a_bound_moves_to_another_device() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    bound = TrainingBound(net.cuda(), (4,))
+    value = bound.refresh(30).cpu()
+    net.cpu()
+    bound.cpu()
+    bound().sum().backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(bound.refresh(30), value, rtol=1e-4, atol=1e-6)
 
 
 # --- attacks --------------------------------------------------------------------------------------------

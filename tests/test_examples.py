@@ -24,7 +24,7 @@ def test_the_policy() -> None:
 
 
 def test_the_denoiser() -> None:
-    found = _example("denoiser").main(steps=40)
+    found = _example("denoiser").main(steps=25)
     assert found["nonexpansive"][0] < 1
     assert found["nonexpansive"][1] <= 1.01
     assert found["plain"][1] > found["nonexpansive"][1]

@@ -54,7 +54,7 @@ def _exactly(exact: Exact, scope: str) -> Tensor:
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("widths", WIDTHS)
 def test_between_the_exact_constant_and_liplt(widths: tuple[int, ...], scope: str) -> None:
-    for seed in range(2):
+    for seed in range(2 if scope == "pairwise" else 1):
         net = network(matrices(*widths, seed=seed), seed=seed)
         exact, above = _exactly(Exact(net), scope), _liplt(net, (widths[0],), scope)
         for scaling in ("layer", "neuron"):
@@ -152,7 +152,7 @@ def test_as_sharp_as_lipsdp(per: str, scaling: str) -> None:
 
 def test_finer_weights_are_never_much_worse() -> None:
     net = network(matrices(6, 9, 8, 7, 4, seed=2))
-    found = [float(_bound(net, (6,), "global", scaling=s, seconds=2.0)) for s in ("layer", "channel", "neuron", "auto")]
+    found = [float(_bound(net, (6,), "global", scaling=s, seconds=1.0)) for s in ("layer", "channel", "neuron", "auto")]
     assert found[0] >= found[1] * (1 - 1e-2) >= found[2] * (1 - 2e-2)
     assert found[3] <= found[2] * 1.01
     kinds = [_bound(net, (6,), scaling=s, seconds=0.5).evidence for s in ("layer", "neuron")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import pickle
 from collections.abc import Callable
 
@@ -15,10 +16,12 @@ import lipcert
 from cases import CASES, loop_map, traced
 from catalogue import Fn
 from lipcert.errors import TraceError
+from lipcert.graph.capture import in_eval_mode
 from lipcert.graph.types import Elementwise, Graph, VectorMap
 from lipcert.loop import LoopMap
 from lipcert.norms import dense
 
+capturing = importlib.import_module("lipcert.graph.capture")
 ALL = list(CASES)
 
 
@@ -179,3 +182,42 @@ def test_softsign_is_one_activation(f: Callable[[Tensor], Tensor]) -> None:
 def test_what_softsign_divides_by_may_be_used_elsewhere() -> None:
     net = Fn(lambda s, x: F.softsign(x) + x.abs()).eval()
     assert float(lipcert.lipschitz(net, (3,))) == pytest.approx(2)
+
+
+def test_what_a_gpu_cannot_record_the_cpu_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's BatchNorm takes large batches another way, so that there is no program of a batch of any size."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)).eval()
+    tried: list[nn.Module] = []
+    export = capturing._export
+
+    def failing_first(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
+        tried.append(module)
+        if len(tried) == 1:
+            raise RuntimeError("Constraints violated (batch)")
+        return export(module, x)
+
+    class Elsewhere(Tensor):
+        is_cuda = True  # type: ignore[assignment]
+
+    monkeypatch.setattr(capturing, "_export", failing_first)
+    x = torch.rand(3, 1, 4, 4)
+    there = x.as_subclass(Elsewhere)
+    monkeypatch.setattr(Elsewhere, "cpu", lambda self: x)
+    with in_eval_mode(net):
+        program = capturing._record(net, there)
+    assert tried[0] is net
+    assert tried[1] is not net
+    assert {s.target for s in program.graph_signature.input_specs} >= {"0.weight", "1.running_mean", "4.bias"}
+
+
+def test_a_network_that_looks_at_the_size_of_its_batch_is_refused() -> None:
+    class Sized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 100 * self.fc(x) if x.shape[0] > 70_000 else self.fc(x)
+
+    with pytest.raises(TraceError, match="cannot be recorded"):
+        lipcert.trace(Sized().eval(), (4,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,24 @@ class Stream:
     def wait_stream(self, other: object) -> None: ...
 
 
+def _pretend(monkeypatch: pytest.MonkeyPatch, graph: Callable[..., Any]) -> list[object]:
+    """What torch has for CUDA, doing nothing; returns the streams that are set."""
+    back: list[object] = []
+    pretended = {
+        "Stream": Stream,
+        "CUDAGraph": Graph,
+        "graph": graph,
+        "current_stream": lambda _: Stream(),
+        "stream": lambda _: contextlib.nullcontext(),
+        "set_stream": back.append,
+        "get_sync_debug_mode": lambda: 0,
+        "set_sync_debug_mode": lambda _: None,
+    }
+    for name, value in pretended.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return back
+
+
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA graphs on the CPU: recording runs nothing, and a replay is the work at the recorded places."""
@@ -54,10 +73,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
         found.work = lambda: steps._work(*steps._batch)  # type: ignore[misc]
 
     Graph.replayed = 0
-    for name, value in (("Stream", Stream), ("CUDAGraph", Graph), ("graph", graph)):
-        monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream())
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    _pretend(monkeypatch, graph)
     monkeypatch.setattr(CapturedSteps, "_record", record)
     monkeypatch.setattr(Trainer, "_capturing", lambda t: CapturedSteps(t._work, CPU, t.reporter.message))
     # numbers on a GPU are tensors of their own device: here they would be of the CPU, where they are looked at
@@ -101,16 +117,67 @@ def test_a_step_that_cannot_be_recorded_is_made_as_it_is(monkeypatch: pytest.Mon
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
         yield
 
-    for name, value in (("Stream", Stream), ("CUDAGraph", Graph), ("graph", graph)):
-        monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream())
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    back = _pretend(monkeypatch, graph)
     steps = CapturedSteps(lambda x, y: done.append(float(x)), CPU, notes.message)
     for i in range(8):
         steps(torch.tensor(float(i)), torch.tensor(0))
     assert done == list(range(8))
     assert len(notes.messages) == 1
     assert "not permitted when stream is capturing" in notes.messages[0]
+    assert len(back) == 1  # the stream that was in use before is in use again
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a tensor of the CPU"), KeyboardInterrupt()])
+def test_the_reason_is_what_went_wrong_first(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ending the recording fails too, and says less."""
+    notes, done = Notes(), []
+
+    @contextlib.contextmanager
+    def graph(recorded: object, stream: object) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def work(x: Tensor, y: Tensor) -> None:
+        done.append(float(x))
+        if len(done) == 4:
+            raise error
+
+    _pretend(monkeypatch, graph)
+    steps = CapturedSteps(work, CPU, notes.message)
+    for i in range(3):
+        steps(torch.tensor(float(i)), torch.tensor(0))
+    if isinstance(error, Exception):
+        steps(torch.tensor(3.0), torch.tensor(0))
+        assert "a tensor of the CPU" in notes.messages[0]
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            steps(torch.tensor(3.0), torch.tensor(0))
+
+
+def test_a_step_that_waits_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording that fails leaves traces in torch, so that it is not begun."""
+    done, notes = [], Notes()
+
+    @contextlib.contextmanager
+    def graph(recorded: object, stream: object) -> Iterator[None]:
+        raise AssertionError("nothing is recorded")
+        yield
+
+    def work(x: Tensor, y: Tensor) -> None:
+        done.append(float(x))
+        warnings.warn("called a synchronizing CUDA operation (Triggered internally at …)", stacklevel=1)
+
+    _pretend(monkeypatch, graph)
+    steps = CapturedSteps(work, CPU, notes.message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for i in range(8):
+            steps(torch.tensor(float(i)), torch.tensor(0))
+    assert done == list(range(8))
+    assert len(notes.messages) == 1
+    assert "waits for the GPU" in notes.messages[0]
 
 
 def test_a_cpu_records_nothing(tmp_path: Path) -> None:

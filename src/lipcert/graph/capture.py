@@ -8,6 +8,8 @@ follow training, dtype and device.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -22,8 +24,6 @@ from torch.export.graph_signature import InputKind
 
 from lipcert.errors import ModuleStateError, ShapeError, TraceError
 from lipcert.graph.types import Live
-
-_LARGEST, _LARGEST_ON_CUDA = 2**31, 65_535  # of batches; beyond, CUDA's BatchNorm goes another way to the same result
 
 __all__ = ["Capture", "LiveValues", "capture", "check_state", "first_line", "in_eval_mode", "ordinary_mode"]
 
@@ -276,19 +276,22 @@ def _try(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _record(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
-    """For a batch of any size; on a GPU, where there is no such program, of any that its libraries take at once."""
+    """For a batch of any size.
 
-    def export(largest: int) -> torch.export.ExportedProgram:
-        batch = torch.export.Dim("batch", min=2, max=largest)
-        with torch.no_grad(), _silence():
-            return torch.export.export(module, (x.clone(),), dynamic_shapes=({0: batch},), strict=False)
+    On a GPU there may be no such program, as its libraries take large batches another way (BatchNorm); then a copy on
+    the CPU says what is computed, which is compared with what the GPU computes.
+    """
+    if x.is_cuda:
+        with contextlib.suppress(Exception):
+            return _export(module, x)
+        module, x = copy.deepcopy(module).cpu(), x.cpu()
+    return _export(module, x)
 
-    if not x.is_cuda:
-        return export(_LARGEST)
-    try:
-        return export(_LARGEST)
-    except Exception:
-        return export(_LARGEST_ON_CUDA)
+
+def _export(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=2, max=2**31)
+    with torch.no_grad(), _silence():
+        return torch.export.export(module, (x.clone(),), dynamic_shapes=({0: batch},), strict=False)
 
 
 def capture(module: nn.Module, input_shape: tuple[int, ...]) -> Capture:

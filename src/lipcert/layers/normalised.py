@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -199,10 +200,12 @@ class Normalised(nn.Module):
             )
         with torch.inference_mode(False), torch.no_grad():
             upper = self._upper(slack)
-            excess = 1.0 if upper < _ZERO else upper / float(self.estimate()) * (1 + _ROUNDING)
+            here = float(self.estimate())
+            estimate = min(here, float(copy.deepcopy(self).double().estimate()))  # a GPU's TF32 is not to stand in it
+            excess = 1.0 if upper < _ZERO else upper / estimate * (1 + _ROUNDING)
             self.excess.fill_(excess)
-            factor = float(self.factor())
-            if not 0 < factor < math.inf or not 0 < float(self.excess) < math.inf:
+            factor, near = float(self.factor()), upper < _ZERO or math.isclose(here, estimate, rel_tol=1e-2)
+            if not (near and 0 < factor < math.inf and 0 < float(self.excess) < math.inf):
                 raise BoundError(
                     f"{type(self).__name__}: its weights are of a size that no factor makes up for in "
                     f"{self.excess.dtype} (bound {upper:.3g}). Rescale them."

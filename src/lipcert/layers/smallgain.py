@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.errors import ConfigError, ModuleStateError, ShapeError
+from lipcert.graph.capture import is_read
 from lipcert.layers.activations import ACTIVATIONS, make_activation, slopes_of
 from lipcert.layers.linear import orthogonal_at_centre
 from lipcert.layers.normalised import plain_precision, positive
@@ -215,7 +216,8 @@ class SmallGainConv2d(_SmallGain):
         At one shift W ∗ Wᵀ is a product of two matrices of the taps that lie on each other then; at the opposite shift
         it is the transpose, so that half of them are enough.
         """
-        return self._gram_by_shifts() if self.weight.is_cpu else self._gram_at_once()
+        # What is recorded is the same on every device: its hash stands in certificates.
+        return self._gram_by_shifts() if self.weight.is_cpu or is_read() else self._gram_at_once()
 
     def _gram_at_once(self) -> Tensor:
         """All shifts in one product, of twice the work in a few operations: what a GPU prefers."""

@@ -222,7 +222,7 @@ class TrainingBound(DeferredBound):
             total = weights.new_zeros((), requires_grad=True)
             if len(weights):
                 lengths = [row_norms(v) for k, v in out.items() if k != last or not self.heads]
-                norms = torch.cat(lengths)[mine.order]
+                norms = torch.cat(lengths)[mine.order.to(norms.device)]
                 total = total + (norms * weights).sum()
             if heads:
                 total = total + out[last][:, mine.classes].diagonal().sum()

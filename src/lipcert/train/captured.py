@@ -8,6 +8,7 @@ Nothing in a step may wait for the GPU, nor choose by a value on it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -18,6 +19,7 @@ from lipcert.graph.capture import first_line
 __all__ = ["CapturedSteps", "Numbers"]
 
 _BEFORE = 3  # steps as they are, for libraries to choose their kernels, and the optimizer to make its state
+_WAITS = "called a synchronizing CUDA operation"
 
 
 class Numbers:
@@ -77,16 +79,40 @@ class CapturedSteps:
         self._made += 1
         self._stream.wait_stream(torch.cuda.current_stream(x.device))
         with torch.cuda.stream(self._stream):
-            self._work(x, y)
+            if self._made == _BEFORE and self.possible:
+                self._watched(x, y)
+            else:
+                self._work(x, y)
         torch.cuda.current_stream(x.device).wait_stream(self._stream)
+
+    def _watched(self, x: Tensor, y: Tensor) -> None:
+        """The last step before the recording, in which torch says what waits: a recording that fails leaves traces."""
+        mode = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                self._work(x, y)
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
+        if any(_WAITS in str(w.message) for w in said):
+            self._give_up("something in it waits for the GPU (.item(), an if on a value, a tensor from the CPU)")
+
+    def _give_up(self, why: str) -> None:
+        self.possible = False
+        self._tell(f"The steps of this network cannot be made one CUDA graph, which is slower: {why}")
 
     def _record(self, x: Tensor, y: Tensor) -> None:
         graph, batch = torch.cuda.CUDAGraph(), (torch.empty_like(x), torch.empty_like(y))
+        before = torch.cuda.current_stream(x.device)
         try:
             with torch.cuda.graph(graph, stream=self._stream):
                 self._work(*batch)
         except RuntimeError as error:
-            self.possible = False
-            self._tell(f"The steps of this network cannot be made one CUDA graph, which is slower: {first_line(error)}")
+            torch.cuda.set_stream(before)  # what failed may not have come so far as to leave its own
+            cause = error.__context__ or error  # that a recording cannot be ended hides why
+            if not isinstance(cause, Exception):
+                raise cause from None
+            self._give_up(first_line(cause))
         else:
             self._graph, self._batch = graph, batch

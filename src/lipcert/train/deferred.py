@@ -109,7 +109,7 @@ class DeferredBound(nn.Module):
             cotangent = cotangent.contiguous().clone()
             self.ranks.add(cotangent)
         turn = int(self.counter) % self.every if self.every > 1 else 0  # to look at it waits for a GPU
-        self.counter += 1
+        self.counter += 1  # not where a CUDA graph is replayed, which is of every = 1
         size = cotangent.abs().sum()
         if turn:
             scale = size / self.get_buffer("stale_size").clamp_min(torch.finfo(size.dtype).tiny)

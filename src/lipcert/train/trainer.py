@@ -113,6 +113,7 @@ class Trainer:
         self.epoch, self.batch, self.seconds, self.flat = 0, 0, 0.0, 0
         # Of this epoch: loss, hits, samples, hits with a radius above the first of eval_epsilons (an estimate).
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        self.rate = c.optimizer.lr  # of the last step
         self.elapsed = 0.0  # seconds of this epoch before the run was taken up
         self.robust_before = False
         self.stopped: Callable[[], bool] = lambda: False
@@ -122,9 +123,10 @@ class Trainer:
     def _capturing(self) -> CapturedSteps | None:
         """What makes steps CUDA graphs, where they can be: alone on a GPU, and all steps doing the same."""
         alike = isinstance(self.bound, TrainingBound) and self.bound.every == 1
-        known = isinstance(self.optimizer, torch.optim.Adam)
+        known = isinstance(self.optimizer, (torch.optim.Adam, torch.optim.AdamW))
         if not (self._cuda_graphs and self.device.type == "cuda" and self.ranks.size == 1 and alike and known):
             return None
+        self.optimizer._warned_capturable_if_run_uncaptured = True  # its first steps are
         return CapturedSteps(self._work, self.device, self.reporter.message)
 
     # --- state --------------------------------------------------------------------------------------------
@@ -227,6 +229,8 @@ class Trainer:
             return summary
         finally:
             self.reporter.stop(finished)
+            if self.captured is not None:
+                self.captured.forget()  # and with it the memory of a whole step
 
     def _finished(self) -> dict[str, Any] | None:
         """The summary of a run that is done, if its model is there too; what is missing or damaged is made again."""
@@ -283,7 +287,7 @@ class Trainer:
                 "clean": found.clean,
                 "estimated_certified": found.robust,
                 "bound": [found.bound_low, found.bound_high],
-                "lr": float(self.optimizer.param_groups[0]["lr"]),
+                "lr": self.rate,
                 "seconds": elapsed,
                 "images_per_second": seen / max(elapsed, 1e-6),
             }
@@ -324,11 +328,11 @@ class Trainer:
     def _set_numbers(self, done: int) -> None:
         """All that schedules give, ``done`` steps into the run; where a CUDA graph reads it, if there is one."""
         c, graphed = self.config, self.captured is not None
-        rate = learning_rate(
+        self.rate = learning_rate(
             done, steps_per_epoch=len(self.batches), epochs=c.train.epochs, lr=c.optimizer.lr, schedule=c.schedule
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = self.numbers.put("lr", rate) if graphed else rate
+            group["lr"] = self.numbers.put("lr", self.rate) if graphed else self.rate
             if "capturable" in group:
                 group["capturable"] = graphed
         values = loss_values(c.loss, done / len(self.batches))
