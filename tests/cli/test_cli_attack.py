@@ -14,6 +14,7 @@ from lipcert import zoo
 from lipcert.attacks import read_attacked
 from lipcert.certify import read_certificate
 from lipcert.certify.canonical import canonical
+from lipcert.errors import CheckpointError
 from lipcert.train import Interrupted
 from runs import cli, parsed, refused
 
@@ -44,6 +45,33 @@ def test_beside_its_certificate(run: Path) -> None:
     assert found["distance_over_radius"]["least"] >= 1
     assert read_attacked(run / "attack.safetensors").about["data"] == "digits"
     assert "another attack" in refused("attack", run, "--first", "50")
+
+
+def test_every_seventh(run: Path) -> None:
+    """A folder of images comes class by class: the first of it are all of one."""
+    options = ("--every", "7", "--attacks", "ddn", "--steps", "40")
+    shown = cli("attack", run, *options)
+    assert shown.exit_code == 0, shown.stderr
+    assert "digits, test: one in 7 of 360 samples" in shown.stdout
+    stated, found = read_certificate(run / "certificate.json").samples, read_attacked(run / "attack.safetensors")
+    assert found.labels.tolist() == list(stated.label[::7])
+    assert len(found.labels) == 52
+    page = run / "r.html"
+    assert cli("report", run, "-o", page, "-o", run / "r.md", "--no-bounds").exit_code == 0
+    text = page.read_text()
+    assert "of one in 7 of 360 samples" in text
+    assert "--every 7" in text
+    assert "--first" not in text
+    assert "attacked, one in 7 of 360" in (run / "r.md").read_text()
+    parts = (stated.radius[::7], stated.prediction[::7], stated.label[::7])
+    certified = sum(r > 0.5 and p == y for r, p, y in zip(*parts, strict=True))
+    assert parsed("attack", run, *options)["certified_accuracy_at"]["0.5"] == pytest.approx(certified / 52)
+    shown = cli("attack", run, *options, "--first", "99", "--save", run / "part.safetensors")
+    assert "one in 7 of the first 105 of 360" in shown.stdout
+    found.about["every"] = 0
+    found.write(run / "wrong.safetensors")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        read_attacked(run / "wrong.safetensors")
 
 
 def test_without_a_certificate(run: Path) -> None:

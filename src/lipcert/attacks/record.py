@@ -85,6 +85,22 @@ class Attacked:
     finished: bool = False
 
     @property
+    def every(self) -> int:
+        """k, where these are every k-th sample of what they are taken from."""
+        return int(self.about.get("every", 1))
+
+    @property
+    def part(self) -> slice:
+        """Where they are among those that they are taken from."""
+        return slice(0, len(self.labels) * self.every, self.every)
+
+    def of(self, total: int) -> str:
+        """Which they are of so many, in words."""
+        reached = min(len(self.labels) * self.every, total)
+        first = f"the first {reached:,} of {total:,}" if reached < total else f"{total:,}"
+        return first if self.every == 1 else f"one in {self.every} of {first}"
+
+    @property
     def correct(self) -> Tensor:
         """(N,) bool: where the prediction is the label."""
         return self.prediction == self.labels
@@ -188,6 +204,8 @@ def read_attacked(path: str | Path) -> Attacked:
         or len(set(about.methods)) != len(about.methods)
         or not set(about.methods) <= set(METHODS)
         or not all(0 <= v < math.inf for v in numbers)
+        or type(about.about.get("every", 1)) is not int
+        or not 1 <= about.about.get("every", 1) < 2**31
         or not bool((distances >= 0).all())  # a NaN is not
         or not bool(((points >= 0) & (points <= 1)).all())
     ):

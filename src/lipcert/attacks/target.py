@@ -24,29 +24,35 @@ class Target:
 
     Attributes:
         module: of the run.
-        samples: the first ones of a split.
+        samples: the first ones of a split, or every k-th of these.
         total: how many there are of them.
         certificate: of these samples, or of more that begin with them.
+        every: k.
     """
 
     module: nn.Module
     samples: Dataset
     total: int
     certificate: Certificate | None
+    every: int = 1
+
+    @property
+    def _part(self) -> slice:
+        return slice(0, len(self.samples) * self.every, self.every)
 
     @property
     def radius(self) -> Tensor | None:
         """(N,) float64: certified radii."""
         if self.certificate is None:
             return None
-        return torch.tensor(self.certificate.samples.radius[: len(self.samples)], dtype=torch.float64)
+        return torch.tensor(self.certificate.samples.radius[self._part], dtype=torch.float64)
 
     @property
     def prediction(self) -> Tensor | None:
         """(N,) int64: certified classes."""
         if self.certificate is None:
             return None
-        return torch.tensor(self.certificate.samples.prediction[: len(self.samples)])
+        return torch.tensor(self.certificate.samples.prediction[self._part])
 
     @property
     def arithmetic(self) -> str:
@@ -74,6 +80,7 @@ def target_of(
     *,
     split: str = "test",
     first: int | None = None,
+    every: int = 1,
     root: Path | None = None,
     download: bool = False,
 ) -> Target:
@@ -87,7 +94,7 @@ def target_of(
     module = model_for(folder, found)
     if certificate is not None:
         check_weights(certificate, module)
-    samples = found if first is None else found.subset(slice(first))
+    stop = len(found) if first is None else min(first, len(found))
     if certificate is not None:
         whole = found.subset(slice(certificate.data.samples))
         if (certificate.data.split, certificate.data.sha256) != (split, whole.fingerprint):
@@ -95,8 +102,9 @@ def target_of(
                 f"the certificate is of {certificate.data.samples:,} samples of {certificate.data.name}, "
                 f"{certificate.data.split}, which these are not."
             )
-        samples = whole if len(samples) > len(whole) else samples
-    return Target(module, samples, len(found), certificate)
+        stop = min(stop, len(whole))
+    samples = found if (stop, every) == (len(found), 1) else found.subset(slice(0, stop, every))
+    return Target(module, samples, len(found), certificate, every)
 
 
 def check_weights(certificate: Certificate, module: nn.Module) -> None:

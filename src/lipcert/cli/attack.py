@@ -73,10 +73,9 @@ def _document(folder: RunFolder, target: Target, found: Attacked, file: Path) ->
     }
 
 
-def _show(document: dict[str, Any], target: Target) -> None:
+def _show(document: dict[str, Any], target: Target, found: Attacked) -> None:
     data, certified = document["data"], document.get("certified_accuracy_at")
-    part = f"the first {data['samples']:,} of {data['of']:,}" if data["samples"] < data["of"] else f"{data['of']:,}"
-    say(f"{data['name']}, {data['split']}: {part} samples, {percent(document['clean_accuracy'])} clean")
+    say(f"{data['name']}, {data['split']}: {found.of(data['of'])} samples, {percent(document['clean_accuracy'])} clean")
     shown = table("radius", *(["certified"] if certified else []), "attacked", *(["in between"] if certified else []))
     for key, left in document["attacked_accuracy_at"].items():
         low = [] if certified is None else [percent(certified[key])]
@@ -173,6 +172,9 @@ def attack(
     first: Annotated[
         int | None, typer.Option("--first", min=1, help="Only the first samples, so many.", show_default="all")
     ] = None,
+    every: Annotated[
+        int, typer.Option("--every", min=1, help="Only every k-th of them: folders of images come class by class.")
+    ] = 1,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples at a time.")] = 200,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of what is random in attacks.")] = 0,
     save: Annotated[
@@ -206,7 +208,7 @@ def attack(
         folder, where = run_of(run), find_device(device)
         stated = certificate_in(folder, certificate)
         if replay is not None:
-            if epsilon or attacks or save or first or spare or steps:
+            if epsilon or attacks or save or first or every > 1 or spare or steps:
                 raise ConfigError(
                     "--replay looks at one file again: it goes with --certificate, and with nothing else."
                 )
@@ -216,7 +218,7 @@ def attack(
         raise typer.Exit(COUNTEREXAMPLE if seen["seen_again"] else 0)
     with guarded("Go on with the same command."):
         file = _file(run, folder, save)
-        target = target_of(folder, stated, split=split, first=first, root=data, download=download)
+        target = target_of(folder, stated, split=split, first=first, every=every, root=data, download=download)
         default = [v.epsilon for v in stated.certified] if stated is not None else folder.config().train.eval_epsilons
         epsilons = [parse_epsilon(e) for e in epsilon] if epsilon else [e for e in default if e > 0]
         try:
@@ -234,7 +236,12 @@ def attack(
                     arithmetic=target.arithmetic,
                     batch_size=batch_size,
                     file=file,
-                    about={"run": str(run), "data": target.samples.name, "split": split},
+                    about={
+                        "run": str(run),
+                        "data": target.samples.name,
+                        "split": split,
+                        **({"every": every} if every > 1 else {}),
+                    },
                     progress=progress,
                     stop=stop,
                 )
@@ -251,7 +258,7 @@ def attack(
     if as_json:
         emit(document)
     else:
-        _show(document, target)
+        _show(document, target, found)
 
 
 def _file(run: Path, folder: RunFolder, save: Path | None) -> Path:

@@ -54,7 +54,7 @@ class Entry:
         summary: of its training; may be missing.
         metrics: of its epochs; may be missing.
         certificate: of N samples.
-        attacked: of the first M ≤ N of them, if attacks ran.
+        attacked: of the first M ≤ N of them, or of every k-th, if attacks ran.
         images: (N, C, H, W) uint8, if the data set is at hand.
         bounds: from below to above; empty where they were not asked for.
         total: how many samples the split has, if the data set is at hand.
@@ -104,9 +104,14 @@ class Entry:
         """Names of the classes."""
         return tuple(self.certificate.model.classes)
 
-    def certified_at(self, epsilon: float, samples: int | None = None) -> float:
-        """The certified share of all samples, or of the first."""
-        return share((self.correct & (self.radius > epsilon))[:samples])
+    @property
+    def part(self) -> slice:
+        """The samples that were attacked; all, if none were."""
+        return slice(None) if self.attacked is None else self.attacked.part
+
+    def certified_at(self, epsilon: float, *, attacked: bool = False) -> float:
+        """The certified share of all samples, or of those that were attacked."""
+        return share((self.correct & (self.radius > epsilon))[self.part if attacked else slice(None)])
 
 
 def collect(
@@ -208,22 +213,22 @@ def _attacked(folder: RunFolder, file: Path | None, certificate: Certificate, ta
     if file is None and not folder.attack_file.exists():
         return None
     found = read_attacked(file or folder.attack_file)
-    count, samples = len(found.labels), certificate.samples
-    if count > len(samples.label):
+    part, samples = found.part, certificate.samples
+    if (len(found.labels) - 1) * found.every >= len(samples.label):
         raise CertificateError(
-            f"the attacks are of {count:,} samples, the certificate of the first {len(samples.label):,}: attack these "
-            f"(--first {len(samples.label)}), or certify all."
+            f"the attacks are of {found.of(part.stop)} samples, the certificate of the first {len(samples.label):,}: "
+            f"attack these (--first {len(samples.label)}), or certify all."
         )
-    same = found.labels.tolist() == list(samples.label[:count])
-    if not same or found.prediction.tolist() != list(samples.prediction[:count]):
+    same = found.labels.tolist() == list(samples.label[part])
+    if not same or found.prediction.tolist() != list(samples.prediction[part]):
         raise CertificateError("what the attacks found is of other samples or another network than the certificate.")
     if found.about.get("weights") not in (None, certificate.model.weights_sha256):
         raise CertificateError("what the attacks found is of another network than the certificate.")
     if target is not None:
-        judge, x = Judge(target.module, found.arithmetic), as_float(target.samples.images[:count]).to(found.points)
+        judge, x = Judge(target.module, found.arithmetic), as_float(target.samples.images[part]).to(found.points)
         with in_eval_mode(target.module):
             found = remeasured(found, judge, x, file or folder.attack_file)
-    inside = found.nearest < torch.tensor(samples.radius[:count], dtype=torch.float64)
+    inside = found.nearest < torch.tensor(samples.radius[part], dtype=torch.float64)
     if found.arithmetic == certificate.precision.arithmetic and bool(inside.any()):
         raise CertificateError(
             f"sample {int(inside.nonzero()[0])} has an adversarial example inside of its certified radius: run "

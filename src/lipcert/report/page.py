@@ -65,9 +65,8 @@ def _parts(entries: Sequence[Entry]) -> list[str]:
     """Of which samples the attacks are, where they are not of all."""
     said = []
     for e in entries:
-        count = len(e.radius) if e.attacked is None else len(e.attacked.labels)
-        if count < len(e.radius):
-            which = f"of the first {count:,} of {len(e.radius):,} samples"
+        if e.attacked is not None and len(e.attacked.labels) < len(e.radius):
+            which = f"of {e.attacked.of(len(e.radius))} samples"
             said.append(f"{e.label}: {which}" if len(entries) > 1 else which)
     return said
 
@@ -103,10 +102,9 @@ def _top(entries: Sequence[Entry]) -> float:
 def _headline(entries: Sequence[Entry], epsilon: float) -> dict[str, Any]:
     cells = []
     for e in entries:
-        count = None if e.attacked is None else len(e.attacked.labels)
         attacked = None if e.attacked is None else e.attacked.accuracy_at(epsilon)
         cells.append(
-            {"certified": e.certified_at(epsilon), "attacked": attacked, "part": e.certified_at(epsilon, count)}
+            {"certified": e.certified_at(epsilon), "attacked": attacked, "part": e.certified_at(epsilon, attacked=True)}
         )
     return {"epsilon": radius_text(epsilon), "cells": cells}
 
@@ -125,7 +123,7 @@ def _curves(entries: Sequence[Entry], top: float) -> str:
             count = len(e.attacked.labels)
             distance = torch.where(e.attacked.correct, e.attacked.distance, -torch.ones(()))
             above = _curve(distance, count, top)
-            below = _curve(torch.where(e.correct, e.radius, -torch.ones(()))[:count], count, top)
+            below = _curve(torch.where(e.correct, e.radius, -torch.ones(()))[e.part], count, top)
             plot.between(below, above, f"c{i % 6}")
             plot.line(above, f"c{i % 6} dashed")
     for i, e in enumerate(entries):
@@ -262,8 +260,8 @@ def _gallery(e: Entry) -> list[dict[str, Any]]:
     """The most and the least robust images, each with its nearest adversarial example, if attacks found one."""
     if e.images is None or tuple(e.images.shape[1:]) != tuple(e.certificate.input.shape):
         return []
-    count = len(e.radius) if e.attacked is None else len(e.attacked.labels)
-    among = e.correct[:count].nonzero().squeeze(1)
+    places = torch.arange(len(e.radius))[e.part]
+    among = places[e.correct[e.part]]
     order = among[e.radius[among].argsort(descending=True, stable=True)].tolist()
     most = order[:_SHOWN]
     least = [i for i in order[::-1] if i not in most][:_SHOWN]
@@ -282,16 +280,17 @@ def _image(e: Entry, i: int) -> dict[str, Any]:
         "image": _png(image),
         "distance": None,
     }
-    if e.attacked is not None and torch.isfinite(e.attacked.distance[i]):
-        point = e.attacked.points[i].float()
+    j = 0 if e.attacked is None else i // e.attacked.every
+    if e.attacked is not None and torch.isfinite(e.attacked.distance[j]):
+        point = e.attacked.points[j].float()
         change = point - image.float() / 255
         largest = float(change.abs().max())
         found |= {
-            "distance": float(e.attacked.distance[i]),
-            "distance_text": f"{math.ceil(1e3 * float(e.attacked.distance[i])) / 1e3:.3f}",
+            "distance": float(e.attacked.distance[j]),
+            "distance_text": f"{math.ceil(1e3 * float(e.attacked.distance[j])) / 1e3:.3f}",
             "adversarial": _png((255 * point).round().clamp(0, 255).to(torch.uint8)),
             "change": _png((127.5 + 127.5 * change / max(largest, 1e-9)).round().clamp(0, 255).to(torch.uint8)),
-            "by": METHODS[e.attacked.by[i] or ""].title,
+            "by": METHODS[e.attacked.by[j] or ""].title,
         }
     return found
 
@@ -330,8 +329,9 @@ def _commands(e: Entry) -> list[str]:
     ]
     if a is not None:
         words = ["lipcert", "attack", "RUN", "--attacks", ",".join(a.methods), *part[: 2 * (c.data.split != "test")]]
-        if e.total is None or len(a.labels) < e.total:
-            words += ["--first", str(len(a.labels))]
+        if e.total is None or min(a.part.stop, c.data.samples) < e.total:
+            words += ["--first", str(min(a.part.stop, c.data.samples))]
+        words += ["--every", str(a.every)] if a.every > 1 else []
         words += [w for r in a.epsilons for w in ("-e", repr(r))]
         options = a.about.get("options")
         for name, option in _ATTACK_OPTIONS.items():

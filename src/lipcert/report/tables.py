@@ -72,15 +72,15 @@ def markdown(entries: Sequence[Entry]) -> str:
         of = f"{c.data.name}, {c.data.split}, {c.data.samples:,} samples; model {c.model.name}"
         units = f"ℓ2, raw input in [0, 1], {c.precision.arithmetic} arithmetic"
         lines += [f"## {_plain(e.label)}", "", f"{_plain(of)}; {units}; clean {percent(c.clean.share)}.", ""]
-        count = 0 if a is None else len(a.labels)
+        part = "" if a is None else a.of(len(e.radius)).removeprefix("the ")
         head = [
             "radius",
             "certified",
-            *([] if a is None else [f"{w}, first {count:,}" for w in ("certified", "attacked")]),
+            *([] if a is None else [f"{w}, {part}" for w in ("certified", "attacked")]),
         ]
         rows = []
         for r in epsilons_of([e]):
-            shares = [e.certified_at(r), *([] if a is None else [e.certified_at(r, count), a.accuracy_at(r)])]
+            shares = [e.certified_at(r), *([] if a is None else [e.certified_at(r, attacked=True), a.accuracy_at(r)])]
             rows.append([radius_text(r), *(percent(s, up=i == 2) for i, s in enumerate(shares))])
         lines += _table(head, rows)
         if e.bounds:
