@@ -42,7 +42,8 @@
     } else {
       const head = table.createTHead().insertRow(), body = table.createTBody();
       cell(head, "th", "");
-      run.classes.forEach((name) => cell(head, "th", name).className = name.length > 3 ? "head" : "");
+      const upright = run.classes.some((name) => name.length > 3) ? "head" : "";
+      run.classes.forEach((name) => cell(head, "th", name).className = upright);
       for (let a = 0; a < size; a++) {
         const r = body.insertRow();
         cell(r, "th", run.classes[a]);

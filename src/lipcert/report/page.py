@@ -312,6 +312,8 @@ def _commands(e: Entry) -> list[str]:
     """How the certificate and the attacks were made, as far as these say."""
     c, a = e.certificate, e.attacked
     words = ["lipcert", "certify", "RUN", "--method", c.bound.method]
+    if c.bound.smallgain is not None:
+        words += ["--scaling", c.bound.smallgain.kind]
     if c.bound.scope != "pairwise":
         words += ["--scope", c.bound.scope]
     if c.precision.arithmetic != "float32":

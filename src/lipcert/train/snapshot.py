@@ -21,7 +21,7 @@ def take(trainer: Trainer) -> dict[str, Any]:
     t = trainer
     state: dict[str, Any] = {
         "model": t.model.state_dict(),
-        "optimizer": _of_optimizer(t.optimizer.state_dict()),
+        "optimizer": _of_optimizer(t.optimizer.state_dict(), t.rate),
         "bound": t.bound.state_dict(),
         "evaluation_bound": t.evaluation_bound.state_dict(),
         "sums": t.sums,
@@ -37,9 +37,9 @@ def take(trainer: Trainer) -> dict[str, Any]:
     return state
 
 
-def _of_optimizer(state: dict[str, Any]) -> dict[str, Any]:
+def _of_optimizer(state: dict[str, Any], rate: float) -> dict[str, Any]:
     """Without what follows from the device: whether a CUDA graph reads it, and where."""
-    groups = [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]
+    groups = [{**group, "lr": rate} for group in state["param_groups"]]
     return {**state, "param_groups": [{**g, "capturable": False} if "capturable" in g else g for g in groups]}
 
 
@@ -52,6 +52,7 @@ def put_back(trainer: Trainer, state: dict[str, Any]) -> None:
     t = trainer
     t.model.load_state_dict(state["model"])
     load_optimizer(t.optimizer, state["optimizer"])
+    t.rate = float(t.optimizer.param_groups[0]["lr"])
     t.bound.load_state_dict(state["bound"])
     t.evaluation_bound.load_state_dict(state["evaluation_bound"])
     if t.averaged is not None:
