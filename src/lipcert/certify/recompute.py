@@ -160,6 +160,7 @@ class Recomputed:
         self._bound: UpperBound | None = None
         self._margins: tuple[Tensor, Tensor] | None = None
         self._contested: tuple[Radii, Contest] | None = None
+        self._doubt: Tensor | None = None
 
     @property
     def bound(self) -> UpperBound:
@@ -179,6 +180,17 @@ class Recomputed:
         if self._margins is None:
             self._margins = enclosed_margins(self.graph, data, self.prediction, self.bound)
         return self._margins
+
+    def doubt(self, data: Samples) -> Tensor:
+        """How far below ``z_a − z_b`` a certificate's margins may lie: by float64's errors as it takes them.
+
+        These are of the largest input of a batch, and of two logits by themselves, where :meth:`margins` looks at each
+        sample and at differences: far more, where a network's weights cancel.
+        """
+        if self._doubt is None:
+            errors = exact_logits(self.graph, data.batches(BATCH), bound=self.bound)[1].cpu()
+            self._doubt = 2 * pair_errors(errors, self.prediction.clamp_min(0))
+        return self._doubt
 
     def contested(self, data: Samples) -> tuple[Radii, Contest]:
         """The radii by the bound alone, as they are made, and what local ones are made from."""
@@ -271,7 +283,7 @@ class Recomputed:
         """Predictions, margins and runners-up, from logits computed again."""
         lower, upper = self.margins(data)
         own = torch.nn.functional.one_hot(self.prediction, lower.shape[1]).bool()
-        width, claimed = upper - lower, torch.tensor(self.c.samples.margin, dtype=torch.float64)
+        width, claimed = upper - lower + self.doubt(data), torch.tensor(self.c.samples.margin, dtype=torch.float64)
         lost = torch.nonzero(upper.masked_fill(own, torch.inf).min(1).values < 0).flatten()
         _refute(lost, lambda n: f"is not classified as {self.c.samples.prediction[n]}")
         runner_up = torch.tensor(self.c.samples.runner_up)[:, None]
@@ -294,7 +306,7 @@ class Recomputed:
         pairs = self.pairs[self.prediction]
         claimed = torch.tensor(self.c.samples.real_radius, dtype=torch.float64)
         least, _ = real_radii(lower, self.pairs, self.prediction)
-        wide = ((upper - lower) / pairs).max(1).values
+        wide = ((upper - lower + self.doubt(data)) / pairs).max(1).values
         self._compare("real_radius", claimed, least * (1 - ALTERED) - 4 * wide, least * (1 + TOLERANCE))
         said = "no real_radius is above the one that was proved here"
         if self.c.precision.arithmetic == "real":
