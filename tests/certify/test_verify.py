@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from certificates import (
 )
 from known_traps import BETWEEN, two_weights
 from lies import LIES
+from lipcert import CertifiedRadii, lipschitz
 from lipcert.certify import (
     Certificate,
     Origin,
@@ -289,3 +291,22 @@ def test_anything_anywhere_is_judged(quick: nn.Module, tmp_path: Path, place: tu
         recount(recounted)
         assert place[0] == "certified" or (place[0] == "bound" and place[-1] in ("lower", "slack"))
         assert recounted == changed
+
+
+@pytest.mark.parametrize("precision", ["real", "float32"])
+def test_weights_that_cancel(precision: str) -> None:
+    """float64's errors as a certificate takes them, of its largest input, are a million times those of the logits."""
+    torch.manual_seed(0)
+    turns = [nn.Linear(64, 64, bias=False) for _ in range(7)]
+    for turn in turns:
+        nn.init.orthogonal_(turn.weight)
+    net = nn.Sequential(*turns, nn.ReLU(), nn.Linear(64, 3)).eval()
+    x = torch.rand(40, 64) * torch.linspace(0.05, 1, 40)[:, None]
+    data = Samples.of(x, net(x).argmax(1), name="cancelling")
+    bound = lipschitz(net, (64,), scope="pairwise", guarantee="upper")
+    result = certify(net, x, data.labels, bound=bound, precision=precision)  # type: ignore[arg-type]
+    assert isinstance(result, CertifiedRadii)
+    assert verify(make_certificate(trace(net, (64,)), result, data), net, data, norms="none").accepted
+    less = replace(result, real=result.real * 0.999, radius=result.radius * 0.999, margin=result.margin * 0.999)
+    report = verify(make_certificate(trace(net, (64,)), less, data), net, data, norms="none")
+    assert {"margins", "radii"} <= {check.name for check in report.failed}

@@ -53,7 +53,7 @@ class CapturedSteps:
     def __init__(
         self, work: Callable[[Tensor, Tensor], None], device: torch.device, tell: Callable[[str], None]
     ) -> None:
-        self._work, self._tell, self.possible = work, tell, True
+        self._work, self._tell, self.possible, self.recordings = work, tell, True, 0
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.forget()
 
@@ -116,3 +116,4 @@ class CapturedSteps:
             self._give_up(first_line(cause))
         else:
             self._graph, self._batch = graph, batch
+            self.recordings += 1
