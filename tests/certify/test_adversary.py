@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
@@ -86,14 +86,17 @@ def test_trained_with_local_bounds(kind: str, seed: int) -> None:
 
 
 # --- random graphs --------------------------------------------------------------------------------------------------
+@pytest.mark.filterwarnings("ignore:no small-gain bound was found")  # then LipLT's is what is attacked
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**9))
+@example(seed=20789)  # its output does not depend on its input
 def test_random_graphs(seed: int) -> None:
     result = examine(program(seed), seed % 1000)
     _assert_nothing_found(result["lipcert"])
     _assert_nothing_found(result["local"])
 
 
+@pytest.mark.filterwarnings("ignore:no small-gain bound was found")
 @settings(max_examples=8, deadline=None)
 @given(kind=st.sampled_from(list(KINDS)), seed=st.integers(0, 10**9), draw=st.integers(0, 10**6))
 def test_random_networks(kind: str, seed: int, draw: int) -> None:
