@@ -22,6 +22,7 @@ def test_available() -> None:
         "cifar10",
         "cifar100",
         "tiny-imagenet-200",
+        "tiny-imagenet-200:CLASSES",
         "folder:PATH",
     ]
     assert infos["cifar10"].shape == (3, 32, 32)
@@ -49,6 +50,8 @@ def test_available() -> None:
         ("", "there are:"),
         (".hidden", "there are:"),
         ("other:pets", "there are:"),
+        ("mnist:5", "; did you mean 'mnist'?"),
+        (":CLASSES", "there are:"),
     ],
 )
 def test_unknown_names(tmp_path: Path, picture: Picture, name: str, hint: str) -> None:

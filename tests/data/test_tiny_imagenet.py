@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lipcert.data import load
 from lipcert.data.tiny_imagenet import read_tiny_imagenet
@@ -39,7 +40,31 @@ def test_reads_both_splits(folder: Path) -> None:
     assert not (test.images[10] == test.images[1]).all()
 
 
+def test_some_classes_evenly_spaced(folder: Path) -> None:
+    for split in ("train", "test"):
+        whole, two = read_tiny_imagenet(folder, split), read_tiny_imagenet(folder, split, classes=2)
+        assert two.name == "tiny-imagenet-200:2"
+        assert two.classes == ("goldfish (n01)", "n02")
+        kept = whole.labels < 2
+        assert torch.equal(two.labels, whole.labels[kept])
+        assert torch.equal(two.images, whole.images[kept])
+    one = read_tiny_imagenet(folder, "test", classes=1)  # not what the cache holds for two
+    assert one.labels.tolist() == [0, 0, 0, 0]
+    assert torch.equal(one.images, read_tiny_imagenet(folder, "test").images[torch.tensor([1, 4, 7, 10])])
+    assert read_tiny_imagenet(folder, "train", classes=3).classes == read_tiny_imagenet(folder, "train").classes
+    with pytest.raises(DataError, match="4 classes were asked for; it has 3"):
+        read_tiny_imagenet(folder, "train", classes=4)
+
+
+@pytest.mark.parametrize("count", ["", "1", "200", "-5", "ten", "٣", "5.0"])
+def test_a_number_of_classes_is_2_to_199(folder: Path, count: str) -> None:
+    with pytest.raises(DataError, match="after the colon comes how many classes, 2 to 199, for example"):
+        load(f"tiny-imagenet-200:{count}", root=folder.parent)
+
+
 def test_load_insists_on_the_published_size(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"are not Tiny-ImageNet \(train\): expected 1000 images of 2 classes, found 4"):
+        load("tiny-imagenet-200:2", root=folder.parent)
     with pytest.raises(DataError, match=r"are not Tiny-ImageNet \(train\): expected 100000 images, found 6"):
         load("tiny-imagenet-200", root=folder.parent)
 

@@ -92,6 +92,15 @@ _TINY = DatasetInfo(
     downloadable=True,
 )
 
+_TINY_PART = DatasetInfo(
+    name="tiny-imagenet-200:CLASSES",
+    title="so many classes of Tiny-ImageNet, evenly spaced in the order of their WordNet ids",
+    layout=_TINY.layout,
+    citation=_TINY.citation,
+    shape=(3, 64, 64),
+    downloadable=True,
+)
+
 _FOLDER = DatasetInfo(
     name="folder:PATH",
     title="a folder of images",
@@ -142,8 +151,30 @@ def _cifar100(request: Request) -> Dataset:
 
 @register(_TINY)
 def _tiny_imagenet(request: Request) -> Dataset:
-    folder = request.root / "tiny-imagenet-200"
-    read = partial(read_tiny_imagenet, folder, request.split, cache_root=request.root)
+    return _read_tiny_imagenet(request, None)
+
+
+@register(_TINY_PART)
+def _some_classes(request: Request) -> Dataset:
+    most = _TINY.num_classes or 0
+    if not (request.argument.isascii() and request.argument.isdigit() and 2 <= int(request.argument) < most):
+        raise DataError(
+            f"'{_TINY.name}:{request.argument}': after the colon comes how many classes, 2 to {most - 1}, for example "
+            f"{_TINY.name}:10; all {most} are {_TINY.name}"
+        )
+    found = _read_tiny_imagenet(request, int(request.argument))
+    expected = _TINY.sizes[request.split] // most * found.num_classes
+    if len(found) != expected:
+        raise DataError(
+            f"the files found under {request.root} are not {_TINY.title} ({request.split}): expected {expected} images "
+            f"of {found.num_classes} classes, found {len(found)}. Layout: {_TINY.layout}"
+        )
+    return found
+
+
+def _read_tiny_imagenet(request: Request, classes: int | None) -> Dataset:
+    folder = request.root / _TINY.name
+    read = partial(read_tiny_imagenet, folder, request.split, classes=classes, cache_root=request.root)
     if not folder.is_dir() or not request.download:
         return _located(request, _TINY, lambda: read() if folder.is_dir() else None)
     try:

@@ -60,7 +60,8 @@ _READERS: dict[str, tuple[DatasetInfo, Reader]] = {}
 def register(info: DatasetInfo) -> Callable[[Reader], Reader]:
     """Make a reader known as ``info.name``; for use as a decorator.
 
-    A name that ends in ``:PATH`` takes the rest of what the user wrote as ``Request.argument``.
+    A name that ends in a colon and a word in capitals (``folder:PATH``) takes what the user wrote after the colon as
+    ``Request.argument``.
     """
 
     def add(reader: Reader) -> Reader:
@@ -93,7 +94,8 @@ def load(
 
     Args:
         name: a name from :func:`available`; ``folder:PATH`` for an image folder (PATH absolute or relative to
-            the root); or the name of an image folder that lies directly under the root.
+            the root); ``tiny-imagenet-200:CLASSES`` for so many of its classes; or the name of an image folder that
+            lies directly under the root.
         split: ``"train"`` or ``"test"``.
         root: where the data is; by default :func:`default_root`.
         download: fetch what is missing or damaged into the root first. Without it nothing ever touches the network.
@@ -110,7 +112,7 @@ def load(
     check_split(split)
     where = default_root() if root is None else Path(root).expanduser()
     kind, colon, argument = name.partition(":")
-    key = f"{kind}:PATH" if colon else kind
+    key = next((known for known in _READERS if colon and known.startswith(f"{kind}:")), name)
     if key not in _READERS and not colon and _is_plain(name) and (where / name).is_dir():
         key, argument = "folder:PATH", name
     if key not in _READERS:

@@ -16,11 +16,16 @@ from .files import Item, folders_in, images_in
 __all__ = ["read_tiny_imagenet"]
 
 
-def read_tiny_imagenet(folder: Path, split: str, *, cache_root: Path | None = None) -> Dataset:
+def read_tiny_imagenet(
+    folder: Path, split: str, *, classes: int | None = None, cache_root: Path | None = None
+) -> Dataset:
     """Load ``train`` or, as ``test``, ``val``, in RGB; shape (3, 64, 64) for the published files.
 
     Labels are the WordNet ids in sorted order; a class is called by its first word and its id. Training
     images come by class, then by file name, validation images in the order of ``val_annotations.txt``.
+
+    With ``classes`` = n, of the N ids in sorted order only those at ⌊iN/n⌋, i = 0 … n − 1, are read: neighbours in
+    that order are alike, so that the first n would be another task. The data set is called ``tiny-imagenet-200:n``.
 
     Raises:
         DataError: a file is missing or broken, or the lists do not agree with the images.
@@ -29,15 +34,23 @@ def read_tiny_imagenet(folder: Path, split: str, *, cache_root: Path | None = No
     if not wnids or len(set(wnids)) != len(wnids):
         raise DataError(f"{folder / 'wnids.txt'}: expected one WordNet id a line, each once; found {len(wnids)} lines")
     items = _train_items(folder, wnids) if split == "train" else _val_items(folder, wnids)
-    classes = _class_names(folder, wnids)
+    names, called = _class_names(folder, wnids), "tiny-imagenet-200"
+    if classes is not None:
+        if not 1 <= classes <= len(wnids):
+            raise DataError(f"{folder}: {classes} classes were asked for; it has {len(wnids)}")
+        chosen = [i * len(wnids) // classes for i in range(classes)]
+        place = {label: position for position, label in enumerate(chosen)}
+        items = [item._replace(label=place[item.label]) for item in items if item.label in place]
+        names, called = tuple(names[label] for label in chosen), f"{called}:{classes}"
 
     def build() -> Dataset:
         images = decode_images([folder / item.name for item in items], grey=False)
         labels = torch.tensor([item.label for item in items])
-        return Dataset("tiny-imagenet-200", split, images, labels, classes)
+        return Dataset(called, split, images, labels, names)
 
-    key = files_key(items, [decoder_version(), split, classes])
-    return cached(slot_name(folder, cache_root, split, "tiny-imagenet"), key, cache_root, build)
+    key = files_key(items, [decoder_version(), split, names])
+    settings = "tiny-imagenet" if classes is None else f"tiny-imagenet:{classes}"
+    return cached(slot_name(folder, cache_root, split, settings), key, cache_root, build)
 
 
 def _train_items(folder: Path, wnids: list[str]) -> list[Item]:
