@@ -16,6 +16,7 @@ from lipcert import zoo
 from lipcert.attacks import Attacked, read_attacked
 from lipcert.certify import read_certificate
 from lipcert.certify.canonical import canonical
+from lipcert.cli.report import _labels
 from lipcert.errors import CertificateError, LipcertError
 from lipcert.report import collect, csv, html, markdown
 from lipcert.report.svg import Plot
@@ -281,6 +282,12 @@ def test_the_command(run: Path, tmp_path: Path) -> None:
     page = files[0].read_text()
     assert "my run" in page  # as both have the same name
     assert "Lipschitz bounds of the differences" not in page
+
+
+def test_a_model_of_the_zoo_is_called_by_its_name_there(run: Path) -> None:
+    """Its configuration has the name of the recipe that it began with."""
+    assert zoo.folder("mnist-4c3f-crm").config().name != "mnist-4c3f-crm"
+    assert _labels([Path("mnist-4c3f-crm"), run]) == ["mnist-4c3f-crm", None]
 
 
 @pytest.mark.parametrize(

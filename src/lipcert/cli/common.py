@@ -43,6 +43,7 @@ __all__ = [
     "progress_bar",
     "run_of",
     "say",
+    "shipped",
     "table",
 ]
 
@@ -126,8 +127,12 @@ def guarded(after_stop: str = "") -> Iterator[None]:
 
 def run_of(path: Path) -> RunFolder:
     """The run in a folder, or, where there is no such folder, the model of that name that lipcert comes with."""
-    shipped = not path.exists() and str(path) in zoo.available()
-    return zoo.folder(str(path)) if shipped else RunFolder(path)
+    return zoo.folder(str(path)) if shipped(path) else RunFolder(path)
+
+
+def shipped(path: Path) -> bool:
+    """Whether a model that lipcert comes with is meant: there is nothing of that name on disk."""
+    return not path.exists() and str(path) in zoo.available()
 
 
 def find_device(name: str | None) -> torch.device:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lipcert.cli.common import guarded, run_of, say
+from lipcert.cli.common import guarded, run_of, say, shipped
 from lipcert.errors import ConfigError
 from lipcert.report import Entry, collect, csv, html, markdown
 from lipcert.train.run_folder import write_text
@@ -20,10 +20,12 @@ _KINDS = {".html": html, ".htm": html, ".md": markdown, ".csv": csv}
 
 
 def _labels(runs: Sequence[Path]) -> list[str | None]:
-    """What each is called: as in its configuration, or by its folder where these are the same."""
-    names = [run_of(run).config().name for run in runs]
+    """What each is called: as in its configuration, or by its folder where these are the same; a zoo's by its name."""
+    names = [str(run) if shipped(run) else run_of(run).config().name for run in runs]
     twice = {name for name, count in Counter(names).items() if count > 1}
-    shown = [run.name or str(run) if name in twice else None for run, name in zip(runs, names, strict=True)]
+    shown = [
+        run.name or str(run) if name in twice or shipped(run) else None for run, name in zip(runs, names, strict=True)
+    ]
     again = {name for name, count in Counter(filter(None, shown)).items() if count > 1}
     return [str(run) if s in again else s for run, s in zip(runs, shown, strict=True)]
 

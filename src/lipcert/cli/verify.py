@@ -23,6 +23,7 @@ from lipcert.cli.common import (
     guarded,
     run_of,
     say,
+    shipped,
     table,
 )
 from lipcert.data import load
@@ -109,8 +110,7 @@ def verify(
     - `lipcert verify digits-mlp-crm digits-mlp-crm`, a model of `lipcert zoo` and its certificate
     """
     with guarded():
-        shipped = not certificate.exists() and str(certificate) in zoo.available()
-        c = read_certificate(zoo.certificate(str(certificate)) if shipped else certificate)
+        c = read_certificate(zoo.certificate(str(certificate)) if shipped(certificate) else certificate)
         folder = run_of(model)
         where = find_device(device)
         module, header = folder.load_model()
