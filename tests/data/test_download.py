@@ -246,6 +246,7 @@ def test_zip_traversal(tmp_path: Path, mirror: str, tree: Tree, monkeypatch: pyt
 
 def test_published_sources() -> None:
     downloadable = [info.name for info in registry.available() if info.downloadable]
+    assert downloadable[-1].startswith("tiny-imagenet-200:")
     assert [*SOURCES, "tiny-imagenet-200:CLASSES"] == downloadable  # the last is a part of the one before
     for source in SOURCES.values():
         assert source.base.endswith("/")

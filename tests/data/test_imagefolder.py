@@ -110,6 +110,14 @@ def test_size(folder: Path, picture: Picture) -> None:
             image_folder(folder, size=size)  # type: ignore[arg-type]
 
 
+def test_what_is_no_stray_image(folder: Path) -> None:
+    """Only an image that can be seen is one: a class may be called like a file, and macOS leaves hidden ones."""
+    for split in ("train", "test"):
+        (folder / split / "cat").rename(folder / split / "cat.png")
+        (folder / split / "._x.png").touch()
+    assert image_folder(folder, size=4).classes[0] == "cat.png"
+
+
 def spoil(folder: Path) -> dict[str, Callable[[], object]]:
     cat = folder / "train" / "cat"
     big = (cat / "0.png").read_bytes()

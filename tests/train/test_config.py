@@ -222,6 +222,7 @@ def test_missing_keys(tmp_path: Path) -> None:
         ("loss.weight=inf", "loss.weight: must be a finite number"),
         ("loss.weight=nan", "loss.weight: must be"),
         ("loss.temperature=0", "loss.temperature: must be greater than 0"),
+        ("bound.scaling=neuron", 'bound: scaling is of method = "smallgain"'),
         ("data=[1]", "data: must be a table"),
         ("loss=3", "loss: must be a table"),
         ("model.options=3", "model.options: must be"),

@@ -99,6 +99,13 @@ def test_a_network_that_collapses(tmp_path: Path) -> None:
     check_left(tmp_path / "run", stopped_at - 1)
 
 
+def test_samples_of_one_class_show_no_collapse(tmp_path: Path) -> None:
+    """One image is predicted to be of one class, whatever the network is worth."""
+    config = tiny("data.validation=0.0007", "train.epochs=12")
+    assert len(Trainer(config, tmp_path / "run").eval_data) == 1
+    assert Trainer(config, tmp_path / "run").fit()["epochs"] == 12
+
+
 def test_a_slow_start_is_no_collapse(tmp_path: Path) -> None:
     """CRM holds this network at one class for its first epochs, and then it learns."""
     changes = ["model.options.widths=[64,32]", "train.batch_size=64", "train.epochs=12"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lipcert.train import RunFolder
+from lipcert.train import RunFolder, load_config
 from lipcert.train.progress import SilentReporter
 from lipcert.train.tracking import Reporters, curves
 from runs import SMALL, TINY, cli
@@ -56,6 +56,9 @@ def test_wandb_that_refuses_or_is_left(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse))
     result = cli(*_RUN, "--wandb", "proofs", "--out", tmp_path / "run")
     assert (result.exit_code, "--wandb: no account" in result.stderr) == (1, True)
+    assert (tmp_path / "run" / "wandb-id").exists()
+    RunFolder(tmp_path / "run").create(load_config("digits-mlp-crm"))  # another run in its place: curves of its own
+    assert not (tmp_path / "run" / "wandb-id").exists()
     ended: list[bool] = []
 
     class Broken(SilentReporter):

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lipcert import UpperBound, lipschitz
+from lipcert import Estimate, UpperBound, lipschitz
 from lipcert.certify.radius import radii
 from lipcert.data import load, split
 from lipcert.errors import ConfigError, DataError
 from lipcert.train import Interrupted, RunFolder, Trainer, TrainingBound
-from lipcert.train.evaluate import predict
-from lipcert.train.factory import default_device
+from lipcert.train.evaluate import evaluate, predict
+from lipcert.train.factory import default_device, make_bound
 from lipcert.train.schedules import average_decay, learning_rate, value_at
 from runs import BATCHES, LOSSES, Notes, outcome, stopped, tiny
 
@@ -181,6 +181,40 @@ def test_reported_numbers_are_those_of_the_saved_model(tmp_path: Path) -> None:
     assert summary["clean_accuracy"] == result.clean_accuracy
     for epsilon, share in summary["estimated_certified_accuracy"].items():
         assert share == pytest.approx(result.robust_accuracy(float(epsilon)), abs=0.006)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.99])
+def test_reported_numbers_are_those_of_layers_that_are_proved(tmp_path: Path, ema: float) -> None:
+    """Their estimates are behind while weights move fast: the network was up to 1.3 times as large as the saved one."""
+    model = 'model={name="lipres-s",options={widths=[4,4],blocks=[1,1],hidden=16}}'
+    loss = ['bound.method="layers"', "loss.weight=2.0", "loss.temperature=5.0", 'schedule={kind="constant"}']
+    changes = [model, *loss, "train.epochs=3", "train.batch_size=64", "train.eval_every=3", "optimizer.lr=1e-2"]
+    trainer = Trainer(tiny(*changes, f"train.ema={ema}", "train.eval_epsilons=[0.05,0.3]"), tmp_path / "run")
+    summary = trainer.fit()
+    saved, _ = RunFolder(tmp_path / "run").load_model()
+    bound = make_bound(trainer.config.bound, saved, (1, 8, 8), seed=0, every=1, iterations=1).settle()
+    estimate = Estimate(bound.double(), "layers", "pairwise")
+    data, cpu = load("digits", "test"), torch.device("cpu")
+    found, _ = evaluate(saved, data, estimate, trainer.config.train.eval_epsilons, device=cpu)
+    assert summary["clean_accuracy"] == pytest.approx(found.clean, abs=0.006)
+    assert summary["estimated_certified_accuracy"] == pytest.approx(found.robust, abs=0.012)
+
+
+def test_the_robust_loss_must_come(tmp_path: Path) -> None:
+    late = tiny("train.epochs=2", "loss.start_epoch=1.99")  # 4 steps an epoch
+    with pytest.raises(ConfigError, match=r"start_epoch \(1.99\) is after the last step, which begins at 1\."):
+        Trainer(late, tmp_path / "run")
+
+
+def test_one_training_at_a_time_in_a_folder(tmp_path: Path) -> None:
+    first, folder = Trainer(tiny("train.epochs=1"), tmp_path / "run"), RunFolder(tmp_path / "run")
+    with folder.held():
+        for resume in (False, True):
+            with pytest.raises(ConfigError, match="another training is at work in"):
+                Trainer(tiny("train.epochs=1"), tmp_path / "run").fit(resume=resume and folder.exists)
+    first.fit()
+    with folder.held(), pytest.raises(ConfigError, match="another training is at work in"):
+        Trainer(tiny("train.epochs=1"), tmp_path / "run").fit(resume=True)
 
 
 def test_a_validation_split(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import lipcert
 from dense_training import SETTINGS, bound
 from lipcert.errors import BoundError, ShapeError
 from lipcert.train.bound import TrainingBound
+from lipcert.train.gain import GainBound
 
 SCOPES = ("global", "class", "pairwise")
 
@@ -267,3 +268,16 @@ def test_settled_it_tells_singular_values_apart_that_power_iteration_does_not() 
     ]
     assert abs(values[1] - exact) < 2e-3 * exact
     assert abs(values[1] - exact) < abs(values[0] - exact)
+
+
+@pytest.mark.parametrize("common", [0.0, 1e3, 1e5])
+def test_what_rows_of_the_last_layer_have_in_common_is_no_distance(common: float) -> None:
+    """In float32 their squares would cancel, and a bound of 0 makes every radius endless."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3))
+    wanted = lipcert.lipschitz(copy.deepcopy(net).double().eval(), (3,), scope="pairwise").value
+    with torch.no_grad():
+        net[2].weight += common * torch.randn(1, 8)
+    liplt = TrainingBound(net, (3,), scope="pairwise").settle().double()
+    torch.testing.assert_close(liplt, wanted, rtol=0.05, atol=0)
+    assert bool((GainBound(net, (3,), scope="pairwise").settle().double() >= 0.6 * wanted).all())  # rounding, at worst

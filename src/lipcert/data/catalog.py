@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from .download import download
 from .idx import find_idx, read_idx_pair
 from .imagefolder import image_folder
 from .registry import DatasetInfo, Request, register
-from .tiny_imagenet import read_tiny_imagenet
+from .tiny_imagenet import read_tiny_imagenet, word_net_ids
 
 __all__: list[str] = []
 
@@ -157,17 +158,20 @@ def _tiny_imagenet(request: Request) -> Dataset:
 @register(_TINY_PART)
 def _some_classes(request: Request) -> Dataset:
     most = _TINY.num_classes or 0
-    if not (request.argument.isascii() and request.argument.isdigit() and 2 <= int(request.argument) < most):
+    if not re.fullmatch("[1-9][0-9]{0,2}", request.argument) or not 2 <= int(request.argument) < most:
         raise DataError(
-            f"'{_TINY.name}:{request.argument}': after the colon comes how many classes, 2 to {most - 1}, for example "
-            f"{_TINY.name}:10; all {most} are {_TINY.name}"
+            f"'{_TINY.name}:{request.argument[:20]}': after the colon comes how many classes, 2 to {most - 1}, for "
+            f"example {_TINY.name}:10; all {most} are {_TINY.name}"
         )
     found = _read_tiny_imagenet(request, int(request.argument))
-    expected = _TINY.sizes[request.split] // most * found.num_classes
+    what = f"the files found under {request.root} are not {_TINY.title} ({request.split})"
+    ids, expected = len(word_net_ids(request.root / _TINY.name)), _TINY.sizes[request.split] // most * found.num_classes
+    if ids != most:
+        raise DataError(f"{what}: expected {most} classes, found {ids}. Layout: {_TINY.layout}")
     if len(found) != expected:
         raise DataError(
-            f"the files found under {request.root} are not {_TINY.title} ({request.split}): expected {expected} images "
-            f"of {found.num_classes} classes, found {len(found)}. Layout: {_TINY.layout}"
+            f"{what}: expected {expected} images of {found.num_classes} classes, found {len(found)}. "
+            f"Layout: {_TINY.layout}"
         )
     return found
 

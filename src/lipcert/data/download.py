@@ -96,6 +96,7 @@ def download(
         DataError: the data set has no known source, the server does not answer, a checksum is wrong, or the
             disk refuses; nothing is left behind then.
     """
+    name = name.partition(":")[0] if name.startswith("tiny-imagenet-200:") else name  # a part comes with the whole
     if name not in SOURCES:
         raise DataError(f"'{name}' cannot be downloaded; these can: {', '.join(SOURCES)}")
     source, place = SOURCES[name], default_root() if root is None else Path(root).expanduser()

@@ -109,7 +109,7 @@ def _list_classes(folder: Path, part: str) -> tuple[tuple[str, ...], list[Item]]
             f"{place}: not an image folder: expected one folder for each class, with images in it "
             f"({' '.join(IMAGE_SUFFIXES)}), or folders 'train' and 'test' that have those"
         )
-    stray = next((path.name for path in place.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES), None)
+    stray = next((path.name for path in place.iterdir() if _is_stray(path)), None)
     if stray is not None:
         raise DataError(f"{place}: the image {stray} lies beside the class folders; move it into one of them")
     items = []
@@ -119,6 +119,10 @@ def _list_classes(folder: Path, part: str) -> tuple[tuple[str, ...], list[Item]]
             raise DataError(f"{place / name}: no image in this class folder; add images, or remove the folder")
         items += images
     return tuple(names), items
+
+
+def _is_stray(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith(".")
 
 
 def _divide(folder: Path, classes: tuple[str, ...], items: list[Item]) -> Splits:

@@ -13,7 +13,7 @@ from .dataset import Dataset
 from .decode import decode_images, decoder_version
 from .files import Item, folders_in, images_in
 
-__all__ = ["read_tiny_imagenet"]
+__all__ = ["read_tiny_imagenet", "word_net_ids"]
 
 
 def read_tiny_imagenet(
@@ -30,9 +30,7 @@ def read_tiny_imagenet(
     Raises:
         DataError: a file is missing or broken, or the lists do not agree with the images.
     """
-    wnids = sorted(line.strip() for line in _lines(folder / "wnids.txt"))
-    if not wnids or len(set(wnids)) != len(wnids):
-        raise DataError(f"{folder / 'wnids.txt'}: expected one WordNet id a line, each once; found {len(wnids)} lines")
+    wnids = word_net_ids(folder)
     items = _train_items(folder, wnids) if split == "train" else _val_items(folder, wnids)
     names, called = _class_names(folder, wnids), "tiny-imagenet-200"
     if classes is not None:
@@ -51,6 +49,14 @@ def read_tiny_imagenet(
     key = files_key(items, [decoder_version(), split, names])
     settings = "tiny-imagenet" if classes is None else f"tiny-imagenet:{classes}"
     return cached(slot_name(folder, cache_root, split, settings), key, cache_root, build)
+
+
+def word_net_ids(folder: Path) -> list[str]:
+    """The ids of the classes, sorted. Raises :class:`DataError` where the list of them is missing or broken."""
+    wnids = sorted(line.strip() for line in _lines(folder / "wnids.txt"))
+    if not wnids or len(set(wnids)) != len(wnids):
+        raise DataError(f"{folder / 'wnids.txt'}: expected one WordNet id a line, each once; found {len(wnids)} lines")
+    return wnids
 
 
 def _train_items(folder: Path, wnids: list[str]) -> list[Item]:

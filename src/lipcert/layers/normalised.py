@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,14 @@ from lipcert.digests import digest
 from lipcert.errors import BoundError, ConfigError, ShapeError
 from lipcert.graph.capture import is_read
 
-__all__ = ["SLACK_FOLDED", "LinearMap", "Normalised", "plain_precision", "positive"]
+__all__ = ["SLACK_FOLDED", "LinearMap", "Normalised", "plain_precision", "positive", "settled"]
 
 LinearMap = Callable[[Tensor], Tensor]
 """A batch of rows to a batch of rows, linearly."""
 
 _ROUNDING = 2.0**-14  # what the excess is larger by: the estimate and the weights may be read in another precision
 _SLACK, _DENSE = 5e-3, 512  # of the bound that the excess comes from: quick, as it is proved at each evaluation
+_SETTLE = 30  # power iterations, after which an estimate is as good as that of weights that stand still
 _ZERO = 1e-300  # what the bound of a map of zeros may be, by its own rounding
 SLACK_FOLDED = 1e-3
 """That of a folded layer, which is proved once."""
@@ -52,6 +53,26 @@ def _norm(y: Tensor) -> Tensor:
     least = torch.finfo(y.dtype).tiny
     size = y.detach().abs().amax().clamp_min(least)
     return (size * (y / size).square().sum().clamp_min(1e-30).sqrt()).clamp_min(least)
+
+
+@contextlib.contextmanager
+def settled(module: nn.Module) -> Iterator[None]:
+    """Let the estimates of all layers in a module catch up with its weights, and put them back afterwards.
+
+    In training each u is some steps behind, so that b is too small and the network larger than the one that is proved
+    when it is put into eval mode. What is looked at in between is to be that one, but for the slack of the proof.
+    """
+    layers = [m for m in module.modules() if isinstance(m, Normalised)]
+    kept = [[u.clone() for u in layer.vectors()] for layer in layers]
+    try:
+        for layer in layers:
+            layer.advance(_SETTLE)
+        yield
+    finally:
+        with torch.no_grad():
+            for layer, vectors in zip(layers, kept, strict=True):
+                for u, before in zip(layer.vectors(), vectors, strict=True):
+                    u.copy_(before)
 
 
 def _seal_again(module: nn.Module, _: object) -> None:

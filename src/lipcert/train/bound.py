@@ -352,6 +352,7 @@ def _flat(rows: Tensor) -> Tensor:
 
 def _distances(rows: Tensor) -> Tensor:
     """Distances between all rows (C, n), zero on the diagonal, with a finite gradient everywhere."""
+    rows = rows - rows.mean(0)  # what all have in common would be large and cancel
     gram = rows @ rows.T
     squares = gram.diagonal()[:, None] + gram.diagonal()[None, :] - 2 * gram
     own = torch.eye(len(rows), dtype=torch.bool, device=rows.device)

@@ -111,6 +111,7 @@ def evaluate(
         robust={radius_key(e): result.robust_accuracy(e) for e in epsilons},
         bound_low=float(values.min()) if values.numel() else 0.0,
         bound_high=float(values.max()) if values.numel() else 0.0,
-        collapsed=bool((result.prediction == result.prediction[0]).all()),
+        # To give all samples of one class that class is no collapse.
+        collapsed=bool((result.prediction == result.prediction[0]).all() and (labels != labels[0]).any()),
     )
     return summary, result

@@ -57,6 +57,7 @@ _LOOSENINGS = 6  # before D is searched for from the start
 _LOOK = 40  # products, of one row, before V is solved for
 _CLOSE = 1e-3
 _MOST, _DIRECT = 2.0, 4  # ‖S_z‖² that is taken back at once; how often by what is steepest alone
+_CANCELLED = 8  # units of rounding in a squared distance between rows, for each unit of their squares
 _STALE = 0.1  # of N, which may be missing before V is solved for anew
 
 
@@ -114,7 +115,10 @@ class GainBound(DeferredBound):
         with torch.no_grad(), ordinary_mode():
             self._loop = LoopMap(graph, graph.resolve())
             if not self._loop.depth:
-                raise BoundError("the network has no activations: its Lipschitz constant is a norm; use TrainingBound.")
+                raise BoundError(
+                    "the network has no activations: its Lipschitz constant is a norm. Use TrainingBound "
+                    "(bound.method = 'liplt')."
+                )
             self._objective = objective(scope, sketched=False)[0]
             self._create_state(seed)
 
@@ -176,8 +180,13 @@ class GainBound(DeferredBound):
         if self.scope == "class":
             return diagonal.clamp_min(torch.finfo(gain.dtype).tiny).sqrt()
         own = torch.eye(len(gain), dtype=torch.bool, device=gain.device)
-        squares = (diagonal[:, None] + diagonal[None, :] - 2 * gain).masked_fill(own, 1.0)
-        return squares.clamp_min(math.sqrt(torch.finfo(gain.dtype).tiny)).sqrt().masked_fill(own, 0.0)
+        sums = diagonal[:, None] + diagonal[None, :]
+        squares = (sums - 2 * gain).masked_fill(own, 1.0)
+        # What rows have in common cancels: below their rounding a difference is not 0 but unknown.
+        least = (_CANCELLED * torch.finfo(gain.dtype).eps * sums.detach()).clamp_min(
+            math.sqrt(torch.finfo(gain.dtype).tiny)
+        )
+        return torch.maximum(squares, least).sqrt().masked_fill(own, 0.0)
 
     # --- the pass -----------------------------------------------------------------------------------------
     def _pass(

@@ -7,13 +7,17 @@ model.safetensors        the weights to use, with what it takes to build the mod
 summary.json             the outcome: accuracies, bound, seconds, versions, data
 certificate.json         its certificate, if it was saved there
 attack.safetensors       what attacks found (lipcert attack)
+wandb-id                 under which id its curves are at Weights & Biases (--wandb)
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -30,6 +34,8 @@ from lipcert.train.config import load_config
 from lipcert.train.schema import ModelConfig, RunConfig
 
 __all__ = ["MOST_INPUTS", "RunFolder", "build_model", "model_for", "write_text"]
+
+fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None  # Windows has none
 
 MOST_INPUTS = 2**28
 """Numbers in one input, above which a shape is taken for a mistake: no model is built for it."""
@@ -96,6 +102,7 @@ class RunFolder:
         self.summary_file = self.path / "summary.json"
         self.certificate_file = self.path / "certificate.json"
         self.attack_file = self.path / "attack.safetensors"
+        self.tracking_file = self.path / "wandb-id"
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -132,11 +139,41 @@ class RunFolder:
             ConfigError: see :meth:`check_new`; or the folder is a file.
         """
         self.check_new()
+        self._make()
+        with contextlib.suppress(OSError):  # of a run that came to nothing: its curves are not this one's
+            self.tracking_file.unlink(missing_ok=True)
+        write_text(self.config_file, config.to_toml())
+
+    def _make(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot make the run folder {self.path}: {error}") from error
-        write_text(self.config_file, config.to_toml())
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other trainings out of the folder meanwhile, where the system and the disk can do that.
+
+        Raises:
+            ConfigError: another training has it; or the folder is a file.
+        """
+        if fcntl is None:
+            yield
+            return
+        self._make()
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"another training is at work in {self.path}: wait for its end, stop it, or choose another --out."
+                ) from error
+            except OSError:  # a disk without locks
+                pass
+            yield
+        finally:
+            os.close(handle)
 
     def config(self) -> RunConfig:
         """The run's configuration.

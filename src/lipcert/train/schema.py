@@ -132,6 +132,12 @@ class BoundConfig(Section):
     )
     power_iterations: int = Field(default=1, ge=1, description="at each refresh, warm-started")
 
+    @model_validator(mode="after")
+    def _consistent(self) -> BoundConfig:
+        if self.scaling is not None and self.method != "smallgain":
+            raise ValueError(f'scaling is of method = "smallgain"; leave it out with method = "{self.method}"')
+        return self
+
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what is not set: the fingerprints of runs from before it existed stay theirs."""

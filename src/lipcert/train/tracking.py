@@ -10,7 +10,7 @@ from typing import Any
 
 from lipcert.errors import ConfigError
 from lipcert.train.progress import SilentReporter
-from lipcert.train.run_folder import write_text
+from lipcert.train.run_folder import RunFolder, write_text
 
 __all__ = ["Reporters", "TensorBoardReporter", "WandbReporter", "curves"]
 
@@ -118,7 +118,7 @@ class WandbReporter(SilentReporter):
             raise ConfigError("--wandb needs wandb: pip install wandb") from error
         self._wandb: Any = wandb
         self._given = {"project": project, "name": name, "dir": str(folder), "config": dict(settings)}
-        self._id_file = folder / "wandb-id"
+        self._id_file = RunFolder(folder).tracking_file
         self._run: Any = None
 
     def start(self, title: str, epochs: int, done: int, batches: int) -> None:  # noqa: D102

@@ -6,6 +6,7 @@ import copy
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lipcert.bounds.result import Estimate
 from lipcert.data import Dataset, load, split
 from lipcert.errors import BoundError, CheckpointError, ConfigError, TrainingError
+from lipcert.layers.normalised import settled
 from lipcert.parallel import ALONE, Ranks
 from lipcert.train.bound import TrainingBound
 from lipcert.train.captured import CapturedSteps, Numbers
@@ -29,7 +31,7 @@ from lipcert.train.losses import margin_radii
 from lipcert.train.progress import SilentReporter
 from lipcert.train.run_folder import RunFolder, build_model
 from lipcert.train.schedules import average_decay, learning_rate, loss_values
-from lipcert.train.schema import RunConfig
+from lipcert.train.schema import RobustLoss, RunConfig
 from lipcert.train.snapshot import put_back, take
 from lipcert.train.summary import summarise
 
@@ -100,6 +102,12 @@ class Trainer:
                 "in one process, or without (norm=false)."
             )
         self.batches = make_batches(c, data, self.device, layout, self.ranks)
+        last = c.train.epochs - 1 / len(self.batches)  # when the last step begins, in epochs
+        if isinstance(c.loss, RobustLoss) and c.loss.start_epoch > last:
+            raise ConfigError(
+                f"loss.start_epoch ({c.loss.start_epoch:g}) is after the last step, which begins at {last:g}: the "
+                "robust loss would never be used. Start it earlier."
+            )
         self.loss = make_loss(c.loss)
         self.optimizer, self.numbers = make_optimizer(c, self.model), Numbers(self.device)
         b, shape = c.bound, data.input_shape
@@ -195,18 +203,23 @@ class Trainer:
         Raises:
             Interrupted: on Ctrl-C or SIGTERM, after the state was saved.
             TrainingError: the loss is not finite, or the network collapsed to a constant.
+            ConfigError: there is a run in the folder, or another training is at work in it.
         """
+        if resume and self.folder.config() != self.config:
+            raise CheckpointError(f"the run in {self.folder.path} has another configuration: see its config.toml")
+        with self.folder.held() if self.ranks.first else nullcontext():
+            if self.ranks.first and not resume:
+                self.folder.create(self.config)
+            return self._fit(resume, steps)
+
+    def _fit(self, resume: bool, steps: int | None) -> dict[str, Any]:
         c = self.config.train
         if resume:
-            if self.folder.config() != self.config:
-                raise CheckpointError(f"the run in {self.folder.path} has another configuration: see its config.toml")
             self.restore()
             summary = self._finished() if self.epoch == c.epochs else None
             if summary is not None:
                 self.reporter.message(f"The run in {self.folder.path} is finished: nothing is left to do.")
                 return summary
-        elif self.ranks.first:
-            self.folder.create(self.config)
         title = f"{self.config.name}: {sum(p.numel() for p in self.model.parameters()):,} parameters on {self.device}"
         title += f", in {self.ranks.size} processes" if self.ranks.size > 1 else ""
         finished = False
@@ -258,7 +271,8 @@ class Trainer:
                 loss, hits, seen, robust = self.sums.tolist()
                 self._check_finite(loss)
                 known = self.robust_before  # while the loss is plain cross-entropy nobody follows the bound
-                certified = robust / seen if known and c.eval_epsilons else None
+                whole = loss_values(self.config.loss, self.epoch) is not None  # so since the epoch began
+                certified = robust / seen if known and whole and c.eval_epsilons else None
                 bound = float(self.bound.value.max()) if known else None
                 self.reporter.step(number, self.batch, loss / seen, hits / seen, certified=certified, bound=bound)
             if steps is not None:
@@ -386,17 +400,18 @@ class Trainer:
                 "the processes have come to different weights: they must run the same program on the same data, on "
                 f"machines of one kind. {advice(self.folder.checkpoint_file)}"
             )
-        value = self.evaluation_bound.settle()
-        estimate = Estimate(value.double().cpu(), c.bound.method, c.bound.scope)
         try:
-            return evaluate(
-                self.deployed,
-                self.eval_data,
-                estimate,
-                c.train.eval_epsilons,
-                device=self.device,
-                ranks=self.ranks,
-            )[0]
+            with settled(self.deployed):
+                value = self.evaluation_bound.settle()
+                estimate = Estimate(value.double().cpu(), c.bound.method, c.bound.scope)
+                return evaluate(
+                    self.deployed,
+                    self.eval_data,
+                    estimate,
+                    c.train.eval_epsilons,
+                    device=self.device,
+                    ranks=self.ranks,
+                )[0]
         except BoundError as error:
             hint = advice(self.folder.checkpoint_file)
             raise TrainingError(
