@@ -65,8 +65,8 @@ class GainBound(DeferredBound):
     """A differentiable small-gain estimate that stays warm from step to step. Not a certificate.
 
     A drop-in for :class:`TrainingBound`, never much above LipLT and often far below it, with C + 4 rows a pass.
-    Its gradient is that of the bound as far as D is at a minimum. Where D stands at the wall ‖S_z‖ = 1 instead, as it does
-    for convolutional networks from an orthogonal start, early layers get a fraction of it, and their weights run away.
+    Its gradient is that of the bound as far as D is at a minimum. Where D stands near the wall ‖S_z‖ = 1 instead, as it
+    does in deep networks, early layers get a fraction of it; from an orthogonal start their weights run away.
 
     Args:
         module: the network that is trained; its eval form is bounded, in train mode too.
