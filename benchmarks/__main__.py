@@ -14,6 +14,7 @@ from benchmarks import (
     epoch,
     gpu,
     heads,
+    homogeneity,
     mlps,
     parts,
     precision,
@@ -29,7 +30,19 @@ QUICK = {"check": check.main, "parts": parts.main, "step": step.main, "heads": h
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    known = [*QUICK, "gpu", "upper", "precision", "curves", "adversary", "mlps", "smallgain", "stack", "training"]
+    known = [
+        *QUICK,
+        "gpu",
+        "upper",
+        "precision",
+        "curves",
+        "adversary",
+        "mlps",
+        "smallgain",
+        "stack",
+        "homogeneity",
+        "training",
+    ]
     parser.add_argument("names", nargs="*", choices=[[], *known], help="which; all of the quick ones if none is named")
     parser.add_argument("--nets", type=int, default=10_000, help="how many networks the adversary attacks")
     options = parser.parse_args()
@@ -38,6 +51,7 @@ def main() -> None:
         "gpu": gpu.main,
         "precision": precision.main,
         "curves": curves.main,
+        "homogeneity": homogeneity.main,
         "mlps": mlps.main,
         "smallgain": smallgain.main,
         "stack": stack.main,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from .digits import read_digits
 from .download import download
 from .idx import find_idx, read_idx_pair
 from .imagefolder import image_folder
-from .registry import DatasetInfo, Request, register
+from .registry import DatasetInfo, Request, check_published, register
 from .tiny_imagenet import read_tiny_imagenet, word_net_ids
 
 __all__: list[str] = []
@@ -163,16 +164,12 @@ def _some_classes(request: Request) -> Dataset:
             f"'{_TINY.name}:{request.argument[:20]}': after the colon comes how many classes, 2 to {most - 1}, for "
             f"example {_TINY.name}:10; all {most} are {_TINY.name}"
         )
-    found = _read_tiny_imagenet(request, int(request.argument))
-    what = f"the files found under {request.root} are not {_TINY.title} ({request.split})"
-    ids, expected = len(word_net_ids(request.root / _TINY.name)), _TINY.sizes[request.split] // most * found.num_classes
+    count = int(request.argument)
+    found, ids = _read_tiny_imagenet(request, count), len(word_net_ids(request.root / _TINY.name))
     if ids != most:
-        raise DataError(f"{what}: expected {most} classes, found {ids}. Layout: {_TINY.layout}")
-    if len(found) != expected:
-        raise DataError(
-            f"{what}: expected {expected} images of {found.num_classes} classes, found {len(found)}. "
-            f"Layout: {_TINY.layout}"
-        )
+        raise DataError(f"{request.root / _TINY.name}: its wnids.txt has {ids} classes, {_TINY.title} {most}")
+    sizes = {split: size // most * count for split, size in _TINY.sizes.items()}
+    check_published(replace(_TINY, num_classes=count, sizes=sizes), found, request.root)
     return found
 
 

@@ -13,7 +13,7 @@ from lipcert.hints import did_you_mean
 
 from .dataset import Dataset, check_split
 
-__all__ = ["DatasetInfo", "Request", "available", "default_root", "load", "register"]
+__all__ = ["DatasetInfo", "Request", "available", "check_published", "default_root", "load", "register"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def load(
         raise DataError(_unknown(name, where))
     info, reader = _READERS[key]
     dataset = reader(Request(where, split, download, argument))
-    _check(info, dataset, where)
+    check_published(info, dataset, where)
     return dataset
 
 
@@ -142,8 +142,8 @@ def _unknown(name: str, root: Path) -> str:
     return f"unknown data set '{name}'; {hint}; or an image folder's name in {root}"
 
 
-def _check(info: DatasetInfo, dataset: Dataset, root: Path) -> None:
-    """Refuse files that can be read but are not the data set that was asked for."""
+def check_published(info: DatasetInfo, dataset: Dataset, root: Path) -> None:
+    """Refuse files that can be read but are not the data set that was asked for: raises :class:`DataError`."""
     what = f"the files found under {root} are not {info.title} ({dataset.split})"
     expected = info.sizes.get(dataset.split)
     if expected is not None and len(dataset) != expected:

@@ -161,7 +161,10 @@ class RunFolder:
             yield
             return
         self._make()
-        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            handle = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise ConfigError(f"cannot read the run folder {self.path}: {error.strerror or error}") from error
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
