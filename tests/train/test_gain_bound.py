@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 import lipcert
 import lipcert.train.gain as module
 from lipcert.errors import BoundError, ShapeError, TrainingError
-from lipcert.scaled import ScaledMap
+from lipcert.scaled import ScaledMap, levels
 from lipcert.train import GainBound, Trainer
 from runs import STATEFUL, differing, stopped, tiny
 
@@ -32,26 +35,116 @@ def _step(bound: GainBound, weights: Tensor | float = 1.0) -> Tensor:
     return value.detach()
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("scaling", ["layer", "neuron"])
-def test_the_gradient_is_that_of_the_converged_bound(scope: str, scaling: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PACE", 0.0)  # D stays
-    net = _net()
-    bound = GainBound(net, (3,), scope=scope, scaling=scaling)  # type: ignore[arg-type]
-    bound.refresh(150)
+def _matrix(bound: GainBound, tightened: float = 0.0) -> tuple[Tensor, Tensor]:
+    """y and S_z as matrices, at D·e^(tightened·level)."""
+    loop = bound._loop.at(bound.graph.resolve(bound.value.dtype, bound.value.device))
+    factors = [math.exp(tightened * n) for n in levels(loop)[1:-1]]
+    scaled = ScaledMap(loop, [d * f for d, f in zip(bound._exponentials(), factors, strict=True)], 1.0)
+    with torch.no_grad():
+        matrix = scaled.apply(torch.eye(len(scaled.divisors), dtype=bound.value.dtype)).T
+    classes = len(bound.vectors)
+    return matrix[:classes], matrix[classes:]
+
+
+def _nearness(bound: GainBound, tightened: float = 0.0) -> float:
+    """To the wall, of as many leading directions as there are probes."""
+    squares = torch.linalg.svdvals(_matrix(bound, tightened)[1])[: len(bound.probes)] ** 2
+    return float(-(1 - squares.clamp_max(1 - 1e-12)).log().sum())
+
+
+def _value(bound: GainBound, tightened: float = 0.0) -> Tensor:
+    """The bound at these weights, solved for densely."""
+    y, z = _matrix(bound, tightened)
+    return bound._formula(y @ torch.linalg.solve(torch.eye(len(z.T), dtype=z.dtype) - z.T @ z, y.T))
+
+
+def _kept(bound: GainBound, nearness: float) -> Tensor:
+    """The bound where D is loosened, or tightened, until the wall is as near as that."""
+    low, high = -1.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _nearness(bound, middle) < nearness else (low, middle)
+    return _value(bound, low)
+
+
+def _check_gradient(bound: GainBound, layers: list[nn.Linear]) -> None:
+    """Of a weighted sum of the bound, by differences; with the pace 0 D must not have moved by itself."""
+    bound.refresh(300)
+    bound.probes.copy_(torch.linalg.svd(_matrix(bound)[1])[2][: len(bound.probes)])  # the last is never quite there
+    bound.turn.zero_()
     given = {k: v.clone() for k, v in bound.state_dict().items() if k.startswith("log_weights")}
     weights = torch.randn(bound.value.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    nearness = _nearness(bound)
     _step(bound, weights)
-    for p in (net[0].weight, net[2].weight, net[4].weight):
+    assert all(torch.equal(bound.get_buffer(k), v) for k, v in given.items())
+    for p in (layer.weight for layer in layers):
         assert p.grad is not None
         ends = []
         for sign in (1, -1):
             with torch.no_grad():
                 p[1, 2] += sign * 1e-5
-                ends.append(float((bound.refresh(80) * weights).sum()))
+                ends.append(float((_kept(bound, nearness) * weights).sum()))
                 p[1, 2] -= sign * 1e-5
         assert float(p.grad[1, 2]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5, abs=1e-8)
-    assert all(torch.equal(bound.get_buffer(k), v) for k, v in given.items())
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("scaling", ["layer", "neuron"])
+def test_the_gradient_is_that_of_the_bound_at_a_kept_distance_from_the_wall(
+    scope: str, scaling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PACE", 0.0)  # D stays
+    net = _net()
+    _check_gradient(GainBound(net, (3,), scope=scope, scaling=scaling), [net[0], net[2], net[4]])  # type: ignore[arg-type]
+
+
+class _Skip(nn.Module):
+    """Levels that are not the order of the layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        return cast("Tensor", self.last(h + self.second(h).relu()))
+
+
+def _small(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    torch.manual_seed(1)
+    if name == "convolutions":
+        layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3, stride=2), nn.ReLU(), nn.Conv2d(6, 6, 2), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(6, 4)), (1, 7, 7)
+    sizes = [3, *[8] * 6, 3] if name == "deep" else [3, 6, 5, 3]
+    dense = [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(*dense[:-1]), (3,)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("start", [1.0, 4.0])
+@pytest.mark.parametrize("name", ["dense", "deep", "convolutions"])
+def test_the_bound_grows_with_every_layer(name: str, start: float, scope: str) -> None:
+    """Log L must grow by 1 with the log of each layer's scale: with D held, of early layers it nearly did not."""
+    net, shape = _small(name)
+    net.double()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(start)
+    bound = GainBound(net, shape, scope=scope)  # type: ignore[arg-type]
+    bound.refresh(150)
+    weights = [p for p in net.parameters() if p.ndim > 1]
+    value = bound()
+    gradients = torch.autograd.grad(value[value > 0].log().mean(), weights)
+    found = [float((g * w.detach()).sum()) for g, w in zip(gradients, weights, strict=True)]
+    assert sum(found) / len(found) == pytest.approx(1.0, abs=0.05)
+    assert 0.7 < min(found) <= max(found) < 1.4
+
+
+def test_the_gradient_where_layers_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PACE", 0.0)
+    torch.manual_seed(1)
+    net = _Skip().double()
+    _check_gradient(GainBound(net, (3,)), [net.first, net.second, net.last])
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -59,12 +152,7 @@ def test_it_settles_where_the_estimate_is(scope: str) -> None:
     net = _net()
     bound = GainBound(net, (3,), scope=scope, scaling="neuron")  # type: ignore[arg-type]
     value = bound.refresh(200)
-    scaled = ScaledMap(bound._loop, list(bound.weights.weights), 1.0)
-    with torch.no_grad():
-        matrix = scaled.apply(torch.eye(len(scaled.divisors), dtype=torch.float64)).T
-        y, z = matrix[:3], matrix[3:]
-        gain = y @ torch.linalg.solve(torch.eye(len(matrix.T), dtype=torch.float64) - z.T @ z, y.T)
-        torch.testing.assert_close(value, bound._formula(gain), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(value, _value(bound), rtol=1e-3, atol=1e-6)
     sharp = lipcert.lipschitz(net.eval(), (3,), method="smallgain", scope=scope, seconds=3.0).value  # type: ignore[arg-type]
     least = lipcert.lipschitz(net, (3,), scope=scope).value  # type: ignore[arg-type]
     assert float(value.max()) >= float(sharp.max()) * 0.98

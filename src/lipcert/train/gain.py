@@ -8,8 +8,8 @@ over G = ∂loss/∂L. One forward pass of the C rows V ≈ Q⁻¹T_yᵀ (:mod:`
 * by one backward pass the residuals T_yᵀ − Q·V, with which V makes a step of the heavy-ball iteration (its spectrum is
   known to lie in (0, 1]), after what it lacks of the probes is made up for, and the probes one of subspace iteration
   with momentum;
-* by another the gradient of the loss in the weights through N, V held fixed (envelope theorem) and D too: what a
-  change of D would add is left out, which is exact for the objective that D is best for;
+* by another the gradient of the loss in the weights through N, V held fixed (envelope theorem), and D but for what the
+  wall ‖S_z‖ = 1 makes of it: D stands there rather than at a minimum, and gives way when the weights move it;
 * how ‖D·z‖² compares with ‖D·w‖² in each group, by which log D moves a little (:mod:`lipcert.bounds.scaling`).
 
 D gives way to a direction in which ‖S_z‖ comes near 1, and to that direction alone: to loosen all of D costs far more
@@ -37,7 +37,7 @@ from lipcert.graph.capture import ordinary_mode
 from lipcert.graph.types import Resolved
 from lipcert.loop import LoopMap
 from lipcert.norms import estimate_norms
-from lipcert.scaled import ScaledMap
+from lipcert.scaled import ScaledMap, levels
 from lipcert.train.deferred import DeferredBound, detached
 
 __all__ = ["GainBound"]
@@ -65,8 +65,8 @@ class GainBound(DeferredBound):
     """A differentiable small-gain estimate that stays warm from step to step. Not a certificate.
 
     A drop-in for :class:`TrainingBound`, never much above LipLT and often far below it, with C + 4 rows a pass.
-    Its gradient is that of the bound as far as D is at a minimum. Where D stands near the wall ‖S_z‖ = 1 instead, as it
-    does in deep networks, early layers get a fraction of it; from an orthogonal start their weights run away.
+    Its gradient is that of the bound at a D that is loosened, or tightened, so that it keeps its distance from the wall
+    ‖S_z‖ = 1: where all layers are multiplied by c, each gets what its power of c in the bound asks for.
 
     Args:
         module: the network that is trained; its eval form is bounded, in train mode too.
@@ -217,7 +217,13 @@ class GainBound(DeferredBound):
             value = self._formula(gain) if finite else self.value
             gradients: list[Tensor | None] = []
             if finite and cotangent is not None:
-                gradients = [*torch.autograd.grad(value, leaves, cotangent.to(value.dtype), allow_unused=True)]
+                loss = (value * cotangent.to(value.dtype)).sum()
+                (weight,) = torch.autograd.grad(loss, gain, retain_graph=True)
+                back = image[:classes] + share @ image[classes:]  # Sᵀ of (1, S_z·V)
+                wall, price = self._wall(
+                    scaled, weight + weight.T, (mine, hidden, back), (z[classes:], image[classes:])
+                )
+                gradients = [*torch.autograd.grad(loss - price * wall, leaves, allow_unused=True)]
         with torch.no_grad():
             # What is missing of N_aa is rᵀQ⁻¹r, r being the residual: at least ‖r‖². Where ‖S_z‖ ≥ 1 N means nothing.
             residual = image[:classes] - self.vectors - share @ (self.probes - image[classes:])
@@ -233,6 +239,32 @@ class GainBound(DeferredBound):
             # weights that are not finite or too large: the loss is to say so
             self.value.fill_(math.nan)
             return [torch.full_like(v, math.nan) for v in leaves]
+
+    def _wall(
+        self, scaled: ScaledMap, weight: Tensor, rows: tuple[Tensor, Tensor, Tensor], probes: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """How near ‖S_z‖ = 1 is, differentiable in the weights, and its price: what as much of it is worth to the loss.
+
+        It is Σ log 1/(1 − ‖S_z·v‖²) over the leading vectors v, by which :func:`balance` keeps D away, to first order.
+        D gives way by t^level, which makes every block smaller (:func:`looser`), and each term. The price is the
+        loss's derivative by t over that of the sum; both are sums of D·z and of D·w against their cotangents.
+
+        Args:
+            scaled: S at the present weights.
+            weight: twice the loss's derivative in N, symmetric.
+            rows: V; S_z·V; and Sᵀ of (1, S_z·V).
+            probes: S_z, differentiable, and S_zᵀS_z of the probes.
+        """
+        mine, hidden, back = rows
+        images, returned = probes
+        top = leading_part(self.probes, images.detach(), len(images))[0] @ self.probes.T
+        image = top @ images
+        with torch.no_grad():
+            rate = 1 / (1 - image.square().sum(1, keepdim=True)).clamp_min(1 - _LIMIT)
+            along = _by_level(scaled, (weight @ hidden) * hidden, (weight @ back) * mine)
+            moved = _by_level(scaled, rate * image.square(), rate * (top @ returned) * (top @ self.probes))
+            price = torch.where(moved > 0, along / (2 * moved), 0.0)  # where nothing moves, nothing is near
+        return (rate * image.square()).sum(), price
 
     @torch.no_grad()
     def _lacking(self, image: Tensor) -> tuple[Tensor, float]:
@@ -409,3 +441,11 @@ class GainBound(DeferredBound):
             return [torch.zeros_like(t) for t in tensors]
         leaves = [t.detach().requires_grad_() for t in tensors]
         return self._pass(resolved.with_tensors(leaves), leaves, cotangent)
+
+
+def _by_level(scaled: ScaledMap, results: Tensor, sources: Tensor) -> Tensor:
+    """What rows of entries of S_z·V, less those of V, sum to, each times the level of its D."""
+    ups = scaled.group_sums(results.sum(0, keepdim=True), results=True)
+    downs = scaled.group_sums(sources.sum(0, keepdim=True), results=False)
+    parts = [n * (u.sum() - d.sum()) for n, u, d in zip(levels(scaled.loop)[1:-1], ups, downs, strict=True)]
+    return torch.stack(parts).sum()
