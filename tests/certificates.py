@@ -62,6 +62,19 @@ def network(name: str, seed: int = 0) -> nn.Module:
     return net.eval()
 
 
+def in_units_of_their_own() -> nn.Module:
+    """Orthogonal layers between neurons in units of about e^±1.5, with which LipLT and the norms of layers grow."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(12, 12) for _ in range(4)] + [nn.Linear(12, 3)]
+    before = torch.ones(12)
+    for layer in layers:
+        nn.init.orthogonal_(layer.weight)
+        units = torch.ones(3) if layer is layers[-1] else (1.5 * torch.randn(12)).exp()
+        layer.weight.data = units[:, None] * layer.weight.data / before
+        before = units
+    return nn.Sequential(*(m for layer in layers[:-1] for m in (layer, nn.ReLU())), layers[-1]).eval()
+
+
 SHAPES = {"mlp": (5,), "linear": (5,), "residual": (5,), "row": (5,), "conv": (2, 6, 6)}
 
 

@@ -178,6 +178,8 @@ def worst(
     rows: tuple[int, int],
     sign: float,
     steps: int = 3,
+    *,
+    moved: bool = False,
 ) -> tuple[float, Tensor]:
     """The worst rounding of a difference of two logits that a few steps of an adversary find in a ball.
 
@@ -189,6 +191,7 @@ def worst(
         rows: the two logits.
         sign: which way to push.
         steps: choices of all roundings, and of the point.
+        moved: look for the largest distance from what is right at the centre, not at the point.
 
     Returns:
         by how much the difference was wrong, and where.
@@ -199,11 +202,15 @@ def worst(
     deltas = [torch.zeros(s, dtype=x.dtype) for s in probe.shapes]
     generator = torch.Generator().manual_seed(probe.seed)
     away = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    if moved:
+        centre = x.clone().requires_grad_()
+        out = net(centre)
+        (away,) = torch.autograd.grad(sign * (out[0, rows[0]] - out[0, rows[1]]), centre)
     best, where = 0.0, x
     for step in range(steps + 1):
         point = (x + radius * away / away.norm()).requires_grad_()
         chosen = [d.requires_grad_() for d in deltas]
-        wrong = run(make(chosen), net, point) - net(point)
+        wrong = run(make(chosen), net, point) - net(x if moved else point)
         target = sign * (wrong[0, rows[0]] - wrong[0, rows[1]])
         if float(target.detach()) > best:
             best, where = float(target.detach()), point.detach()

@@ -15,12 +15,16 @@ import torch
 from torch import Tensor, nn
 
 import lipcert
+from certificates import in_units_of_their_own
 from emulated import ORDERS, Machine, Mean, Residual, run, worst
 from lipcert.bounds.lipschitz import graph_bound
-from lipcert.certify import rounding
+from lipcert.bounds.pairs import pair_bounds
+from lipcert.certify import perturbed, rounding
+from lipcert.certify.arithmetic import ARITHMETICS, Arithmetic
 from lipcert.certify.contest import _rounded
 from lipcert.certify.logits import executed_logits
-from lipcert.certify.rounding import Arithmetic, Rounding
+from lipcert.certify.radius import radii
+from lipcert.certify.rounding import Rounding
 from lipcert.graph.types import Elementwise
 from lipcert.loop import LoopMap
 
@@ -30,7 +34,7 @@ UNIT = 2.0**-12
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Float64 modules are analysed as if they ran with a unit roundoff of 2⁻¹²."""
-    monkeypatch.setitem(rounding.ARITHMETICS, torch.float64, Arithmetic("float64", UNIT, 2.0**-900, 2.0**900))
+    monkeypatch.setitem(ARITHMETICS, torch.float64, Arithmetic("float64", UNIT, 2.0**-900, 2.0**900))
 
 
 def _lively(*layers: nn.Module) -> nn.Module:
@@ -172,9 +176,16 @@ def test_sums_in_any_order_rounded_to_nearest(name: str, parts: bool) -> None:
 
 
 def _adversary(
-    net: nn.Module, x: Tensor, radius: float, pair: tuple[int, int], orders: Sequence[str], seed: int = 0
+    net: nn.Module,
+    x: Tensor,
+    radius: float,
+    pair: tuple[int, int],
+    orders: Sequence[str],
+    seed: int = 0,
+    *,
+    moved: bool = False,
 ) -> float:
-    """The most that any of the machines gets wrong."""
+    """The most that any of the machines gets wrong, or with ``moved`` that is away from what is right at x."""
     found = 0.0
     for i, order in enumerate(orders):
 
@@ -182,7 +193,7 @@ def _adversary(
             return Machine(UNIT, order, fused=way % 4 == 3, fold=way % 2 == 0, deltas=deltas, seed=seed)
 
         for sign in (1.0, -1.0):
-            found = max(found, worst(make, net, x, radius, pair, sign)[0])
+            found = max(found, worst(make, net, x, radius, pair, sign, moved=moved)[0])
     return found
 
 
@@ -209,6 +220,91 @@ def test_an_adversary_rounds_a_row_of_parts(name: str) -> None:
             limit = _limit(found, pair, radius)
             wrong = _adversary(net, x, radius, pair, [ORDERS[(seed + i) % 5]], seed + i)
             assert 0.003 * limit < wrong <= limit, (radius, wrong / limit)
+
+
+# --- as a network of other weights ------------------------------------------------------------------------------------
+def _moved(net: nn.Module, x: Tensor, scope: str) -> tuple[Tensor, Rounding]:
+    """L for each pair, by small gain, and what rounding adds."""
+    graph = lipcert.trace(net, tuple(x.shape[1:]))
+    bound = graph_bound(graph, method="smallgain", scope=scope, guarantee="upper", scaling="neuron", seconds=0.5)
+    logits, _, found = executed_logits(graph, bound, [x], torch.float64)
+    return pair_bounds(bound.value, logits.shape[1], upward=True), found
+
+
+def _furthest(bound: Tensor, found: Rounding, pair: tuple[int, int], radius: float) -> float:
+    """How far the execution's difference of two logits may be from the right one at x, by the second account."""
+    assert found.steeper is not None
+    classes = len(bound)
+    still, _ = _rounded(found, torch.full((len(found.reach),), pair[0]), classes)
+    steeper = pair_bounds(found.steeper, classes, upward=True)
+    return float(still[0, pair[1]] + (bound[pair] + steeper[pair]) * radius)
+
+
+BENT = [name for name in NETS if name not in ("linear", "nearly the identity", "prelu")]  # of these it says nothing
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_an_adversary_moves_and_rounds(name: str) -> None:
+    for seed, scope in enumerate(("global" if name == "pooled maxima" else "pairwise", "global")):
+        net, x = _net(name, seed)
+        bound, found = _moved(net, x, scope)
+        for i, radius in enumerate((0.0, 0.3, 10.0)):
+            pair = PAIRS[(i + seed) % 3]
+            limit = _furthest(bound, found, pair, radius)
+            orders = [ORDERS[(seed + i) % 5], ORDERS[(seed + i + 2) % 5]]
+            moved = _adversary(net, x, radius, pair, orders, seed + i, moved=True)
+            assert 0.001 * limit < moved <= limit, (radius, moved / limit)
+
+
+def _one_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perturbed, "levels", lambda loop: [0] * (loop.depth + 1) + [1])
+
+
+def _no_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perturbed, "gamma", lambda n, unit: 0.0)
+
+
+def _some_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = perturbed.gamma
+    monkeypatch.setattr(perturbed, "gamma", lambda n, unit: whole(n // 16, unit))
+
+
+@pytest.mark.parametrize("patch", [_one_level, _no_sums, _some_terms])
+def test_the_adversary_finds_what_is_left_out_of_the_perturbed_network(
+    patch: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums of terms of one sign: the network is as steep as its bound, and each rounding makes it steeper."""
+    width, depth = 24, 14
+    layers = [[[1.0 / width] * width] * width for _ in range(depth)]
+    net = _chosen([*layers, [[1.0] * width, [-1.0] * width]], *(nn.ReLU() for _ in range(depth)))
+    x, radius = torch.ones((1, width), dtype=torch.float64), 1e4
+    bound, found = _moved(net, x, "global")
+    moved = _adversary(net, x, radius, (0, 1), ["given"], moved=True)
+    whole = _furthest(bound, found, (0, 1), radius)
+    patch(monkeypatch)
+    less = _furthest(*_moved(net, x, "global"), (0, 1), radius)
+    assert less < moved <= whole, (less, moved, whole)
+
+
+def test_the_second_account_of_rounding_counts_where_it_takes_off_less() -> None:
+    """Neurons in units of their own: LipLT and the norms of layers grow with them, and small gain does not see them."""
+    net = in_units_of_their_own()
+    x = torch.randn((8, 12))
+    graph = lipcert.trace(net, (12,))
+    options = {"scope": "pairwise", "guarantee": "upper", "scaling": "neuron", "seconds": 1.0}
+    bound = graph_bound(graph, method="smallgain", **options)
+    logits, errors, found = executed_logits(graph, bound, [x], torch.float32)
+    assert found.steeper is not None
+    first = dataclasses.replace(found, steeper=None)
+    with_both, alone = (radii(logits, bound, errors=errors, rounding=r) for r in (found, first))
+    assert bool((with_both.radius >= alone.radius).all())
+    assert float(with_both.radius.sum()) > 1.1 * float(alone.radius.sum())
+    assert torch.equal(with_both.real, alone.real)
+
+
+def test_a_bound_by_liplt_has_no_second_account() -> None:
+    net, x = _net("mlp")
+    assert _allowed(net, x)[0].steeper is None
 
 
 # --- that a part left out is noticed ------------------------------------------------------------------------------
@@ -238,8 +334,8 @@ def _norm() -> nn.Module:
 
 def _fewer(by: int) -> Callable[[pytest.MonkeyPatch], None]:
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-        whole = rounding._gamma
-        monkeypatch.setattr(rounding, "_gamma", lambda n, unit: whole(max(n - by, 0), unit))
+        whole = rounding.gamma
+        monkeypatch.setattr(rounding, "gamma", lambda n, unit: whole(max(n - by, 0), unit))
 
     return patch
 
@@ -294,7 +390,7 @@ def _whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounding, "_gamma", lambda n, unit: 4 * unit)
+    monkeypatch.setattr(rounding, "gamma", lambda n, unit: 4 * unit)
 
 
 def _merges_exact(monkeypatch: pytest.MonkeyPatch) -> None:

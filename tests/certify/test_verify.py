@@ -18,12 +18,14 @@ from test_certificate import ANYTHING, PLACES
 from torch import nn
 
 from certificates import (
+    CLASSES,
     REAL,
     SHAPES,
     Lie,
     certificate,
     checked,
     content,
+    in_units_of_their_own,
     network,
     recount,
     resealed,
@@ -40,6 +42,7 @@ from lipcert.certify import (
     certificate_of,
     certify,
     claimed,
+    logits,
     make_certificate,
     read_certificate,
     verify,
@@ -291,6 +294,30 @@ def test_anything_anywhere_is_judged(quick: nn.Module, tmp_path: Path, place: tu
         recount(recounted)
         assert place[0] == "certified" or (place[0] == "bound" and place[-1] in ("lower", "slack"))
         assert recounted == changed
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_a_certificate_that_is_older_than_the_second_account_of_rounding(
+    local: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = in_units_of_their_own()
+    x = torch.rand((10, 12), generator=torch.Generator().manual_seed(0))
+    data = Samples.of(x, net(x).argmax(1), name="units", classes=CLASSES)
+    options: dict[str, Any] = {"method": "smallgain", "scaling": "neuron", "seconds": 1.0, "local": local}
+    new = certificate_of(net, data, **options)
+    with monkeypatch.context() as before:
+        before.setattr(logits, "steeper", lambda *_: None)
+        old = certificate_of(net, data, **options)
+    for c in (new, old):
+        report = verify(c, net, data)
+        assert report.accepted, report.failed
+    assert sum(new.samples.by_bound) > 1.1 * sum(old.samples.by_bound)
+    changed = json.loads(old.model_dump_json())
+    changed["samples"]["radius"] = [r * 0.99 for r in changed["samples"]["radius"]]
+    if local:
+        changed["samples"]["global_radius"] = [r * 0.99 for r in changed["samples"]["global_radius"]]
+    failed = verify(Certificate.model_validate(changed), net, data, norms="none").failed
+    assert "radii" in {check.name for check in failed}
 
 
 @pytest.mark.parametrize("precision", ["real", "float32"])

@@ -11,15 +11,18 @@ import pytest
 import torch
 
 from lipcert import CertifiedRadii, certify, lipschitz
-from lipcert.bounds.lipschitz import FAILURE, SLACK
+from lipcert.bounds.evidence import Scaling
+from lipcert.bounds.lipschitz import FAILURE, SLACK, graph_bound
 from lipcert.certify import read_certificate
+from lipcert.cli import bound as cli_bound
+from lipcert.cli import certify as cli_certify
 from lipcert.data import as_float, load
 from lipcert.models import build
 from lipcert.shown import percent
 from lipcert.train import RunFolder
 from lipcert.train.checkpoint import load_weights, save_weights
 from lipcert.train.evaluate import radius_key
-from runs import LOSSES, SMALL, TINY, cli, parsed
+from runs import LOSSES, SMALL, TINY, cli, parsed, refused
 
 CHANGES = [*TINY, *SMALL, LOSSES["ce"], "train.batch_size=64", "train.epochs=5"]
 
@@ -166,6 +169,39 @@ def test_small_gain(run: Path, tmp_path: Path, scaling: str) -> None:
     assert saved.bound.smallgain is not None
     assert saved.bound.smallgain.kind == scaling
     assert document["bound"]["high"] == pytest.approx(float(value.max()), rel=1e-6)
+
+
+def test_a_search_starts_from_what_training_ended_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    changes = [*TINY, *SMALL, "bound.method=smallgain", "train.epochs=1"]
+    assert cli("train", "digits-mlp-crm", *changes, "--out", out).exit_code == 0
+    trained = RunFolder(out).scaling()
+    assert trained is not None
+    assert (trained.kind, [tuple(d.shape) for d in trained.weights]) == ("channel", [(16,)])
+    seen: list[Scaling | None] = []
+
+    def spy(*args: Any, **options: Any) -> Any:
+        seen.append(options["start"])
+        return graph_bound(*args, **options)
+
+    for module in (cli_certify, cli_bound):
+        monkeypatch.setattr(module, "graph_bound", spy)
+    short = ["--method", "smallgain", "--seconds", "0.1"]
+    first = ["--guarantee", "estimate", "--first", "5"]
+    for arguments in (["certify", out, *first, *short], ["bound", out, *short], ["certify", out, *first],
+                      ["certify", out, *first, *short, "--scaling", "layer"]):  # fmt: skip
+        assert cli(*arguments).exit_code == 0, arguments
+    assert [s is None for s in seen] == [False, False, True, True]
+    assert seen[0] is not None
+    assert all(torch.equal(a, b) for a, b in zip(seen[0].weights, trained.weights, strict=True))
+    file = out / "scaling.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-8])
+    assert "scaling.safetensors is damaged" in refused("certify", out, *first, *short)
+    file.write_bytes(content.replace(b'"channel"', b'"chennal"'))
+    assert "delete it" in refused("bound", out, *short)
+    file.unlink()
+    assert RunFolder(out).scaling() is None
 
 
 def test_only_the_first_samples(run: Path, tmp_path: Path) -> None:

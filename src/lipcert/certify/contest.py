@@ -39,6 +39,8 @@ class Contest:
         slopes: (N, C), L_ab from above.
         doubt: (N, C), how far the margins may be below the true ones.
         still, growing: (N, C), e and f of what execution can take off a margin within a ball of radius R: e + f·R.
+        steeper: (N, C), what else ``growing`` may be where all that counts is the margin at x: beside L_ab, not beside
+            what the margin falls by. Infinite where nothing is known.
         reach: (N,), the largest R for which they say so.
     """
 
@@ -49,6 +51,7 @@ class Contest:
     slopes: Tensor
     still: Tensor
     growing: Tensor
+    steeper: Tensor
     reach: Tensor
 
     @staticmethod
@@ -66,15 +69,23 @@ class Contest:
         own = torch.nn.functional.one_hot(prediction, classes).bool()
         slopes = pairs[prediction].clamp_min(torch.finfo(torch.float64).tiny)
         still, growing, reach = torch.zeros_like(z), torch.zeros_like(z), torch.full_like(top, torch.inf)
+        steeper = torch.full_like(z, torch.inf)
         if rounding is not None:
             still, growing = _rounded(rounding, prediction, classes)
             reach = rounding.reach.to(reach)
+            if rounding.steeper is not None:
+                steeper = pair_bounds(rounding.steeper.to(z), classes, upward=True)[prediction]
         prediction = torch.where(finite, prediction, torch.full_like(prediction, -1))
-        return Contest(prediction, own, margins, doubt, slopes, still, growing, reach)
+        return Contest(prediction, own, margins, doubt, slopes, still, growing, steeper, reach)
 
     def spared(self, share: float = SPARE) -> Contest:
         """With that much more taken off for rounding."""
-        return replace(self, still=self.still * (1 + share), growing=self.growing * (1 + share))
+        more = {name: getattr(self, name) * (1 + share) for name in ("still", "growing", "steeper")}
+        return replace(self, **more)
+
+    def by_first_account(self) -> Contest:
+        """Without what :attr:`steeper` says."""
+        return replace(self, steeper=torch.full_like(self.steeper, torch.inf))
 
     def cautious(self) -> Contest:
         """With margins as small as another machine may find them, and what :meth:`spared` takes off."""
@@ -86,7 +97,7 @@ class Contest:
 
     def executed(self) -> Tensor:
         """(N, C): the same of the network that rounds; not beyond :attr:`reach`."""
-        slopes = -round_down(-self.slopes - self.growing)
+        slopes = -round_down(-self.slopes - torch.minimum(self.growing, self.steeper))
         return torch.minimum(self._each(round_down(self.margins - self.still), slopes), self.reach[:, None])
 
     def _each(self, margins: Tensor, slopes: Tensor) -> Tensor:
@@ -114,6 +125,7 @@ class Contest:
                     self.slopes,
                     self.still,
                     self.growing,
+                    self.steeper,
                     self.reach,
                 )
             )

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from lipcert.bounds.pairs import pair_bounds
 from lipcert.bounds.result import UpperBound
-from lipcert.certify.rounding import ARITHMETICS, Errors, Recursion, Rounding, check_tf32, far_from, require
+from lipcert.certify.arithmetic import ARITHMETICS
+from lipcert.certify.perturbed import steeper
+from lipcert.certify.rounding import Errors, Recursion, Rounding, check_tf32, far_from, require
 from lipcert.errors import BoundError
 from lipcert.graph import Graph
 from lipcert.graph.capture import ordinary_mode
@@ -210,7 +212,7 @@ def executed_logits(
             )
         check_tf32(loop.resolved.device, dtype)
         relative = path_error(loop)
-        recursion = Recursion(loop, bound, arithmetic)
+        recursion, more = Recursion(loop, bound, arithmetic), steeper(loop, bound, arithmetic)
         watch = Errors(loop, arithmetic, dtype, recursion.cuts)
         closer = _Closer.of(loop, bound, relative, each=each)
         for batch in alike(batches):
@@ -221,5 +223,5 @@ def executed_logits(
             reach = far if all(s.max() < arithmetic.limit for s in sizes) else torch.zeros_like(far)
             logits.append(found)
             errors.append(error)
-            parts.append(Rounding(sources, recursion.heads, final, reach, arithmetic.name))
+            parts.append(Rounding(sources, recursion.heads, final, reach, arithmetic.name, more))
     return torch.cat(logits), torch.cat(errors), Rounding.join(parts)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK, graph_bound
 from lipcert.bounds.result import AnyMethod, Bound, Guarantee, Scope, UpperBound
+from lipcert.certify.arithmetic import Precision
 from lipcert.certify.contest import Contest
 from lipcert.certify.local import Local, Progress, locally, radii_to_try
 from lipcert.certify.logits import exact_logits, executed_logits
 from lipcert.certify.radius import Radii, check_kind, contest_of, radii
-from lipcert.certify.rounding import Precision
 from lipcert.errors import BoundError, ShapeError
 from lipcert.graph import Graph, check_mode, trace
 from lipcert.graph.capture import first_line

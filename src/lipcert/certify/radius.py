@@ -21,8 +21,9 @@ from torch import Tensor
 
 from lipcert.bounds.pairs import pair_bounds
 from lipcert.bounds.result import Bound, Guarantee
+from lipcert.certify.arithmetic import Precision
 from lipcert.certify.contest import Contest
-from lipcert.certify.rounding import Precision, Rounding
+from lipcert.certify.rounding import Rounding
 from lipcert.errors import BoundError, ShapeError
 
 __all__ = ["CertifiedRadii", "EstimatedRadii", "Radii", "check_kind", "contest_of", "radii", "share"]

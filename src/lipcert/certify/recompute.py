@@ -317,8 +317,10 @@ class Recomputed:
             return said
         found, contest = self.contested(data)
         real = contest.real().amin(1)
+        # a certificate may be older than the second account of rounding
         largest, smallest = (
-            torch.minimum(contest.spared(share).executed().amin(1), real).cpu() for share in (0.0, 3 * SPARE)
+            torch.minimum(one.executed().amin(1), real).cpu()
+            for one in (contest, contest.spared(3 * SPARE).by_first_account())
         )
         low, high = smallest * (1 - ALTERED) - 4 * wide, largest * (1 + TOLERANCE)
         # where two logits tie, another class may have been predicted here: then all radii are 0

@@ -36,33 +36,29 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lipcert.bounds.parts import row
 from lipcert.bounds.result import UpperBound
+from lipcert.certify.arithmetic import Arithmetic, Precision, count, gamma, segment_roundings
 from lipcert.errors import BoundError
 from lipcert.graph import Graph
 from lipcert.graph.types import Affine, Coefficient, Elementwise, Node, Nonlinear
 from lipcert.loop import LoopMap
-from lipcert.norms.errors import TINY, absolute_norm, roundings_at, underflow
+from lipcert.norms.errors import TINY, absolute_norm, underflow
 from lipcert.norms.scaling import row_norms
 
 __all__ = [
-    "ARITHMETICS",
     "ASSUMPTIONS",
     "Errors",
-    "Precision",
     "Recursion",
     "Rounding",
     "check_tf32",
     "far_from",
     "require",
 ]
-
-Precision = Literal["real", "float32", "float64"]
 
 ASSUMPTIONS = (
     "the module runs operation by operation, in eval mode, on inputs and weights of this dtype, without autocast",
@@ -76,27 +72,8 @@ ASSUMPTIONS = (
 )
 
 
-@dataclass(frozen=True)
-class Arithmetic:
-    """A floating-point format: unit roundoff, smallest normal number, and what no node's value may exceed.
-
-    The limit leaves room for sums of up to 2²³ terms that are divided at their end only.
-    """
-
-    name: Precision
-    unit: float
-    tiny: float
-    limit: float
-
-
-ARITHMETICS = {
-    torch.float32: Arithmetic("float32", 2.0**-24, 2.0**-126, 2.0**100),
-    torch.float64: Arithmetic("float64", 2.0**-53, 2.0**-1022, 2.0**990),
-}
-
 _SAFE = 1 + 2.0**-20  # covers the float64 arithmetic of this file, and what float64 does to the values at x
 _FAR = 2.0**10  # no radius is claimed beyond this many times the input's own size
-_ACTIVATION = 16  # roundings
 _STEEP = 2.0**10  # where c/r is larger, the uncentred map is the better one
 
 
@@ -110,6 +87,8 @@ class Rounding:
         final: (N, C, 2), what the last segment adds to each logit.
         reach: (N,), the largest R for which nothing overflows; 0 where something does at x.
         precision: the arithmetic that it is of.
+        steeper: in the bound's shape, for another account, in which E is not of the logits at x′ but of their distance
+            from those at x, beyond the bound's: e_ab + steeper_ab·R (:mod:`lipcert.certify.perturbed`). None: unknown.
     """
 
     sources: dict[int, Tensor]
@@ -117,6 +96,7 @@ class Rounding:
     final: Tensor
     reach: Tensor
     precision: Precision
+    steeper: Tensor | None = None
 
     @staticmethod
     def join(parts: Sequence[Rounding]) -> Rounding:
@@ -124,27 +104,11 @@ class Rounding:
         first = parts[0]
         sources = {j: torch.cat([p.sources[j] for p in parts]) for j in first.sources}
         final, reach = torch.cat([p.final for p in parts]), torch.cat([p.reach for p in parts])
-        return Rounding(sources, first.heads, final, reach, first.precision)
-
-
-def _gamma(roundings: int, unit: float) -> float:
-    if roundings * unit >= 0.5:
-        raise BoundError(f"a sum of {roundings} terms has no error bound in this dtype: certify with precision='real'.")
-    return roundings * unit / (1 - roundings * unit)
+        return Rounding(sources, first.heads, final, reach, first.precision, first.steeper)
 
 
 def _rounds(node: Node) -> bool:
     return isinstance(node, Affine) and node.roundings != 0
-
-
-def _count(loop: LoopMap, node: Affine | Elementwise) -> int:
-    """Roundings of an entry of the node's result; where nobody has counted those of an execution, of float64 here.
-
-    There its weights, whatever expression they come from, are numbers.
-    """
-    if node.roundings is not None:
-        return node.roundings
-    return 2 * roundings_at(loop, node) if isinstance(node, Affine) else _ACTIVATION
 
 
 def _row_norms(value: Tensor) -> Tensor:
@@ -174,7 +138,7 @@ class Errors:
 
         A product, an operand or an offset that is subnormal costs a bounded amount; a coefficient costs in proportion.
         """
-        if not isinstance(node, Affine) or not (roundings := _count(self.loop, node)):
+        if not isinstance(node, Affine) or not (roundings := count(self.loop, node)):
             return 0.0, 0.0
         amplified = 1.0 if node.amplifies is None else max(1.0, float(node.amplifies(self.live).abs().max()))
         tiny = self.arithmetic.tiny * amplified
@@ -201,7 +165,7 @@ class Errors:
             k, before = self.targets[node.index], self.errors[node.inputs[0]]
             rows = len(value)
             self.local[k] = value.new_zeros(rows) if before is None else _row_norms(before)
-            if isinstance(node, Elementwise) and _count(self.loop, node):
+            if isinstance(node, Elementwise) and count(self.loop, node):
                 self.sizes[k] = _row_norms(operands[0])
         if node.index in self.cuts:  # what is behind it is another part, which begins without errors of its own
             self.ends[node.index] = value.new_zeros(len(value)) if errors is None else _row_norms(errors)
@@ -213,9 +177,9 @@ class Errors:
 
     def _affine(self, node: Affine, operands: Sequence[Tensor], value: Tensor) -> Tensor | None:
         coefficients, arithmetic = self.coefficients[node.index], self.arithmetic
-        roundings = _count(self.loop, node)
+        roundings = count(self.loop, node)
         # what is computed here in the same dtype: sums of terms that are not negative, so their error is relative
-        own = (1 + _gamma(roundings + 4, arithmetic.unit)) ** 2 * (1 + 2.0**-18)
+        own = (1 + gamma(roundings + 4, arithmetic.unit)) ** 2 * (1 + 2.0**-18)
         total: Tensor | None = None
         before = [self.errors[i] for i in node.inputs]
         if any(e is not None for e in before):
@@ -226,26 +190,12 @@ class Errors:
         if roundings:
             sizes = [x.abs().to(self.dtype) for x in operands]
             size = node.apply(sizes, coefficients) + self.offsets[node.index]
-            size = size.add(value.abs().to(self.dtype)).mul_(0.5 * own * _gamma(roundings + 2, arithmetic.unit))
+            size = size.add(value.abs().to(self.dtype)).mul_(0.5 * own * gamma(roundings + 2, arithmetic.unit))
             # a term, or a number in it, that is subnormal may be lost whole; here, and in computing these sizes
             still, growing = self.lost[node.index]
             size.add_(still + (growing * sum(self.far[i] for i in node.inputs) if growing else 0.0))
             total = size if total is None else total.add_(size)
         return total
-
-
-def _segment_roundings(loop: LoopMap, target: int) -> int:
-    """Roundings on the way to a node since the activations before it: (n + 2) of each affine node, summed."""
-    total, pending, seen = 0, [target], set[int]()
-    while pending:
-        node = loop.graph.nodes[pending.pop()]
-        if node.index in seen or not isinstance(node, Affine):
-            continue
-        seen.add(node.index)
-        roundings = _count(loop, node)
-        total += roundings + 2 if roundings else 0
-        pending += node.inputs
-    return total
 
 
 def require(graph: Graph) -> None:
@@ -285,11 +235,8 @@ class _Stretch:
         gentle = {0: 1.0} | {j: flat.ratios(j)[1] for j in range(1, last)}
         lost = underflow(flat)
         self.segments = {(k, j): absolute_norm(flat, (k, j), lost) * gentle[j] for k, j in flat.pairs()}
-        self.roundings = {
-            k: _segment_roundings(loop, loop.graph.output if k == last else loop.nonlinear[k - 1].inputs[0])
-            for k in range(1, last + 1)
-        }
-        self.gammas = {k: _gamma(n, arithmetic.unit) if n else 0.0 for k, n in self.roundings.items()}
+        roundings = {k: sum(segment_roundings(loop, k)) for k in range(1, last + 1)}
+        self.gammas = {k: gamma(n, arithmetic.unit) if n else 0.0 for k, n in roundings.items()}
         self.norms = {p: n.upper for p, n in bound.norms.items()}
         self.heads = {j: v for j, v in bound.heads.items() if j}
         self.hidden = {0: 1.0, **bound.hidden}
@@ -334,7 +281,7 @@ class _Stretch:
             own = still(errors.local[self.before + k] + 4 * self.arithmetic.tiny) + ball(k)
             error = own + sum((self.norms[k, j] * g for j, g in gained.items() if (k, j) in self.norms), start=nothing)
             departs, shift = nothing, self.hidden[k] * entering + TINY
-            if isinstance(node, Elementwise) and (roundings := _count(self.loop, node)):
+            if isinstance(node, Elementwise) and (roundings := count(self.loop, node)):
                 size = still(errors.sizes[self.before + k]) + shift + error
                 departs = roundings * unit * (still(self.still[k]) + self.steep[k] * size)
             each = node.departure if isinstance(node, Elementwise) else 0.0

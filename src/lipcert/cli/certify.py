@@ -38,6 +38,7 @@ from lipcert.cli.common import (
     run_of,
     say,
     table,
+    trained_scaling,
 )
 from lipcert.cli.options import (
     DenseLimitOption,
@@ -107,7 +108,11 @@ def certify_run(
     same = [weights_digest(model), describe_graph(graph)[1], data.fingerprint, asked]
     ranks.check_same("model, data and options", "\n".join(same), device)
     upper = bounding["guarantee"] == "upper"
-    bound = _bounded(graph, {**bounding, "parts": upper and executes(graph, precision)}, ranks, device)
+    begin = {
+        "parts": upper and executes(graph, precision),
+        "start": trained_scaling(source, bounding["method"], bounding["scaling"]),
+    }
+    bound = _bounded(graph, {**bounding, **begin}, ranks, device)
     seconds = time.monotonic() - began
     result: Radii
     if isinstance(bound, UpperBound):

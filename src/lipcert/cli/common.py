@@ -20,6 +20,7 @@ from rich.table import Table
 
 from lipcert import zoo
 from lipcert.bounds import Bound, UpperBound
+from lipcert.bounds.evidence import KINDS, Scaling
 from lipcert.errors import ConfigError, LipcertError, out_of_memory
 from lipcert.parallel import launched_rank
 from lipcert.train import Interrupted, RunFolder
@@ -45,6 +46,7 @@ __all__ = [
     "say",
     "shipped",
     "table",
+    "trained_scaling",
 ]
 
 console = Console(highlight=False)
@@ -128,6 +130,15 @@ def guarded(after_stop: str = "") -> Iterator[None]:
 def run_of(path: Path) -> RunFolder:
     """The run in a folder, or, where there is no such folder, the model of that name that lipcert comes with."""
     return zoo.folder(str(path)) if shipped(path) else RunFolder(path)
+
+
+def trained_scaling(source: RunFolder | Path, method: str, scaling: str) -> Scaling | None:
+    """The weights D that a run was trained with, for a search to start from, if they are such as are asked for."""
+    if method not in ("smallgain", "best") or (isinstance(source, Path) and is_onnx(source)):
+        return None
+    found = (source if isinstance(source, RunFolder) else run_of(source)).scaling()
+    finer = found is not None and scaling in KINDS and KINDS.index(found.kind) > KINDS.index(scaling)
+    return None if finer else found
 
 
 def shipped(path: Path) -> bool:

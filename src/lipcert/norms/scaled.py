@@ -33,10 +33,11 @@ from lipcert.norms.result import Norm
 from lipcert.norms.upper import DENSE
 from lipcert.scaled import ScaledMap
 
-__all__ = ["ScaledErrors", "confirm_scaled", "prove_scaled"]
+__all__ = ["ScaledErrors", "confirm_scaled", "prove_scaled", "scaled_segments"]
 
 _BLOCK: Pair = (1, 0)
 _COARSE = 0.1
+_LEAST = 1e-4  # of the entries of a vector for Schur's test
 
 
 class ScaledErrors:
@@ -56,7 +57,7 @@ class ScaledErrors:
         segments = BlockErrors(loop, {})
         own = gamma(4 * scaled.overhead)  # the weights, and the products with P
         self._gammas = {k: v + own for k, v in segments.relative.items()}
-        self._segments = _segments(scaled)
+        self._segments = scaled_segments(scaled)
         self._shares = [(0.0, 1.0), *(loop.shares(j) for j in range(1, loop.depth + 1))]
         self._ratios = [0.0, *(loop.ratios(j)[0] for j in range(1, loop.depth + 1)), 0.0]
         self._absolute = absolute_norm(scaled, _BLOCK, underflow(scaled))
@@ -108,8 +109,11 @@ class ScaledErrors:
         return total if total < 1e-3 * sigma else math.inf
 
 
-def _segments(scaled: ScaledMap) -> dict[Pair, float]:
-    """B_ki = ‖D_k·|S_ki|·ℓ_i/D_i‖₂ from above, by row and column sums in scaled units."""
+def scaled_segments(scaled: ScaledMap, *, steps: int = 0) -> dict[Pair, float]:
+    """B_ki = ‖D_k·|S_ki|·ℓ_i/D_i‖₂ from above, in scaled units: ``√(max (Mv)/u · max (Mᵀu)/v)`` for positive u and v.
+
+    (Schur's test.) They are ones, or what some steps of power iteration make of these.
+    """
     flat = LoopMap(scaled.loop.graph, scaled.loop.resolved, centred=False).absolute()
     like = torch.zeros((), dtype=torch.float64, device=flat.resolved.device)
     last, found, lost = flat.depth + 1, dict[Pair, float](), underflow(flat)
@@ -117,23 +121,36 @@ def _segments(scaled: ScaledMap) -> dict[Pair, float]:
     for k, i in flat.pairs():
         if k == last and scaled.output is None:
             continue
-        enters = (1 / weights[i]).expand(flat.source_shape(i)).clone()[None]
         plan = flat.plan([Group(1, frozenset({i}), frozenset({k}))])
-        with torch.enable_grad():
-            seed = enters.requires_grad_()
-            value = flat.run(plan, {i: seed})[k]
-            if k == last:
-                out = scaled.output
-                value = value.reshape(1, -1) @ out.abs().T if isinstance(out, Tensor) else value * abs(float(out or 0))
-            else:
-                value = value * weights[k]
-            (columns,) = torch.autograd.grad(value.sum(), seed)
+        v = like.new_ones((1, *flat.source_shape(i)))
+        for step in range(steps + 1):
+            with torch.enable_grad():
+                seed = (v / weights[i]).requires_grad_()
+                value = flat.run(plan, {i: seed})[k]
+                value = _outer_absolute(value, scaled.output) if k == last else value * weights[k]
+                rows = value.detach()
+                u = _positive(rows) if steps else torch.ones_like(rows)
+                (columns,) = torch.autograd.grad(value, seed, u)
+            columns = columns / weights[i]
+            if step < steps:
+                v = _positive(columns)
         # what underflows on the way must not be missing
         grown = float(_outer_size(scaled.output)) if k == last else float(weights[k].max())
-        row = float(value.detach().max()) + lost[0][k] * grown
-        column = float((columns / weights[i]).max()) + lost[1][i] * float((1 / weights[i]).max())
+        row = float(((rows + lost[0][k] * grown) / u).max())
+        column = float(((columns + lost[1][i] * float((1 / weights[i]).max())) / v).max())
         found[k, i] = math.sqrt(row) * math.sqrt(column) * (1 + 2.0**-20)
     return found
+
+
+def _positive(value: Tensor) -> Tensor:
+    """The direction of something that is not negative, with no entry near zero."""
+    top = float(value.max())
+    return (value / top).clamp_min(_LEAST) if 0 < top < math.inf else torch.ones_like(value)
+
+
+def _outer_absolute(y: Tensor, output: Tensor | float | None) -> Tensor:
+    """|P|·y."""
+    return y.reshape(1, -1) @ output.abs().T if isinstance(output, Tensor) else y * abs(float(output or 0))
 
 
 def _outer_size(output: Tensor | float | None) -> float:

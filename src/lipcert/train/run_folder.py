@@ -4,6 +4,7 @@ config.toml              the configuration, every default filled in
 metrics.jsonl            one line an evaluated epoch
 checkpoint.safetensors   the whole training state, for resuming
 model.safetensors        the weights to use, with what it takes to build the model
+scaling.safetensors      the weights D of its small-gain bound, if it was trained with one: `certify` starts from them
 summary.json             the outcome: accuracies, bound, seconds, versions, data
 certificate.json         its certificate, if it was saved there
 attack.safetensors       what attacks found (lipcert attack)
@@ -24,6 +25,7 @@ from typing import Any, TypeGuard
 from pydantic import BaseModel
 from torch import nn
 
+from lipcert.bounds.evidence import KINDS, Scaling
 from lipcert.data import Dataset
 from lipcert.errors import CheckpointError, ConfigError, DataError
 from lipcert.files import replacing
@@ -31,6 +33,7 @@ from lipcert.models import build
 from lipcert.models.options import is_positive_integer
 from lipcert.train.checkpoint import put_weights, read_weights, save_weights
 from lipcert.train.config import load_config
+from lipcert.train.safefile import read_file, write_file
 from lipcert.train.schema import ModelConfig, RunConfig
 
 __all__ = ["MOST_INPUTS", "RunFolder", "build_model", "model_for", "write_text"]
@@ -99,6 +102,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoint_file = self.path / "checkpoint.safetensors"
         self.model_file = self.path / "model.safetensors"
+        self.scaling_file = self.path / "scaling.safetensors"
         self.summary_file = self.path / "summary.json"
         self.certificate_file = self.path / "certificate.json"
         self.attack_file = self.path / "attack.safetensors"
@@ -107,7 +111,8 @@ class RunFolder:
     @property
     def files(self) -> tuple[Path, ...]:
         """The paths of the files of a training; not all of them need be there yet."""
-        return self.config_file, self.metrics_file, self.checkpoint_file, self.model_file, self.summary_file
+        files = (self.metrics_file, self.checkpoint_file, self.model_file, self.scaling_file, self.summary_file)
+        return self.config_file, *files
 
     @property
     def exists(self) -> bool:
@@ -287,6 +292,33 @@ class RunFolder:
         module = build_model(config.model, tuple(shape), len(classes))
         put_weights(module, tensors, self.model_file)
         return module.eval(), header
+
+    # --- the bound that it was trained with ---------------------------------------------------------------
+    def save_scaling(self, scaling: Scaling, config: RunConfig) -> None:
+        """Save the weights D of a small-gain bound.
+
+        Raises:
+            CheckpointError: they cannot be written.
+        """
+        tensors = {str(k): d.contiguous() for k, d in enumerate(scaling.weights, start=1)}
+        write_file(self.scaling_file, tensors, {"kind": scaling.kind, "config": config.fingerprint()})
+
+    def scaling(self) -> Scaling | None:
+        """The weights D that training ended with, from which a search finds better ones; None if there are none.
+
+        Raises:
+            CheckpointError: the file is damaged, or belongs to another configuration.
+        """
+        if not self.scaling_file.exists():
+            return None
+        tensors, header = read_file(self.scaling_file)
+        names = [str(k) for k in range(1, len(tensors) + 1)]
+        kind = next((k for k in KINDS if k == header.get("kind")), None)
+        if header.get("config") != self.config().fingerprint() or kind is None or set(names) != set(tensors):
+            raise CheckpointError(
+                f"{self.scaling_file} is not of this run, or damaged: delete it; a search will take longer without it."
+            )
+        return Scaling(kind, tuple(tensors[name] for name in names))
 
 
 def model_for(folder: RunFolder, data: Dataset) -> nn.Module:

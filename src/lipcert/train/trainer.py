@@ -25,6 +25,7 @@ from lipcert.train.checkpoint import check_matches, load_state, save_state
 from lipcert.train.deferred import SETTLE
 from lipcert.train.evaluate import Evaluation, evaluate
 from lipcert.train.factory import average_into, default_device, make_batches, make_bound, make_loss, make_optimizer
+from lipcert.train.gain import GainBound
 from lipcert.train.health import advice, check_finite, is_stuck
 from lipcert.train.interrupt import Interrupted, stop_on_signal
 from lipcert.train.losses import margin_radii
@@ -236,6 +237,8 @@ class Trainer:
             if self.ranks.first:
                 data = self.train_data
                 self.folder.save_model(self.deployed, self.config, data.input_shape, data.classes)
+                if isinstance(self.evaluation_bound, GainBound):
+                    self.folder.save_scaling(self.evaluation_bound.weights, self.config)
                 self.folder.write_summary(summary)
             self.ranks.wait(self.device)
             finished = True

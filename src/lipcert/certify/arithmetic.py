@@ -1,0 +1,73 @@
+"""Floating-point formats, and how many roundings an execution makes: what all of rounding's analysis counts with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from lipcert.errors import BoundError
+from lipcert.graph.types import Affine, Elementwise
+from lipcert.loop import LoopMap
+from lipcert.norms.errors import roundings_at
+
+__all__ = ["ARITHMETICS", "Arithmetic", "Precision", "count", "gamma", "segment_roundings"]
+
+Precision = Literal["real", "float32", "float64"]
+
+_ACTIVATION = 16  # roundings
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """A floating-point format: unit roundoff, smallest normal number, and what no node's value may exceed.
+
+    The limit leaves room for sums of up to 2²³ terms that are divided at their end only.
+    """
+
+    name: Precision
+    unit: float
+    tiny: float
+    limit: float
+
+
+ARITHMETICS = {
+    torch.float32: Arithmetic("float32", 2.0**-24, 2.0**-126, 2.0**100),
+    torch.float64: Arithmetic("float64", 2.0**-53, 2.0**-1022, 2.0**990),
+}
+
+
+def gamma(roundings: int, unit: float) -> float:
+    """``γ_n = n·u/(1 − n·u)``, the relative error of n roundings.
+
+    Raises:
+        BoundError: there are too many to say anything.
+    """
+    if roundings * unit >= 0.5:
+        raise BoundError(f"a sum of {roundings} terms has no error bound in this dtype: certify with precision='real'.")
+    return roundings * unit / (1 - roundings * unit)
+
+
+def count(loop: LoopMap, node: Affine | Elementwise) -> int:
+    """Roundings of an entry of the node's result; where nobody has counted those of an execution, of float64 here.
+
+    There its weights, whatever expression they come from, are numbers.
+    """
+    if node.roundings is not None:
+        return node.roundings
+    return 2 * roundings_at(loop, node) if isinstance(node, Affine) else _ACTIVATION
+
+
+def segment_roundings(loop: LoopMap, k: int) -> list[int]:
+    """Roundings on the way to z_k (or y) since the activations before it: n + 2 of each affine node that rounds."""
+    found, pending, seen = list[int](), [loop.target_node(k)], set[int]()
+    while pending:
+        node = loop.graph.nodes[pending.pop()]
+        if node.index in seen or not isinstance(node, Affine):
+            continue
+        seen.add(node.index)
+        roundings = count(loop, node)
+        found += [roundings + 2] if roundings else []
+        pending += node.inputs
+    return found
