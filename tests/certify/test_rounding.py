@@ -286,6 +286,33 @@ def test_the_adversary_finds_what_is_left_out_of_the_perturbed_network(
     assert less < moved <= whole, (less, moved, whole)
 
 
+class _Absolute(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+def _eight_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = perturbed.gamma
+    monkeypatch.setattr(perturbed, "gamma", lambda n, unit: whole(n - 8, unit))
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_perturbed_network_leaves_little_room(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first term of each sum is all there is, and goes through all of its roundings; no slope has a half-width."""
+    hidden, head = torch.full((30, 30), 2.0**-40), torch.full((2, 30), 2.0**-40)
+    hidden[0, 0], head[:, 0] = 1.0, torch.tensor([1.0, -1.0])
+    net = _chosen([*[hidden.tolist()] * depth, head.tolist()], *(_Absolute() for _ in range(depth)))
+    x, radius = torch.zeros((1, 30), dtype=torch.float64), 10.0
+    x[0, 0] = 2.0**-10
+    bound, found = _moved(net, x, "global")
+    moved = _adversary(net, x, radius, (0, 1), ["given"], moved=True)
+    slope = float(bound[0, 1]) * radius
+    assert 0.8 < (moved - slope) / (_furthest(bound, found, (0, 1), radius) - slope) <= 1
+    _eight_fewer(monkeypatch)
+    if depth == 1:
+        assert moved > _furthest(*_moved(net, x, "global"), (0, 1), radius)
+
+
 def test_the_second_account_of_rounding_counts_where_it_takes_off_less() -> None:
     """Neurons in units of their own: LipLT and the norms of layers grow with them, and small gain does not see them."""
     net = in_units_of_their_own()

@@ -43,7 +43,7 @@ __all__ = ["steeper"]
 
 _STEPS = 4  # towards the vector at which |S_ki| has its norm
 _FAR = 2.0  # ‖S‖ beyond which nothing is to be gained
-_SAFE = 1 + 2.0**-30
+_SAFE = 1 + 2.0**-45  # the float64 arithmetic of this file
 
 
 def steeper(loop: LoopMap, bound: UpperBound, arithmetic: Arithmetic) -> Tensor | None:
@@ -91,6 +91,8 @@ def _norm(scaled: ScaledMap, sigma: float, arithmetic: Arithmetic) -> float:
             both = (size + min(size, sigma * (1 + ratios[i]))) / 2 if halved else size
             sums[k - 1, i] = own * both
             others[k - 1, i] = (1 + own) * size * losses[i]
+    if not bool(torch.isfinite(sums).all() and torch.isfinite(others).all()):
+        return math.inf
     grows, moves = (float(torch.linalg.matrix_norm(m, 2)) * _SAFE for m in (sums, others))
     shares = [(0.0, 1.0), *(loop.shares(j) for j in range(1, last))]
     centre, radius = max(s[0] for s in shares), max(s[1] for s in shares)
