@@ -307,7 +307,8 @@ def test_the_perturbed_network_leaves_little_room(depth: int, monkeypatch: pytes
     bound, found = _moved(net, x, "global")
     moved = _adversary(net, x, radius, (0, 1), ["given"], moved=True)
     slope = float(bound[0, 1]) * radius
-    assert 0.8 < (moved - slope) / (_furthest(bound, found, (0, 1), radius) - slope) <= 1
+    # with two layers it depends on the D that is found
+    assert (0.8, 0.5)[depth - 1] < (moved - slope) / (_furthest(bound, found, (0, 1), radius) - slope) <= 1
     _eight_fewer(monkeypatch)
     if depth == 1:
         assert moved > _furthest(*_moved(net, x, "global"), (0, 1), radius)

@@ -68,7 +68,7 @@ def steeper(loop: LoopMap, bound: UpperBound, arithmetic: Arithmetic) -> Tensor 
         sharp = evidence_value(loop, evidence, bound.scope) * (perturbed / sigma) ** levels(loop)[-1]
     except (BoundError, OverflowError):  # a sum of too many terms; the other account of rounding says so
         return None
-    return ((sharp * _SAFE - bound.value) * _SAFE).clamp_min(0.0)
+    return ((sharp * _SAFE - bound.value.to(sharp)) * _SAFE).clamp_min(0.0)
 
 
 def _norm(scaled: ScaledMap, sigma: float, arithmetic: Arithmetic) -> float:
