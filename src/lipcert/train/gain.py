@@ -37,8 +37,9 @@ from lipcert.graph.capture import ordinary_mode
 from lipcert.graph.types import Resolved
 from lipcert.loop import LoopMap
 from lipcert.norms import estimate_norms
-from lipcert.scaled import ScaledMap, levels
+from lipcert.scaled import ScaledMap
 from lipcert.train.deferred import DeferredBound, detached
+from lipcert.train.wall import wall
 
 __all__ = ["GainBound"]
 
@@ -220,10 +221,9 @@ class GainBound(DeferredBound):
                 loss = (value * cotangent.to(value.dtype)).sum()
                 (weight,) = torch.autograd.grad(loss, gain, retain_graph=True)
                 back = image[:classes] + share @ image[classes:]  # Sᵀ of (1, S_z·V)
-                wall, price = self._wall(
-                    scaled, weight + weight.T, (mine, hidden, back), (z[classes:], image[classes:])
-                )
-                gradients = [*torch.autograd.grad(loss - price * wall, leaves, allow_unused=True)]
+                probed = (self.probes, z[classes:], image[classes:])
+                near, price = wall(scaled, weight + weight.T, (mine, hidden, back), probed, _LIMIT)
+                gradients = [*torch.autograd.grad(loss - price * near, leaves, allow_unused=True)]
         with torch.no_grad():
             # What is missing of N_aa is rᵀQ⁻¹r, r being the residual: at least ‖r‖². Where ‖S_z‖ ≥ 1 N means nothing.
             residual = image[:classes] - self.vectors - share @ (self.probes - image[classes:])
@@ -239,32 +239,6 @@ class GainBound(DeferredBound):
             # weights that are not finite or too large: the loss is to say so
             self.value.fill_(math.nan)
             return [torch.full_like(v, math.nan) for v in leaves]
-
-    def _wall(
-        self, scaled: ScaledMap, weight: Tensor, rows: tuple[Tensor, Tensor, Tensor], probes: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """How near ‖S_z‖ = 1 is, differentiable in the weights, and its price: what as much of it is worth to the loss.
-
-        It is Σ log 1/(1 − ‖S_z·v‖²) over the leading vectors v, by which :func:`balance` keeps D away, to first order.
-        D gives way by t^level, which makes every block smaller (:func:`looser`), and each term. The price is the
-        loss's derivative by t over that of the sum; both are sums of D·z and of D·w against their cotangents.
-
-        Args:
-            scaled: S at the present weights.
-            weight: twice the loss's derivative in N, symmetric.
-            rows: V; S_z·V; and Sᵀ of (1, S_z·V).
-            probes: S_z, differentiable, and S_zᵀS_z of the probes.
-        """
-        mine, hidden, back = rows
-        images, returned = probes
-        top = leading_part(self.probes, images.detach(), len(images))[0] @ self.probes.T
-        image = top @ images
-        with torch.no_grad():
-            rate = 1 / (1 - image.square().sum(1, keepdim=True)).clamp_min(1 - _LIMIT)
-            along = _by_level(scaled, (weight @ hidden) * hidden, (weight @ back) * mine)
-            moved = _by_level(scaled, rate * image.square(), rate * (top @ returned) * (top @ self.probes))
-            price = torch.where(moved > 0, along / (2 * moved), 0.0)  # where nothing moves, nothing is near
-        return (rate * image.square()).sum(), price
 
     @torch.no_grad()
     def _lacking(self, image: Tensor) -> tuple[Tensor, float]:
@@ -441,11 +415,3 @@ class GainBound(DeferredBound):
             return [torch.zeros_like(t) for t in tensors]
         leaves = [t.detach().requires_grad_() for t in tensors]
         return self._pass(resolved.with_tensors(leaves), leaves, cotangent)
-
-
-def _by_level(scaled: ScaledMap, results: Tensor, sources: Tensor) -> Tensor:
-    """What rows of entries of S_z·V, less those of V, sum to, each times the level of its D."""
-    ups = scaled.group_sums(results.sum(0, keepdim=True), results=True)
-    downs = scaled.group_sums(sources.sum(0, keepdim=True), results=False)
-    parts = [n * (u.sum() - d.sum()) for n, u, d in zip(levels(scaled.loop)[1:-1], ups, downs, strict=True)]
-    return torch.stack(parts).sum()
