@@ -71,7 +71,7 @@ def test_no_attack_breaks_a_local_radius(act: type[nn.Module], widths: tuple[int
         assert float(gained.median()) > 1.1
 
 
-@pytest.mark.parametrize(("name", "precision"), [(n, None) for n in LOGITS] + [(n, "real") for n in LOGITS[::6]])
+@pytest.mark.parametrize(("name", "precision"), [(n, None) for n in LOGITS[::2]] + [(n, "real") for n in LOGITS[1::4]])
 def test_never_below_the_global_radius(name: str, precision: str | None) -> None:
     module, x = CASES[name].module(), CASES[name].inputs(2)
     try:
@@ -92,7 +92,7 @@ def test_never_below_the_global_radius(name: str, precision: str | None) -> None
 
 def test_regions_of_a_tiny_network_are_enumerated() -> None:
     """On the line, every kink of the margin is a kink of a hidden neuron: the first sign change is found exactly."""
-    for seed in range(30):
+    for seed in range(15):
         torch.manual_seed(seed)
         net = nn.Sequential(nn.Linear(1, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)).double().eval()
         x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
@@ -254,8 +254,11 @@ def test_a_proof_of_each_is_found_again_and_of_none_that_is_larger() -> None:
         assert not bool(reproved(graph, bound, [x], contest, nothing, larger).any())
 
 
-@pytest.mark.parametrize("power", [-140, -150, -156, -159, -160, -161, -165, -170, -200, -260])
-@pytest.mark.parametrize("act", [nn.ReLU, nn.Tanh])
+@pytest.mark.parametrize(
+    ("power", "act"),
+    [(p, nn.ReLU) for p in (-140, -150, -156, -159, -160, -161, -165, -170, -200, -260)]
+    + [(p, nn.Tanh) for p in (-140, -159, -161, -260)],
+)
 def test_norms_of_tiny_rows_are_not_lost(power: int, act: type[nn.Module]) -> None:
     """Their squares underflow, and a fall that is lost is a radius without end."""
     for net in (

@@ -72,7 +72,7 @@ def _steepest(layer: nn.Module, shape: tuple[int, ...]) -> float:
     return largest
 
 
-@pytest.mark.parametrize("kappa", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("kappa", [0.5, 3.0])
 @pytest.mark.parametrize("name", NORMALISED)
 def test_liplt_of_the_layer_is_its_constant(name: str, kappa: float) -> None:
     layer, shape = _layer(name, kappa)
@@ -115,7 +115,8 @@ def test_the_gradient_is_that_of_the_quotient(name: str) -> None:
     layer, shape = _layer(name, size=0.5)
     layer = layer.double()
     assert isinstance(layer, Normalised)
-    layer.advance(3000)
+    steps = 3000 if "conv" in name else 800  # of power iteration, after which little is left to be found
+    layer.advance(steps)
     x = torch.randn(3, *shape, dtype=torch.float64)
     weights = torch.randn(layer(x).shape, dtype=torch.float64)
     parameter = layer.inner.weight
@@ -126,7 +127,7 @@ def test_the_gradient_is_that_of_the_quotient(name: str) -> None:
     for sign in (1, -1):
         with torch.no_grad():
             parameter.view(-1)[0] += sign * 1e-5
-            layer.advance(3000)
+            layer.advance(steps)
             ends.append(float((layer(x) * weights).sum()))
             parameter.view(-1)[0] -= sign * 1e-5
     assert float(parameter.grad.view(-1)[0]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-3, abs=1e-4)

@@ -39,6 +39,7 @@ from lipcert.scaled import ScaledMap, levels, weight_shapes
 __all__ = [
     "estimated_smallgain",
     "evidence_value",
+    "feasible_value",
     "identity_heads",
     "objective",
     "prove",
@@ -333,10 +334,10 @@ def evidence_value(loop: LoopMap, evidence: Evidence, scope: Scope) -> Tensor:
     factor = _power(max(1.0, evidence.norm.upper), levels(loop)[-1]) * (1 + 2.0**-40)
     if not math.isfinite(factor):
         raise BoundError(f"a scaled map of norm {evidence.norm.upper:g} proves nothing.")
-    return _feasible_value(loop, evidence.output, scope) * factor
+    return feasible_value(loop, evidence.output, scope) * factor
 
 
-def _feasible_value(loop: LoopMap, output: Tensor | float, scope: Scope) -> Tensor:
+def feasible_value(loop: LoopMap, output: Tensor | float, scope: Scope) -> Tensor:
     """``‖P⁻ᵀh‖`` for each h of the scope, rounding included: the bound, if ‖S‖ ≤ 1."""
     if isinstance(output, Tensor) == (scope == "global"):
         raise BoundError("P of a small-gain bound must be a number where the scope is global, else a matrix.")
@@ -359,7 +360,7 @@ def estimated_smallgain(loop: LoopMap, scope: Scope, seed: int, **options: Any) 
         return Estimate(value, "smallgain", scope)
     try:
         found, gain = search(loop, hidden, scope=scope, norms=norms, **options)
-        sharp = _feasible_value(loop, fitted(_scaled(_precision(loop, hidden), found), whitening(gain)), scope)
+        sharp = feasible_value(loop, fitted(_scaled(_precision(loop, hidden), found), whitening(gain)), scope)
     except BoundError as error:  # an output that does not depend on the input, say
         warnings.warn(f"no small-gain bound was found, and LipLT's is used: {error}", stacklevel=2)
         return Estimate(value, "smallgain", scope)

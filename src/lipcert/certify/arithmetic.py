@@ -11,8 +11,9 @@ from lipcert.errors import BoundError
 from lipcert.graph.types import Affine, Elementwise
 from lipcert.loop import LoopMap
 from lipcert.norms.errors import roundings_at
+from lipcert.norms.scaling import row_norms
 
-__all__ = ["ARITHMETICS", "Arithmetic", "Precision", "count", "gamma", "segment_roundings"]
+__all__ = ["ARITHMETICS", "Arithmetic", "Precision", "at_zero", "count", "gamma", "segment_roundings"]
 
 Precision = Literal["real", "float32", "float64"]
 
@@ -57,6 +58,15 @@ def count(loop: LoopMap, node: Affine | Elementwise) -> int:
     if node.roundings is not None:
         return node.roundings
     return 2 * roundings_at(loop, node) if isinstance(node, Affine) else _ACTIVATION
+
+
+def at_zero(loop: LoopMap, k: int) -> float:
+    """‖φ_k(0)‖; 0 for a map that is not elementwise."""
+    node = loop.nonlinear[k - 1]
+    if not isinstance(node, Elementwise):
+        return 0.0
+    zero = torch.zeros((1, *node.shape), dtype=loop.resolved.dtype, device=loop.resolved.device)
+    return float(row_norms(node.function(zero, loop.resolved.live).reshape(1, -1).double())) * (1 + 2.0**-20)
 
 
 def segment_roundings(loop: LoopMap, k: int) -> list[int]:

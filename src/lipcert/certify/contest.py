@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lipcert.bounds.pairs import pair_bounds
 from lipcert.certify.logits import pair_errors
+from lipcert.certify.perturbed import Around
 from lipcert.certify.rounding import Rounding
 
 __all__ = ["SPARE", "Contest", "round_down"]
@@ -39,8 +40,8 @@ class Contest:
         slopes: (N, C), L_ab from above.
         doubt: (N, C), how far the margins may be below the true ones.
         still, growing: (N, C), e and f of what execution can take off a margin within a ball of radius R: e + f·R.
-        steeper: (N, C), what else ``growing`` may be where all that counts is the margin at x: beside L_ab, not beside
-            what the margin falls by. Infinite where nothing is known.
+        lost, steeper: (N, C), the same by another account, where all that counts is the margin at x: beside L_ab·R, not
+            beside what the margin falls by. Infinite where nothing is known.
         reach: (N,), the largest R for which they say so.
     """
 
@@ -51,6 +52,7 @@ class Contest:
     slopes: Tensor
     still: Tensor
     growing: Tensor
+    lost: Tensor
     steeper: Tensor
     reach: Tensor
 
@@ -69,22 +71,23 @@ class Contest:
         own = torch.nn.functional.one_hot(prediction, classes).bool()
         slopes = pairs[prediction].clamp_min(torch.finfo(torch.float64).tiny)
         still, growing, reach = torch.zeros_like(z), torch.zeros_like(z), torch.full_like(top, torch.inf)
-        steeper = torch.full_like(z, torch.inf)
+        lost, steeper = torch.full_like(z, torch.inf), torch.full_like(z, torch.inf)
         if rounding is not None:
             still, growing = _rounded(rounding, prediction, classes)
             reach = rounding.reach.to(reach)
-            if rounding.steeper is not None:
-                steeper = pair_bounds(rounding.steeper.to(z), classes, upward=True)[prediction]
+            if rounding.around is not None:
+                lost, steeper = _around(rounding.around.to(z), prediction, classes)
+                lost = torch.minimum(lost, still)
         prediction = torch.where(finite, prediction, torch.full_like(prediction, -1))
-        return Contest(prediction, own, margins, doubt, slopes, still, growing, steeper, reach)
+        return Contest(prediction, own, margins, doubt, slopes, still, growing, lost, steeper, reach)
 
     def spared(self, share: float = SPARE) -> Contest:
         """With that much more taken off for rounding."""
-        more = {name: getattr(self, name) * (1 + share) for name in ("still", "growing", "steeper")}
+        more = {name: getattr(self, name) * (1 + share) for name in ("still", "growing", "lost", "steeper")}
         return replace(self, **more)
 
     def by_first_account(self) -> Contest:
-        """Without what :attr:`steeper` says."""
+        """Without what :attr:`lost` and :attr:`steeper` say."""
         return replace(self, steeper=torch.full_like(self.steeper, torch.inf))
 
     def cautious(self) -> Contest:
@@ -97,8 +100,11 @@ class Contest:
 
     def executed(self) -> Tensor:
         """(N, C): the same of the network that rounds; not beyond :attr:`reach`."""
-        slopes = -round_down(-self.slopes - torch.minimum(self.growing, self.steeper))
-        return torch.minimum(self._each(round_down(self.margins - self.still), slopes), self.reach[:, None])
+        first, second = (
+            self._each(round_down(self.margins - off), -round_down(-self.slopes - more))
+            for off, more in ((self.still, self.growing), (self.lost, self.steeper))
+        )
+        return torch.minimum(torch.maximum(first, second), self.reach[:, None])
 
     def _each(self, margins: Tensor, slopes: Tensor) -> Tensor:
         each = round_down(margins / slopes)
@@ -125,11 +131,21 @@ class Contest:
                     self.slopes,
                     self.still,
                     self.growing,
+                    self.lost,
                     self.steeper,
                     self.reach,
                 )
             )
         )
+
+
+def _around(around: Around, prediction: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """e′_ab, and by how much more than L_ab·R: (N, C) each, rounded up."""
+    carried, steeper = (pair_bounds(v, classes, upward=True)[prediction] for v in (around.carried, around.steeper))
+    rows = torch.arange(len(prediction), device=prediction.device)
+    last = around.last + around.last[rows, prediction][:, None]
+    lost = (carried * around.lost[:, None] + last) * (1 + 2.0**-40)
+    return lost.nan_to_num(torch.inf, torch.inf), steeper
 
 
 def _rounded(rounding: Rounding, prediction: Tensor, classes: int) -> tuple[Tensor, Tensor]:

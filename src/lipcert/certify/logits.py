@@ -17,7 +17,7 @@ from torch import Tensor
 from lipcert.bounds.pairs import pair_bounds
 from lipcert.bounds.result import UpperBound
 from lipcert.certify.arithmetic import ARITHMETICS
-from lipcert.certify.perturbed import steeper
+from lipcert.certify.perturbed import Perturbed
 from lipcert.certify.rounding import Errors, Recursion, Rounding, check_tf32, far_from, require
 from lipcert.errors import BoundError
 from lipcert.graph import Graph
@@ -212,16 +212,18 @@ def executed_logits(
             )
         check_tf32(loop.resolved.device, dtype)
         relative = path_error(loop)
-        recursion, more = Recursion(loop, bound, arithmetic), steeper(loop, bound, arithmetic)
-        watch = Errors(loop, arithmetic, dtype, recursion.cuts)
+        recursion, perturbed = Recursion(loop, bound, arithmetic), Perturbed.of(loop, bound, arithmetic)
+        watch = Errors(loop, arithmetic, dtype, recursion.cuts, perturbed.weights if perturbed else ())
         closer = _Closer.of(loop, bound, relative, each=each)
         for batch in alike(batches):
             far, sizes = far_from(loop, batch)
             watch.reset(sizes)
             found, error = _evaluated(loop, batch, relative, closer, [watch], each=each)
-            sources, final = recursion.run(watch, watch.errors[graph.output], found)
+            lost = watch.errors[graph.output]
+            sources, final = recursion.run(watch, lost, found)
+            around = None if perturbed is None else perturbed.around(watch, lost, found)
             reach = far if all(s.max() < arithmetic.limit for s in sizes) else torch.zeros_like(far)
             logits.append(found)
             errors.append(error)
-            parts.append(Rounding(sources, recursion.heads, final, reach, arithmetic.name, more))
+            parts.append(Rounding(sources, recursion.heads, final, reach, arithmetic.name, around))
     return torch.cat(logits), torch.cat(errors), Rounding.join(parts)

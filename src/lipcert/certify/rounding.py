@@ -42,7 +42,8 @@ from torch import Tensor
 
 from lipcert.bounds.parts import row
 from lipcert.bounds.result import UpperBound
-from lipcert.certify.arithmetic import Arithmetic, Precision, count, gamma, segment_roundings
+from lipcert.certify.arithmetic import Arithmetic, Precision, at_zero, count, gamma, segment_roundings
+from lipcert.certify.perturbed import Around
 from lipcert.errors import BoundError
 from lipcert.graph import Graph
 from lipcert.graph.types import Affine, Coefficient, Elementwise, Node, Nonlinear
@@ -87,8 +88,8 @@ class Rounding:
         final: (N, C, 2), what the last segment adds to each logit.
         reach: (N,), the largest R for which nothing overflows; 0 where something does at x.
         precision: the arithmetic that it is of.
-        steeper: in the bound's shape, for another account, in which E is not of the logits at x′ but of their distance
-            from those at x, beyond the bound's: e_ab + steeper_ab·R (:mod:`lipcert.certify.perturbed`). None: unknown.
+        around: another account, not of how wrong the logits at x′ are, but of their distance from the right ones at x
+            (:mod:`lipcert.certify.perturbed`). None: unknown.
     """
 
     sources: dict[int, Tensor]
@@ -96,7 +97,7 @@ class Rounding:
     final: Tensor
     reach: Tensor
     precision: Precision
-    steeper: Tensor | None = None
+    around: Around | None = None
 
     @staticmethod
     def join(parts: Sequence[Rounding]) -> Rounding:
@@ -104,7 +105,12 @@ class Rounding:
         first = parts[0]
         sources = {j: torch.cat([p.sources[j] for p in parts]) for j in first.sources}
         final, reach = torch.cat([p.final for p in parts]), torch.cat([p.reach for p in parts])
-        return Rounding(sources, first.heads, final, reach, first.precision, first.steeper)
+        around = first.around
+        if around is not None:
+            others = [p.around for p in parts if p.around is not None]
+            lost, last = torch.cat([o.lost for o in others]), torch.cat([o.last for o in others])
+            around = Around(around.steeper, around.carried, lost, last)
+        return Rounding(sources, first.heads, final, reach, first.precision, around)
 
 
 def _rounds(node: Node) -> bool:
@@ -116,11 +122,26 @@ def _row_norms(value: Tensor) -> Tensor:
 
 
 class Errors:
-    """Watches an evaluation, and bounds entry by entry what rounding adds to each node since the last activation."""
+    """Watches an evaluation, and bounds entry by entry what rounding adds to each node since the last activation.
 
-    def __init__(self, loop: LoopMap, arithmetic: Arithmetic, dtype: torch.dtype, cuts: Iterable[int] = ()) -> None:
+    Attributes:
+        errors: of the nodes that are still needed, entry by entry; None: nothing.
+        local: (N,), the norm of those of each z_k.
+        sizes: (N,), ‖z_k‖ where the activation rounds.
+        ends: (N,), the norm of those of each node of ``cuts``, behind which the next part begins without.
+        weighed, weighed_sizes: as ``local`` and ``sizes``, of D_k times the same, where weights are given.
+    """
+
+    def __init__(
+        self,
+        loop: LoopMap,
+        arithmetic: Arithmetic,
+        dtype: torch.dtype,
+        cuts: Iterable[int] = (),
+        weights: Sequence[Tensor] = (),
+    ) -> None:
         self.loop, self.arithmetic, self.dtype = loop, arithmetic, dtype
-        self.cuts = frozenset(cuts)
+        self.cuts, self.weights = frozenset(cuts), list(weights)
         absolute = loop.resolved.absolute()
         self.live = loop.resolved.live
         self.coefficients = [
@@ -155,6 +176,8 @@ class Errors:
         self.local: dict[int, Tensor] = {}
         self.sizes: dict[int, Tensor] = {}
         self.ends: dict[int, Tensor] = {}
+        self.weighed: dict[int, Tensor] = {}
+        self.weighed_sizes: dict[int, Tensor] = {}
 
     def __call__(self, node: Node, operands: Sequence[Tensor], value: Tensor) -> None:
         """Called at each node of an evaluation."""
@@ -163,10 +186,15 @@ class Errors:
             errors = self._affine(node, operands, value)
         elif isinstance(node, Nonlinear):
             k, before = self.targets[node.index], self.errors[node.inputs[0]]
-            rows = len(value)
-            self.local[k] = value.new_zeros(rows) if before is None else _row_norms(before)
-            if isinstance(node, Elementwise) and count(self.loop, node):
+            nothing, rounds = value.new_zeros(len(value)), isinstance(node, Elementwise) and count(self.loop, node)
+            self.local[k] = nothing if before is None else _row_norms(before)
+            if rounds:
                 self.sizes[k] = _row_norms(operands[0])
+            if self.weights:
+                weight = self.weights[k - 1]
+                self.weighed[k] = nothing if before is None else _row_norms(before.double() * weight)
+                if rounds:
+                    self.weighed_sizes[k] = _row_norms(operands[0].double() * weight)
         if node.index in self.cuts:  # what is behind it is another part, which begins without errors of its own
             self.ends[node.index] = value.new_zeros(len(value)) if errors is None else _row_norms(errors)
             errors = None
@@ -241,19 +269,13 @@ class _Stretch:
         self.heads = {j: v for j, v in bound.heads.items() if j}
         self.hidden = {0: 1.0, **bound.hidden}
         self.ratios = {j: loop.ratios(j) for j in range(1, last)}
+        self.still = {j: at_zero(loop, j) for j in range(1, last)}
         if any(ratio > _STEEP or not math.isfinite(inverse) for ratio, inverse in self.ratios.values()):
             self.norms = {p: absolute_norm(flat, p, lost) for p in flat.pairs()}
             self.heads = {
                 j: loop.resolved.scalar(self.norms[last, j]) for j in range(1, last) if (last, j) in self.norms
             }
             self.ratios = {j: flat.ratios(j) for j in range(1, last)}
-        self.still = {j: self._still(j) for j in range(1, last)}
-
-    def _still(self, j: int) -> float:
-        """‖φ_j(0)‖."""
-        node = self.loop.nonlinear[j - 1]
-        zero = torch.zeros((1, *node.shape), dtype=self.loop.resolved.dtype, device=self.loop.resolved.device)
-        return float(_row_norms(node.function(zero, self.loop.resolved.live))) if isinstance(node, Elementwise) else 0.0
 
     def run(self, errors: Errors, entering: Tensor) -> tuple[dict[int, Tensor], Tensor]:
         """g_j for each source j whose head is known, and what moving away from x adds to the last segment: (N, 2).
