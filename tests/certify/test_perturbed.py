@@ -32,9 +32,9 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _bound(net: nn.Module, x: Tensor, scope: Scope) -> UpperBound:
-    """By small gain; the search ends by itself."""
+    """By small gain, after a search that need not end."""
     found = lipcert.lipschitz(
-        net, tuple(x.shape[1:]), method="smallgain", scope=scope, guarantee="upper", scaling="neuron"
+        net, tuple(x.shape[1:]), method="smallgain", scope=scope, guarantee="upper", scaling="neuron", seconds=0.3
     )
     assert isinstance(found, UpperBound)
     return found
@@ -140,6 +140,14 @@ def test_losses_at_the_sample_leave_little_room(depth: int, monkeypatch: pytest.
         whole = rounding.gamma
         monkeypatch.setattr(rounding, "gamma", lambda n, unit: whole(n - 8, unit))
         assert moved > _furthest(net, x, bound, (0, 1), 0.0)
+
+
+@pytest.mark.parametrize("power", [-300, -560])
+def test_squares_of_small_losses_are_not_lost(power: int) -> None:
+    net, x = _of_one_term(4, 2.0**power)
+    bound = _bound(net, x, "global")
+    moved = adversary(net, x, 0.0, (0, 1), ["given"], moved=True)
+    assert 0.3 < moved / _furthest(net, x, bound, (0, 1), 0.0) <= 1
 
 
 def _no_level(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -48,6 +50,19 @@ def test_a_subnormal_weight_of_a_batch_norm() -> None:
 
 def test_a_subnormal_input_of_a_relu() -> None:
     _holds(nn.ReLU().eval(), torch.tensor([[0.9 * TINY, 0.0]]), torch.zeros(1, 2), flush=True)
+
+
+@pytest.mark.parametrize("method", ["smallgain", "liplt", "product"])
+@pytest.mark.parametrize(("inputs", "behind"), [(4, 150.0), (100, 1000.0)])
+def test_a_subnormal_input_of_a_steep_activation(inputs: int, behind: float, method: Any) -> None:
+    """It is not the input's size that is lost, but the slope times as much."""
+    net = nn.Sequential(nn.LeakyReLU(-100.0), _linear([[1.0] * inputs, [0.0] * inputs], [0.0, behind * TINY])).eval()
+    x = torch.full((1, inputs), -0.99 * TINY)
+    with flushing(True):
+        assert int(net(x.clone()).argmax()) == 1
+    result = lipcert.certify(net, x, method=method)
+    assert int(result.prediction) == 0
+    assert float(result.radius) == 0.0
 
 
 @pytest.mark.parametrize("kind", ["mean", "pool"])

@@ -39,6 +39,7 @@ _LOOKS, _LOOK_CLOSE = 40, 1e-3  # products, of one row, to see ‖S_z‖² at ea
 _LAST_LOOKS, _LAST_CLOSE = 60, 1e-5  # at the end of a stage
 _LOOSER, _LARGEST = 0.98, 4.0  # what ‖S_z‖² of infeasible weights becomes, where it is at most the second
 _LONGEST = 2.0  # of a step in log D, before η
+_FORMED = 64  # dimensions of (x, p) up to which S_z is formed to find its norm
 _LITTLE = 1e-2  # of the average share in a vector: what has less does not move away from it
 
 
@@ -147,7 +148,17 @@ def looser(scaled: ScaledMap, wanted: float) -> list[Tensor]:
 def steepest(
     scaled: ScaledMap, start: Tensor | None = None, *, tolerance: float, products: int, seed: int = 0
 ) -> tuple[float, Tensor]:
-    """‖S_z‖² from below, and the vector (n,) at which it is reached, by Lanczos from one vector and a random one."""
+    """‖S_z‖² from below, and the vector (n,) at which it is reached, by Lanczos from one vector and a random one.
+
+    Of a small network S_z is formed instead, which takes a fraction of the time.
+    """
+    size = len(scaled.divisors)
+    if size <= _FORMED:
+        images = product(scaled, torch.eye(size, dtype=scaled.divisors.dtype, device=scaled.divisors.device))[1]
+        if bool(torch.isfinite(images).all()):
+            vectors, norms, _ = torch.linalg.svd(images, full_matrices=False)
+            norm = float(norms[0])
+            return norm * norm, vectors[:, 0].contiguous()
     known = None if start is None else {(1, 0): start}
     found = leading_vectors(scaled, [(1, 0)], tolerance=tolerance, max_products=products, start=known, seed=seed)
     norm = float(found[1, 0].norm)

@@ -140,28 +140,30 @@ class Perturbed:
         if not self.weights:
             return like.new_full((len(like),), math.inf)
         squares = torch.arange(1, _SQUARES, dtype=like.dtype, device=like.device) / _SQUARES
+        losses = torch.stack([self._loss(errors, k) for k in range(1, self.loop.depth + 1)])
+        most = losses.amax(0)  # taken out: squares of small losses would underflow
         total = like.new_zeros((len(like), 1))
-        for k in range(1, self.loop.depth + 1):
-            # never below 1, so that nothing is lost to underflow; infinite where t is too small for a deep network
-            rises = (self.sigma * self.sigma / squares) ** (self.levels[-1] - self.levels[k])
-            total = total + self._loss(errors, k).square()[:, None] * rises
-        found = (total * (squares / (1 - squares))).sqrt() * _SAFE_SUM
-        return found.nan_to_num(math.inf, math.inf).amin(1)
+        for level, loss in zip(self.levels[1:-1], losses, strict=True):
+            # at least 1; infinite where t is too small for a deep network
+            rises = (self.sigma * self.sigma / squares) ** (self.levels[-1] - level)
+            total = total + (loss / most).square()[:, None] * rises
+        found = (total * (squares / (1 - squares))).sqrt().nan_to_num(math.inf, math.inf).amin(1)
+        return (found * most * _SAFE_SUM).nan_to_num(math.inf, math.inf)
 
     def _loss(self, errors: Errors, k: int) -> Tensor:
         """‖D_k·ε_k‖ of each sample, (N,)."""
         node, (ratio, inverse) = self.loop.nonlinear[k - 1], self.loop.ratios(k)
         top, size = float(self.weights[k - 1].max()), math.sqrt(math.prod(node.shape))
-        tiny = 4 * self.arithmetic.tiny  # even a comparison may take a subnormal number for zero
-        own, departs = errors.weighed[k] * (1 + ratio), top * size * tiny
+        own, each = errors.weighed[k] * (1 + ratio), 4 * self.arithmetic.tiny
         if isinstance(node, Elementwise):
             own = own * (1 + _activation(self.loop, k, self.arithmetic.unit))
-            departs += top * size * node.departure
+            steep = float(torch.as_tensor(self.loop.resolved.slopes[node.index].lipschitz).max())
+            # even a comparison may take a subnormal number for zero, at any slope
+            each = each * max(1.0, steep) + node.departure
             if roundings := count(self.loop, node):
-                steep = float(torch.as_tensor(self.loop.resolved.slopes[node.index].lipschitz).max())
                 size_of = top * at_zero(self.loop, k) + steep * errors.weighed_sizes[k]
                 own = own + inverse * roundings * self.arithmetic.unit * size_of
-        return own + inverse * departs + TINY
+        return own + inverse * (top * size * each) + TINY
 
 
 def _norm(scaled: ScaledMap, sigma: float, arithmetic: Arithmetic) -> float:

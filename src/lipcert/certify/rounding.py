@@ -307,7 +307,8 @@ class _Stretch:
                 size = still(errors.sizes[self.before + k]) + shift + error
                 departs = roundings * unit * (still(self.still[k]) + self.steep[k] * size)
             each = node.departure if isinstance(node, Elementwise) else 0.0
-            each += 4 * self.arithmetic.tiny  # even a comparison may take a subnormal number for zero
+            # even a comparison may take a subnormal number for zero, at any slope
+            each += 4 * self.arithmetic.tiny * max(1.0, self.steep[k])
             departs = departs + still(each * math.sqrt(math.prod(node.shape)))
             gained[k] = error + (ratio * own if ratio else 0.0) + inverse * departs + TINY
             moved[k] = self.steep[k] * (error + shift) + departs + TINY
