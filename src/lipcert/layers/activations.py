@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from lipcert.errors import ConfigError, ShapeError
 from lipcert.graph.trace import trace
 from lipcert.hints import did_you_mean
 
-__all__ = ["ACTIVATIONS", "MaxMin", "make_activation", "slopes_of"]
+__all__ = ["ACTIVATIONS", "MaxMin", "make_activation", "slopes_by_name", "slopes_of"]
 
 
 class MaxMin(nn.Module):
@@ -72,6 +73,12 @@ def make_activation(name: str, channels: int) -> nn.Module:
     if name == "maxmin" and channels % 2:
         raise ConfigError(f"activation 'maxmin' sorts pairs of channels: {channels} is odd; use even widths")
     return ACTIVATIONS[name]()
+
+
+@cache
+def slopes_by_name(name: str) -> tuple[float, float]:
+    """(c, r) of what :func:`make_activation` makes, which is the same for any number of channels."""
+    return slopes_of(make_activation(name, 2), 2)
 
 
 def slopes_of(activation: nn.Module, channels: int) -> tuple[float, float]:

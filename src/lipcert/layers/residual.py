@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.errors import ConfigError
-from lipcert.layers.activations import make_activation, slopes_of
+from lipcert.layers.activations import make_activation, slopes_by_name
 from lipcert.layers.linear import orthogonal_at_centre
 from lipcert.layers.normalised import SLACK_FOLDED, LinearMap, Normalised
 from lipcert.layers.parts import Block, Pool, conv_shape, image_shape, scaled_copy, whole, without_bias
@@ -27,7 +27,7 @@ class _Residual(Normalised):
 
     def _finish(self, activation: str, hidden: int) -> None:
         self.act = make_activation(activation, hidden)
-        self.centre, self.radius = slopes_of(self.act, hidden)
+        self.centre, self.radius = slopes_by_name(activation)
 
     def plain(self) -> nn.Module:
         """``H x + G φ(W x)``."""

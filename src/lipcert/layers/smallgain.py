@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lipcert.errors import ConfigError, ModuleStateError, ShapeError
 from lipcert.graph.capture import is_read
-from lipcert.layers.activations import ACTIVATIONS, make_activation, slopes_of
+from lipcert.layers.activations import ACTIVATIONS, make_activation, slopes_by_name, slopes_of
 from lipcert.layers.linear import orthogonal_at_centre
 from lipcert.layers.normalised import plain_precision, positive
 from lipcert.layers.parts import Block, image_shape, whole
@@ -29,7 +29,7 @@ class _SmallGain(nn.Module):
         super().__init__()
         self.input_shape, self.lipschitz = tuple(shape), positive(lipschitz)
         self.act = make_activation(activation, hidden)
-        centre, radius = slopes_of(self.act, hidden)
+        centre, radius = slopes_by_name(activation)
         if centre < radius * (1 - 1e-6) or centre == 0:
             raise ConfigError(
                 f"activation {activation!r} is not monotone and elementwise, so that this block has no bound in closed "
