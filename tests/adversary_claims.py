@@ -33,7 +33,7 @@ def proved(graph: lipcert.Graph, x: Tensor) -> Claims:
     return _claims(graph, x, whole, graph_bound(graph, scope="pairwise", guarantee="upper"))
 
 
-def proved_by_small_gain(graph: lipcert.Graph, x: Tensor, seconds: float = 0.05) -> Claims:
+def proved_by_small_gain(graph: lipcert.Graph, x: Tensor, seconds: float = 0.02) -> Claims:
     """The same by small gain, after a short search: any weights are to be sound."""
     bounds = [
         graph_bound(graph, method="smallgain", scope=scope, guarantee="upper", scaling="neuron", seconds=seconds)

@@ -39,8 +39,9 @@ class Doubled(nn.Module):
         return self.last(h - torch.relu(self.b(h)))
 
 
-@pytest.mark.parametrize("guarantee", ["upper", "estimate"])
-@pytest.mark.parametrize("scope", ["global", "class", "pairwise"])
+@pytest.mark.parametrize(
+    ("guarantee", "scope"), [("upper", "global"), ("upper", "class"), ("upper", "pairwise"), ("estimate", "pairwise")]
+)
 @pytest.mark.parametrize("net", [mlp(4, 8, 8, 3), Doubled().double().eval(), mlp(4, 3)], ids=["mlp", "sum", "linear"])
 def test_the_smallest_of_all(net: nn.Module, scope: str, guarantee: str) -> None:
     options = {"scope": scope, "guarantee": guarantee, "scaling": "neuron", "seconds": 30.0}

@@ -92,7 +92,7 @@ def test_cases(name: str) -> None:
         above = graph_bound(traced(name), **options).value
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # some of these cannot be searched
-            found = graph_bound(traced(name), method="smallgain", seconds=0.05, **options).value
+            found = graph_bound(traced(name), method="smallgain", seconds=0.01, **options).value
         assert bool((found <= above).all())
         assert bool((found >= seen * (1 - 1e-9)).all())
 
@@ -315,7 +315,7 @@ def test_a_deep_residual_network_is_taken_block_by_block() -> None:
     """LipLT says a hundred and more, and a search from there gets nowhere near what each block has."""
     net = nn.Sequential(*(_Residual(6, seed) for seed in range(10))).eval()
     assert float(_liplt(net, (6,))) > 50
-    found = _bound(net, (6,), scaling="neuron", seconds=5.0)
+    found = _bound(net, (6,), scaling="neuron", seconds=2.0)
     assert 0.1 < float(found) < 1.05
     assert found.slack < 1e-4
     assert found.evidence is not None

@@ -37,18 +37,18 @@ def _assert_nothing_found(tally: Tally) -> None:
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize("by", PROVED)
-def test_no_claim_is_broken(by: str, kind: str) -> None:
-    tally = _of_kind(kind)[by]
-    _assert_nothing_found(tally)
-    assert tally.nets == _seeds(kind) * DRAWS
-    assert tally.points > 100 * tally.nets
+def test_no_claim_is_broken(kind: str) -> None:
+    for by in PROVED:
+        tally = _of_kind(kind)[by]
+        _assert_nothing_found(tally)
+        assert tally.nets == _seeds(kind) * DRAWS
+        assert tally.points > 100 * tally.nets
 
 
 def test_power_iteration_in_place_of_the_upper_bound_is_caught() -> None:
     """Else the adversary would be too weak to say anything."""
     caught = Tally()
-    for kind in KINDS:
+    for kind in ("nearly-linear", "aligned", "tiny"):  # what it is caught by most
         caught += _of_kind(kind)["foil"]
     assert caught.broken["bound"] >= 10
     assert caught.broken["pairwise bound"] >= 3
