@@ -142,9 +142,7 @@ class Contest:
 def _around(around: Around, prediction: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """e′_ab, and by how much more than L_ab·R: (N, C) each, rounded up."""
     carried, steeper = (pair_bounds(v, classes, upward=True)[prediction] for v in (around.carried, around.steeper))
-    rows = torch.arange(len(prediction), device=prediction.device)
-    last = around.last + around.last[rows, prediction][:, None]
-    lost = (carried * around.lost[:, None] + last) * (1 + 2.0**-40)
+    lost = (carried * around.lost[:, None] + pair_errors(around.last, prediction)) * (1 + 2.0**-40)
     return lost.nan_to_num(torch.inf, torch.inf), steeper
 
 
