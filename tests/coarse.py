@@ -124,10 +124,8 @@ def adversary(
     pair: tuple[int, int],
     orders: Sequence[str],
     seed: int = 0,
-    *,
-    moved: bool = False,
 ) -> float:
-    """The most that any of the machines gets wrong, or with ``moved`` that is away from what is right at x."""
+    """The most that any of the machines gets wrong."""
     found = 0.0
     for i, order in enumerate(orders):
 
@@ -135,7 +133,7 @@ def adversary(
             return Machine(UNIT, order, fused=way % 4 == 3, fold=way % 2 == 0, deltas=deltas, seed=seed)
 
         for sign in (1.0, -1.0):
-            found = max(found, worst(make, net, x, radius, pair, sign, moved=moved)[0])
+            found = max(found, worst(make, net, x, radius, pair, sign)[0])
     return found
 
 

@@ -103,6 +103,17 @@ class Residual(nn.Module):
         return x + self.body(x)
 
 
+class Beside(nn.Module):
+    """Several modules of one input, and their outputs side by side."""
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], -1)
+
+
 class Mean(nn.Module):
     """The mean of the last dimension, which is kept."""
 
@@ -120,6 +131,8 @@ def run(m: Machine, module: nn.Module, x: Tensor) -> Tensor:
         case Residual():
             x = run(m, module.share, x)
             return m.plus(x, run(m, module.body, x))
+        case Beside():
+            return torch.cat([run(m, branch, x) for branch in module.branches], -1)
         case nn.Linear():
             return m.product(x, module.weight, module.bias)
         case nn.Conv2d():
@@ -178,8 +191,6 @@ def worst(
     rows: tuple[int, int],
     sign: float,
     steps: int = 3,
-    *,
-    moved: bool = False,
 ) -> tuple[float, Tensor]:
     """The worst rounding of a difference of two logits that a few steps of an adversary find in a ball.
 
@@ -191,7 +202,6 @@ def worst(
         rows: the two logits.
         sign: which way to push.
         steps: choices of all roundings, and of the point.
-        moved: look for the largest distance from what is right at the centre, not at the point.
 
     Returns:
         by how much the difference was wrong, and where.
@@ -202,15 +212,11 @@ def worst(
     deltas = [torch.zeros(s, dtype=x.dtype) for s in probe.shapes]
     generator = torch.Generator().manual_seed(probe.seed)
     away = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-    if moved:
-        centre = x.clone().requires_grad_()
-        out = net(centre)
-        (away,) = torch.autograd.grad(sign * (out[0, rows[0]] - out[0, rows[1]]), centre)
     best, where = 0.0, x
     for step in range(steps + 1):
         point = (x + radius * away / away.norm()).requires_grad_()
         chosen = [d.requires_grad_() for d in deltas]
-        wrong = run(make(chosen), net, point) - net(x if moved else point)
+        wrong = run(make(chosen), net, point) - net(point)
         target = sign * (wrong[0, rows[0]] - wrong[0, rows[1]])
         if float(target.detach()) > best:
             best, where = float(target.detach()), point.detach()

@@ -22,7 +22,7 @@ from lipcert.certify import rounding
 from lipcert.certify.arithmetic import ARITHMETICS
 from lipcert.certify.contest import _rounded
 from lipcert.certify.logits import executed_logits
-from lipcert.certify.rounding import Rounding
+from lipcert.certify.rounding import Account
 from lipcert.graph.types import Elementwise
 from lipcert.loop import LoopMap
 
@@ -35,18 +35,18 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _allowed(
     net: nn.Module, x: Tensor, scope: str = "pairwise", method: str = "liplt", *, parts: bool = False
-) -> tuple[Rounding, int]:
+) -> tuple[Account, int]:
     graph = lipcert.trace(net, tuple(x.shape[1:]))
     method = "smallgain" if parts else method
     bound = graph_bound(graph, method=method, scope=scope, guarantee="upper", parts=parts, seconds=0.3)
     assert bool(bound.parts) == parts
     logits, _, found = executed_logits(graph, bound, [x], torch.float64)
-    return found, logits.shape[1]
+    return found.accounts[0], logits.shape[1]
 
 
-def _limit(found: Rounding, pair: tuple[int, int], radius: float, classes: int = 3) -> float:
+def _limit(found: Account, pair: tuple[int, int], radius: float, classes: int = 3) -> float:
     """``E_ab`` of the first sample."""
-    still, growing = _rounded(found, torch.full((len(found.reach),), pair[0]), classes)
+    still, growing = _rounded([found], torch.full((len(found.final),), pair[0]), classes)
     return float(still[0, pair[1]] + growing[0, pair[1]] * radius)
 
 
@@ -150,7 +150,7 @@ def _activations_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lipcert, "trace", exact)
 
 
-def _dropped(**parts: Callable[[Rounding], object]) -> Callable[[Rounding], Rounding]:
+def _dropped(**parts: Callable[[Account], object]) -> Callable[[Account], Account]:
     return lambda found: dataclasses.replace(found, **{k: f(found) for k, f in parts.items()})
 
 
@@ -158,7 +158,7 @@ def _still(value: Tensor) -> Tensor:
     return value * torch.tensor([1.0, 0.0], dtype=torch.float64)
 
 
-def _same(found: Rounding) -> Rounding:
+def _same(found: Account) -> Account:
     return found
 
 

@@ -18,7 +18,7 @@ from flushing import flushing
 from lipcert.bounds.lipschitz import graph_bound
 from lipcert.certify.contest import _rounded
 from lipcert.certify.logits import executed_logits
-from lipcert.certify.rounding import Rounding
+from lipcert.certify.rounding import Account, Rounding
 from lipcert.errors import BoundError
 
 LOGITS = named(without=("image",))
@@ -39,7 +39,7 @@ def _share(net: nn.Module, rounding: Rounding, centre: Tensor, points: Tensor) -
     distances = (points.double() - centre.double()).flatten(1).norm(dim=1)
     found, classes = 0.0, wrong.shape[1]
     for a in range(classes):
-        still, growing = _rounded(rounding, torch.full((len(points),), a), classes)
+        still, growing = _rounded(rounding.accounts, torch.full((len(points),), a), classes)
         limit = still + growing * distances[:, None]
         share = (wrong[:, a : a + 1] - wrong).abs() / limit.clamp_min(1e-300)
         assert bool(torch.isfinite(share).all())
@@ -48,8 +48,10 @@ def _share(net: nn.Module, rounding: Rounding, centre: Tensor, points: Tensor) -
 
 
 def _first(rounding: Rounding, rows: int) -> Rounding:
-    sources = {j: g[:rows] for j, g in rounding.sources.items()}
-    return Rounding(sources, rounding.heads, rounding.final[:rows], rounding.reach[:rows], rounding.precision)
+    accounts = tuple(
+        Account({j: g[:rows] for j, g in a.sources.items()}, a.heads, a.final[:rows]) for a in rounding.accounts
+    )
+    return Rounding(accounts, rounding.reach[:rows], rounding.precision)
 
 
 def _points(x: Tensor, radius: float, seed: int) -> Tensor:
@@ -123,7 +125,7 @@ def test_scaled_layers_and_large_biases(exponents: tuple[int, int, int], bias: f
     assert 1e-3 < max(_share(net, rounding, x, _points(x, r, 0)) for r in (0.0, 1.0)) <= 1
     _, plain = _executed(_mlp(0, 0, 0, bias=bias), (6,), x)
     if min(exponents) > -100:  # there, subnormal numbers are allowed for
-        rest = [_rounded(r, torch.zeros(16, dtype=torch.int64), 3) for r in (rounding, plain)]
+        rest = [_rounded(r.accounts, torch.zeros(16, dtype=torch.int64), 3) for r in (rounding, plain)]
         assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(*rest, strict=True))  # powers of two change nothing
 
 
@@ -132,7 +134,7 @@ def test_scaled_layers_and_large_biases(exponents: tuple[int, int, int], bias: f
 def test_numbers_that_underflow(exponents: tuple[int, int, int], flush: bool) -> None:
     net, x = _mlp(*exponents), torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
     _, rounding = _executed(net, (6,), x)
-    still, _ = _rounded(rounding, torch.zeros(16, dtype=torch.int64), 3)
+    still, _ = _rounded(rounding.accounts, torch.zeros(16, dtype=torch.int64), 3)
     with flushing(flush):
         executed = net(x).double()
     wrong = executed - copy.deepcopy(net).double()(x.double())

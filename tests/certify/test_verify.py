@@ -306,7 +306,7 @@ def test_a_certificate_that_is_older_than_the_second_account_of_rounding(
     options: dict[str, Any] = {"method": "smallgain", "scaling": "neuron", "seconds": 1.0, "local": local}
     new = certificate_of(net, data, **options)
     with monkeypatch.context() as before:
-        before.setattr(logits.Perturbed, "of", lambda *_: None)
+        before.setattr(logits.Weighed, "of", lambda *_: None)
         old = certificate_of(net, data, **options)
     for c in (new, old):
         report = verify(c, net, data)

@@ -6,6 +6,7 @@ What is here is rounded towards smaller radii, once: global radii (:mod:`lipcert
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,8 +14,7 @@ from torch import Tensor
 
 from lipcert.bounds.pairs import pair_bounds
 from lipcert.certify.logits import pair_errors
-from lipcert.certify.perturbed import Around
-from lipcert.certify.rounding import Rounding
+from lipcert.certify.rounding import Account, Rounding
 
 __all__ = ["SPARE", "Contest", "round_down"]
 
@@ -40,8 +40,7 @@ class Contest:
         slopes: (N, C), L_ab from above.
         doubt: (N, C), how far the margins may be below the true ones.
         still, growing: (N, C), e and f of what execution can take off a margin within a ball of radius R: e + f·R.
-        lost, steeper: (N, C), the same by another account, where all that counts is the margin at x: beside L_ab·R, not
-            beside what the margin falls by. Infinite where nothing is known.
+        first_still, first_growing: (N, C), the same by the first account of rounding alone.
         reach: (N,), the largest R for which they say so.
     """
 
@@ -52,8 +51,8 @@ class Contest:
     slopes: Tensor
     still: Tensor
     growing: Tensor
-    lost: Tensor
-    steeper: Tensor
+    first_still: Tensor
+    first_growing: Tensor
     reach: Tensor
 
     @staticmethod
@@ -70,25 +69,22 @@ class Contest:
             margins, doubt = round_down(round_down(margins) - both), 2 * both
         own = torch.nn.functional.one_hot(prediction, classes).bool()
         slopes = pairs[prediction].clamp_min(torch.finfo(torch.float64).tiny)
-        still, growing, reach = torch.zeros_like(z), torch.zeros_like(z), torch.full_like(top, torch.inf)
-        lost, steeper = torch.full_like(z, torch.inf), torch.full_like(z, torch.inf)
+        least = first = (torch.zeros_like(z), torch.zeros_like(z))
+        reach = torch.full_like(top, torch.inf)
         if rounding is not None:
-            still, growing = _rounded(rounding, prediction, classes)
+            least, first = (_rounded(some, prediction, classes) for some in (rounding.accounts, rounding.accounts[:1]))
             reach = rounding.reach.to(reach)
-            if rounding.around is not None:
-                lost, steeper = _around(rounding.around.to(z), prediction, classes)
-                lost = torch.minimum(lost, still)
         prediction = torch.where(finite, prediction, torch.full_like(prediction, -1))
-        return Contest(prediction, own, margins, doubt, slopes, still, growing, lost, steeper, reach)
+        return Contest(prediction, own, margins, doubt, slopes, *least, *first, reach)
 
     def spared(self, share: float = SPARE) -> Contest:
         """With that much more taken off for rounding."""
-        more = {name: getattr(self, name) * (1 + share) for name in ("still", "growing", "lost", "steeper")}
-        return replace(self, **more)
+        names = ("still", "growing", "first_still", "first_growing")
+        return replace(self, **{name: getattr(self, name) * (1 + share) for name in names})
 
     def by_first_account(self) -> Contest:
-        """Without what :attr:`lost` and :attr:`steeper` say."""
-        return replace(self, steeper=torch.full_like(self.steeper, torch.inf))
+        """Without what another account says."""
+        return replace(self, still=self.first_still, growing=self.first_growing)
 
     def cautious(self) -> Contest:
         """With margins as small as another machine may find them, and what :meth:`spared` takes off."""
@@ -100,11 +96,8 @@ class Contest:
 
     def executed(self) -> Tensor:
         """(N, C): the same of the network that rounds; not beyond :attr:`reach`."""
-        first, second = (
-            self._each(round_down(self.margins - off), -round_down(-self.slopes - more))
-            for off, more in ((self.still, self.growing), (self.lost, self.steeper))
-        )
-        return torch.minimum(torch.maximum(first, second), self.reach[:, None])
+        each = self._each(round_down(self.margins - self.still), -round_down(-self.slopes - self.growing))
+        return torch.minimum(each, self.reach[:, None])
 
     def _each(self, margins: Tensor, slopes: Tensor) -> Tensor:
         each = round_down(margins / slopes)
@@ -131,28 +124,23 @@ class Contest:
                     self.slopes,
                     self.still,
                     self.growing,
-                    self.lost,
-                    self.steeper,
+                    self.first_still,
+                    self.first_growing,
                     self.reach,
                 )
             )
         )
 
 
-def _around(around: Around, prediction: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """e′_ab, and by how much more than L_ab·R: (N, C) each, rounded up."""
-    carried, steeper = (pair_bounds(v, classes, upward=True)[prediction] for v in (around.carried, around.steeper))
-    lost = (carried * around.lost[:, None] + pair_errors(around.last, prediction)) * (1 + 2.0**-40)
-    return lost.nan_to_num(torch.inf, torch.inf), steeper
-
-
-def _rounded(rounding: Rounding, prediction: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """``E_ab = e_ab + f_ab·R`` at the predicted class a: (N, C) each, rounded up."""
-    last = rounding.final.double()
-    rows = torch.arange(len(last), device=last.device)
-    total = last + last[rows, prediction][:, None]
-    for j, gained in rounding.sources.items():
-        head = pair_bounds(rounding.heads[j].double(), classes, upward=True)[prediction]
-        total = total + head[..., None] * gained[:, None]
-    total = total * (1 + 2.0**-40)
-    return total[..., 0], total[..., 1]
+def _rounded(accounts: Sequence[Account], prediction: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """``E_ab = e_ab + f_ab·R`` at the predicted class a, the least of each: (N, C) each, rounded up."""
+    rows, found = torch.arange(len(prediction), device=prediction.device), []
+    for account in accounts:
+        last = account.final.double()
+        total = last + last[rows, prediction][:, None]
+        for j, gained in account.sources.items():
+            head = pair_bounds(account.heads[j].double(), classes, upward=True)[prediction]
+            total = total + head[..., None] * gained[:, None]
+        found.append((total * (1 + 2.0**-40)).nan_to_num(torch.inf, torch.inf))
+    least = torch.stack(found).amin(0)
+    return least[..., 0], least[..., 1]

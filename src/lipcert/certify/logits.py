@@ -17,8 +17,8 @@ from torch import Tensor
 from lipcert.bounds.pairs import pair_bounds
 from lipcert.bounds.result import UpperBound
 from lipcert.certify.arithmetic import ARITHMETICS
-from lipcert.certify.perturbed import Perturbed
-from lipcert.certify.rounding import Errors, Recursion, Rounding, check_tf32, far_from, require
+from lipcert.certify.rounding import Account, Errors, Recursion, Rounding, check_tf32, far_from, require
+from lipcert.certify.weighed import Weighed
 from lipcert.errors import BoundError
 from lipcert.graph import Graph
 from lipcert.graph.capture import ordinary_mode
@@ -212,8 +212,8 @@ def executed_logits(
             )
         check_tf32(loop.resolved.device, dtype)
         relative = path_error(loop)
-        recursion, perturbed = Recursion(loop, bound, arithmetic), Perturbed.of(loop, bound, arithmetic)
-        watch = Errors(loop, arithmetic, dtype, recursion.cuts, perturbed.weights if perturbed else ())
+        recursion, weighed = Recursion(loop, bound, arithmetic), Weighed.of(loop, bound, arithmetic)
+        watch = Errors(loop, arithmetic, dtype, recursion.cuts, weighed.weights if weighed else ())
         closer = _Closer.of(loop, bound, relative, each=each)
         for batch in alike(batches):
             far, sizes = far_from(loop, batch)
@@ -221,9 +221,11 @@ def executed_logits(
             found, error = _evaluated(loop, batch, relative, closer, [watch], each=each)
             lost = watch.errors[graph.output]
             sources, final = recursion.run(watch, lost, found)
-            around = None if perturbed is None else perturbed.around(watch, lost, found)
+            accounts = [Account(sources, recursion.heads, final)]
+            if weighed is not None:
+                accounts.append(weighed.account(watch, lost, found))
             reach = far if all(s.max() < arithmetic.limit for s in sizes) else torch.zeros_like(far)
             logits.append(found)
             errors.append(error)
-            parts.append(Rounding(sources, recursion.heads, final, reach, arithmetic.name, around))
+            parts.append(Rounding(tuple(accounts), reach, arithmetic.name))
     return torch.cat(logits), torch.cat(errors), Rounding.join(parts)

@@ -43,7 +43,6 @@ from torch import Tensor
 from lipcert.bounds.parts import row
 from lipcert.bounds.result import UpperBound
 from lipcert.certify.arithmetic import Arithmetic, Precision, at_zero, count, gamma, segment_roundings
-from lipcert.certify.perturbed import Around
 from lipcert.errors import BoundError
 from lipcert.graph import Graph
 from lipcert.graph.types import Affine, Coefficient, Elementwise, Node, Nonlinear
@@ -53,6 +52,7 @@ from lipcert.norms.scaling import row_norms
 
 __all__ = [
     "ASSUMPTIONS",
+    "Account",
     "Errors",
     "Recursion",
     "Rounding",
@@ -79,38 +79,47 @@ _STEEP = 2.0**10  # where c/r is larger, the uncentred map is the better one
 
 
 @dataclass(frozen=True, eq=False)
-class Rounding:
+class Account:
     """``E_ab = e_ab + f_ab·R`` of a batch, in parts; the last dimension of each holds (e, f).
 
     Attributes:
         sources: for each source j of the bound's heads, g_j: (N, 2).
         heads: the norms ‖row·A_yj‖ that go with them: scalars, or in the bound's shape.
         final: (N, C, 2), what the last segment adds to each logit.
-        reach: (N,), the largest R for which nothing overflows; 0 where something does at x.
-        precision: the arithmetic that it is of.
-        around: another account, not of how wrong the logits at x′ are, but of their distance from the right ones at x
-            (:mod:`lipcert.certify.perturbed`). None: unknown.
     """
 
     sources: dict[int, Tensor]
     heads: dict[int, Tensor]
     final: Tensor
+
+    @staticmethod
+    def join(parts: Sequence[Account]) -> Account:
+        """Of several batches, one."""
+        first = parts[0]
+        sources = {j: torch.cat([p.sources[j] for p in parts]) for j in first.sources}
+        return Account(sources, first.heads, torch.cat([p.final for p in parts]))
+
+
+@dataclass(frozen=True, eq=False)
+class Rounding:
+    """What execution adds to the logits of a batch.
+
+    Attributes:
+        accounts: each says it all; of each coefficient e_ab and f_ab the least counts. The first is that of this file,
+            the second, where the bound is by small gain, that of :mod:`lipcert.certify.weighed`.
+        reach: (N,), the largest R for which nothing overflows; 0 where something does at x.
+        precision: the arithmetic that it is of.
+    """
+
+    accounts: tuple[Account, ...]
     reach: Tensor
     precision: Precision
-    around: Around | None = None
 
     @staticmethod
     def join(parts: Sequence[Rounding]) -> Rounding:
         """Of several batches, one."""
-        first = parts[0]
-        sources = {j: torch.cat([p.sources[j] for p in parts]) for j in first.sources}
-        final, reach = torch.cat([p.final for p in parts]), torch.cat([p.reach for p in parts])
-        around = first.around
-        if around is not None:
-            others = [p.around for p in parts if p.around is not None]
-            lost, last = torch.cat([o.lost for o in others]), torch.cat([o.last for o in others])
-            around = Around(around.steeper, around.carried, lost, last)
-        return Rounding(sources, first.heads, final, reach, first.precision, around)
+        accounts = tuple(Account.join(each) for each in zip(*(p.accounts for p in parts), strict=True))
+        return Rounding(accounts, torch.cat([p.reach for p in parts]), parts[0].precision)
 
 
 def _rounds(node: Node) -> bool:
