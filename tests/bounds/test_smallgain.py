@@ -77,7 +77,7 @@ def test_between_the_exact_constant_and_liplt(widths: tuple[int, ...], scope: st
             torch.testing.assert_close(estimate.value, found.value, rtol=3e-3, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", NAMES[::3])
+@pytest.mark.parametrize("name", NAMES[::5])
 def test_cases(name: str) -> None:
     """Not below a Jacobian of the module, nor above LipLT, with as little search as possible."""
     x = CASES[name].inputs(6)

@@ -43,8 +43,9 @@ def _export(module: nn.Module, shape: tuple[int, ...], path: Path, *, dynamo: bo
         logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("dynamo", [True, False])
-@pytest.mark.parametrize("name", ROUND_TRIPS)
+@pytest.mark.parametrize(
+    ("name", "dynamo"), [*((n, False) for n in ROUND_TRIPS), *((n, True) for n in ROUND_TRIPS[::2])]
+)
 def test_the_same_bound(name: str, dynamo: bool, tmp_path: Path) -> None:
     case = CASES[name]
     module = case.module(torch.float32)
