@@ -19,6 +19,7 @@ from lipcert.bounds import UpperBound, graph_bound, smallgain
 from lipcert.bounds.evidence import Evidence, Scaling, fits
 from lipcert.bounds.result import Estimate, Scope
 from lipcert.bounds.smallgain import evidence_value, prove
+from lipcert.bounds.starts import balanced_start
 from lipcert.errors import BoundError
 from lipcert.loop import LoopMap
 from lipcert.norms.scaled import prove_scaled
@@ -177,6 +178,27 @@ def test_a_dead_layer(dead: int, scope: str) -> None:
         options: dict[str, Any] = {"method": "smallgain", "scope": scope, "seconds": 0.2}
         assert float(lipcert.lipschitz(net, (3,), guarantee="upper", **options).value.max()) < 1e-290
         assert float(lipcert.lipschitz(net, (3,), **options).value.max()) == 0.0
+
+
+class _Absolute(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+def test_nothing_is_balanced_where_slopes_have_no_centre() -> None:
+    """No block leads from x to the second activation then. Such weights had a gain of 0: the best of all, it seemed."""
+    torch.manual_seed(0)
+    hidden, layers = torch.full((8, 8), 2.0**-40), list[nn.Module]()
+    hidden[0, 0] = 1.0
+    for _ in range(6):
+        layers += [nn.Linear(8, 8, bias=False), _Absolute()]
+        layers[-2].weight.data = hidden.clone()
+    net = nn.Sequential(*layers, nn.Linear(8, 3, bias=False)).double().eval().requires_grad_(False)
+    graph = lipcert.trace(net, (8,))
+    assert balanced_start(LoopMap(graph, graph.resolve(torch.float64)), "channel") is None
+    found = graph_bound(graph, method="smallgain", scaling="channel", guarantee="upper", seconds=0.1)
+    assert isinstance(found, UpperBound)
+    assert found.evidence is not None
 
 
 @pytest.mark.parametrize("scope", SCOPES)

@@ -46,11 +46,12 @@ def feasible_start(loop: LoopMap, hidden: Mapping[int, float], norms: Mapping[Pa
     return _loosened(loop, Scaling("layer", tuple(weights)), _glance, *limits)
 
 
-def balanced_start(loop: LoopMap, kind: Kind, *, seed: int = 0) -> Scaling:
+def balanced_start(loop: LoopMap, kind: Kind, *, seed: int = 0) -> Scaling | None:
     """Weights with ‖S_z‖ < 1 from what enters and leaves each group: ``D² = t^level·‖A_y,g‖/‖A_g,0‖`` for group g.
 
     With W to an activation and B from it that is ‖B_i‖/‖W_i‖: of a block x − WᵀT⁻¹φ(Wx) with slopes in [0, 2] just
-    the weights that prove it (D² = T⁻¹). The norms are those of Frobenius, from products with Gaussian vectors.
+    the weights that prove it (D² = T⁻¹). The norms are those of Frobenius, from products with Gaussian vectors. None
+    where some activation has no block from x or to y, as behind slopes in [−1, 1]: nothing is there to be balanced.
 
     Raises:
         BoundError: a pass overflows.
@@ -68,8 +69,10 @@ def balanced_start(loop: LoopMap, kind: Kind, *, seed: int = 0) -> Scaling:
     weights = []
     for shape, z, w in zip(weight_shapes(loop, kind), entering, leaving, strict=True):
         into, out = (v.double().square().mean(0).cpu() for v in (z, w))
-        ratio = [v.sum_to_size(shape) / v.sum().clamp_min(1e-300) for v in (out, into)]
-        scale = out.sum() / into.sum().clamp_min(1e-300)
+        if not (float(into.sum()) > 0 and float(out.sum()) > 0):
+            return None
+        ratio = [v.sum_to_size(shape) / v.sum() for v in (out, into)]
+        scale = out.sum() / into.sum()
         found = scale.clamp(1e-60, 1e60) * (ratio[0] + _NO_FLOW) / (ratio[1] + _NO_FLOW)
         weights.append(found**0.25)
     return _loosened(loop, Scaling(kind, tuple(weights)), _look, 0.995, 0.995)
