@@ -20,12 +20,14 @@ from lipcert import UpperBound
 from lipcert.bounds.evidence import KINDS, Evidence, Kind, Scaling
 from lipcert.bounds.lipschitz import graph_bound
 from lipcert.bounds.result import Scope
+from lipcert.bounds.smallgain import evidence_value
 from lipcert.certify import rounding, weighed
 from lipcert.certify.arithmetic import ARITHMETICS
 from lipcert.certify.contest import _rounded
 from lipcert.certify.logits import executed_logits
 from lipcert.certify.radius import radii
 from lipcert.certify.rounding import Account
+from lipcert.errors import BoundError
 from lipcert.loop import LoopMap
 from lipcert.norms.result import Norm
 from lipcert.scaled import ScaledMap, levels, weight_shapes
@@ -50,13 +52,14 @@ def _loop(net: nn.Module, x: Tensor) -> LoopMap:
     return LoopMap(graph, graph.resolve(torch.float64))
 
 
-def _with(net: nn.Module, x: Tensor, kind: Kind, weights: Sequence[Tensor], output: float) -> UpperBound:
+def _with(net: nn.Module, x: Tensor, kind: Kind, weights: Sequence[Tensor], output: Tensor | float) -> UpperBound:
     """LipLT's bound, with these weights and the norm that they have as evidence."""
     loop = _loop(net, x)
     scaled = ScaledMap(loop, weights, output)
     matrix = scaled.apply(torch.eye(scaled.source_shape(0)[0], dtype=torch.float64))
     norm = float(torch.linalg.matrix_norm(matrix, 2)) * (1 + 1e-9)
-    base = graph_bound(loop.graph, method="liplt", scope="global", guarantee="upper")
+    scope = "pairwise" if isinstance(output, Tensor) else "global"
+    base = graph_bound(loop.graph, method="liplt", scope=scope, guarantee="upper")
     evidence = Evidence(Scaling(kind, tuple(weights)), output, Norm(norm, norm, "dense"))
     return dataclasses.replace(base, method="smallgain", evidence=evidence)
 
@@ -313,6 +316,23 @@ def test_the_adversary_finds_what_is_left_out(part: str, monkeypatch: pytest.Mon
     assert less < wrong <= whole, (less / wrong, whole / wrong)
 
 
+def test_the_last_segment_is_not_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """|P||S||Δv| is not beside |PSΔv| there, but beside |P||SΔv|: two logits that are nearly the same."""
+    weight = torch.full((2, 30), 2.0**-60, dtype=torch.float64)
+    weight[:, 0], weight[1, 1] = 1.0, 0.05
+    net = nn.Sequential(_Absolute(), *chosen([weight.tolist()])).eval()
+    x = torch.zeros((1, 30), dtype=torch.float64)
+    output = torch.linalg.inv(torch.linalg.cholesky(weight @ weight.T))
+    bound = _with(net, x, "layer", [torch.ones(1, dtype=torch.float64)], output / (1 + 1e-12))
+    wrong = adversary(net, x, 1.0, (0, 1), ["given"])
+    assert wrong <= _second(net, x, bound, 1.0)
+    whole = weighed.scaled_segments
+    monkeypatch.setattr(
+        weighed, "scaled_segments", lambda s, steps: {p: (b + 1) / 2 for p, b in whole(s, steps=steps).items()}
+    )
+    assert wrong > _second(net, x, bound, 1.0)
+
+
 def test_a_norm_above_one_counts_for_each_level() -> None:
     """Weights that prove too much by 1.3 for each level, with the norm that they have: they prove what is true."""
     net, x = _of_one_term(6, 1.0)
@@ -322,6 +342,10 @@ def test_a_norm_above_one_counts_for_each_level() -> None:
     assert large.evidence.norm.upper == pytest.approx(1.3)
     claim = dataclasses.replace(large.evidence, norm=Norm(1.0, 1.0, "dense"))
     wrong = adversary(net, x, 0.0, (0, 1), ["given"])
+    nothing = dataclasses.replace(large.evidence, norm=Norm(math.nan, 1.0, "dense"))
+    assert _second(net, x, dataclasses.replace(large, evidence=nothing), 1.0) == math.inf
+    with pytest.raises(BoundError, match="proves nothing"):
+        evidence_value(_loop(net, x), nothing, "global")
     assert _second(net, x, dataclasses.replace(large, evidence=claim), 0.0) < wrong <= _second(net, x, large, 0.0)
     assert _second(net, x, large, 0.0) == pytest.approx(_second(net, x, _by_hand(net, x), 0.0), rel=1e-6)
 

@@ -331,7 +331,8 @@ def evidence_value(loop: LoopMap, evidence: Evidence, scope: Scope) -> Tensor:
     """
     if evidence.norm is None:
         raise BoundError("this evidence proves nothing: the norm of its scaled map is not there.")
-    factor = _power(max(1.0, evidence.norm.upper), levels(loop)[-1]) * (1 + 2.0**-40)
+    # in this order NaN stays what it is
+    factor = _power(max(evidence.norm.upper, 1.0), levels(loop)[-1]) * (1 + 2.0**-40)
     if not math.isfinite(factor):
         raise BoundError(f"a scaled map of norm {evidence.norm.upper:g} proves nothing.")
     return feasible_value(loop, evidence.output, scope) * factor

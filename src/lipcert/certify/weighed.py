@@ -17,9 +17,9 @@ before and is exact behind:
     G_m = √(Σ_{level(k) = m} g_k²),
     E_ab = ‖P⁻ᵀ(e_a − e_b)‖·(Σ_m σ^{level(y) − m}·G_m + γ_y·Σ_i B_yi·ν_i) + F_a + F_b,
 
-where F is what the last segment loses at x. Where all that is rounded in a segment is one sum, ½(Σ_i B_ki·ν_i + ζ_k)
-takes the place of Σ_i B_ki·ν_i: the sums of positive and of negative terms grow by the mean of those of all terms'
-absolute changes and of the change of the sum, and that is ζ_k.
+where F is what the last segment loses at x. Where all that is rounded in a segment to a z_k is one sum,
+½(Σ_i B_ki·ν_i + ζ_k) takes the place of Σ_i B_ki·ν_i: the sums of positive and of negative terms grow by the mean of
+those of all terms' absolute changes and of the change of the sum, and that is ζ_k.
 
 In networks that are trained with small gain LipLT's constants, which the first account multiplies, are far too large.
 Elsewhere |S| may be larger in these units than in others. Both hold, and as they are linear the best of each
@@ -71,7 +71,7 @@ class Weighed:
         assert evidence.norm is not None
         scaled, last = evidence.map(loop), loop.depth + 1
         self.loop, self.arithmetic = loop, arithmetic
-        self.levels, self.sigma = levels(loop), torch.tensor(max(1.0, evidence.norm.upper), dtype=torch.float64)
+        self.levels, self.sigma = levels(loop), torch.tensor(max(evidence.norm.upper, 1.0), dtype=torch.float64)
         self.segments = scaled_segments(scaled, steps=_STEPS)
         roundings = {k: segment_roundings(loop, k) for k in range(1, last + 1)}
         self.gammas = {k: gamma(sum(n), arithmetic.unit) if n else 0.0 for k, n in roundings.items()}
