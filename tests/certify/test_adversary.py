@@ -20,7 +20,7 @@ from adversary_exact import Exact
 from adversary_nets import KINDS, network, program, trained
 from adversary_report import Tally
 
-SEEDS, DRAWS = 2, 3
+SEEDS, DRAWS = 2, 4
 
 
 @cache
