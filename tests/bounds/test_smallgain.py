@@ -14,6 +14,7 @@ import lipcert
 import reference_bounds as textbook
 from adversary_exact import Exact
 from cases import CASES, loop_map, nonlinear, traced
+from catalogue import Fn
 from chains import matrices, network
 from lipcert.bounds import UpperBound, graph_bound, smallgain
 from lipcert.bounds.evidence import Evidence, Scaling, fits
@@ -180,18 +181,13 @@ def test_a_dead_layer(dead: int, scope: str) -> None:
         assert float(lipcert.lipschitz(net, (3,), **options).value.max()) == 0.0
 
 
-class _Absolute(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.abs()
-
-
 def test_nothing_is_balanced_where_slopes_have_no_centre() -> None:
     """No block leads from x to the second activation then. Such weights had a gain of 0: the best of all, it seemed."""
     torch.manual_seed(0)
     hidden, layers = torch.full((8, 8), 2.0**-40), list[nn.Module]()
     hidden[0, 0] = 1.0
     for _ in range(6):
-        layers += [nn.Linear(8, 8, bias=False), _Absolute()]
+        layers += [nn.Linear(8, 8, bias=False), Fn(lambda s, x: x.abs())]
         layers[-2].weight.data = hidden.clone()
     net = nn.Sequential(*layers, nn.Linear(8, 3, bias=False)).double().eval().requires_grad_(False)
     graph = lipcert.trace(net, (8,))

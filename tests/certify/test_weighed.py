@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import lipcert
+from catalogue import Fn
 from certificates import in_units_of_their_own
 from coarse import COARSE, NETS, PAIRS, ROWS, adversary, chosen, some_net
 from emulated import ORDERS, Beside
@@ -145,19 +146,18 @@ def test_along_a_row_of_parts_it_says_what_moving_away_adds(name: str) -> None:
 # --- that it leaves little room, and that a part left out is noticed -----------------------------------------------
 
 
-class _Absolute(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.abs()
-
-
 HEAD = [1.0, -1.0]
+
+
+def _absolute() -> nn.Module:
+    return Fn(lambda s, x: x.abs())
 
 
 def _of_one_term(depth: int, at: float) -> tuple[nn.Module, Tensor]:
     """The first term of each sum is all there is, and goes through all of its roundings; no slope has a half-width."""
     hidden, head = torch.full((30, 30), 2.0**-40), torch.full((2, 30), 2.0**-40)
     hidden[0, 0], head[:, 0] = 1.0, torch.tensor(HEAD)
-    net = chosen([*[hidden.tolist()] * depth, head.tolist()], *(_Absolute() for _ in range(depth)))
+    net = chosen([*[hidden.tolist()] * depth, head.tolist()], *(_absolute() for _ in range(depth)))
     x = torch.zeros((1, 30), dtype=torch.float64)
     x[0, 0] = at
     return net, x
@@ -257,7 +257,7 @@ def _of_two_sums() -> tuple[nn.Module, Tensor]:
     """What goes through the first layer twice is gone behind the second, but not what is lost there."""
     row = torch.full((2, 30), 2.0**-40)
     row[:, 0] = 1.0
-    net = chosen([row.tolist(), [[1.0, -1.0 + 2.0**-7]], [[h] for h in HEAD]], nn.Identity(), _Absolute())
+    net = chosen([row.tolist(), [[1.0, -1.0 + 2.0**-7]], [[h] for h in HEAD]], nn.Identity(), _absolute())
     return net, torch.zeros((1, 30), dtype=torch.float64)
 
 
@@ -267,14 +267,14 @@ def _of_both_signs() -> tuple[nn.Module, Tensor]:
     for _ in range(5):
         turn = torch.cat([torch.cat([turn, turn], 1), torch.cat([turn, -turn], 1)])
     head = torch.tensor(HEAD)[:, None].expand(2, 32).tolist()
-    return chosen([turn.tolist(), head], _Absolute()), torch.full((1, 32), 2.0**-10, dtype=torch.float64)
+    return chosen([turn.tolist(), head], _absolute()), torch.full((1, 32), 2.0**-10, dtype=torch.float64)
 
 
 def _of_branches() -> tuple[nn.Module, Tensor]:
     """Eight layers of one level, the first term of each all there is of it."""
     row = torch.full((1, 30), 2.0**-40)
     row[0, 0] = 1.0
-    branches = [nn.Sequential(*chosen([row.tolist()], _Absolute())) for _ in range(8)]
+    branches = [nn.Sequential(*chosen([row.tolist()], _absolute())) for _ in range(8)]
     head = torch.tensor(HEAD)[:, None].expand(2, 8).tolist()
     x = torch.zeros((1, 30), dtype=torch.float64)
     x[0, 0] = 1.0
@@ -320,7 +320,7 @@ def test_the_last_segment_is_not_halved(monkeypatch: pytest.MonkeyPatch) -> None
     """|P||S||Δv| is not beside |PSΔv| there, but beside |P||SΔv|: two logits that are nearly the same."""
     weight = torch.full((2, 30), 2.0**-60, dtype=torch.float64)
     weight[:, 0], weight[1, 1] = 1.0, 0.05
-    net = nn.Sequential(_Absolute(), *chosen([weight.tolist()])).eval()
+    net = nn.Sequential(_absolute(), *chosen([weight.tolist()])).eval()
     x = torch.zeros((1, 30), dtype=torch.float64)
     output = torch.linalg.inv(torch.linalg.cholesky(weight @ weight.T))
     bound = _with(net, x, "layer", [torch.ones(1, dtype=torch.float64)], output / (1 + 1e-12))

@@ -80,6 +80,7 @@ class Weighed:
         self.head = feasible_value(loop, evidence.output, bound.scope)
         self.weights = [] if bound.parts else scaled.weights
         self.most = [float(d.max()) for d in scaled.weights]
+        self.still = [at_zero(loop, k) for k in range(1, last)]
 
     @staticmethod
     def of(loop: LoopMap, bound: UpperBound, arithmetic: Arithmetic) -> Weighed | None:
@@ -151,7 +152,7 @@ class Weighed:
             if roundings := count(self.loop, node):
                 size = steep * away
                 if self.weights:
-                    size[:, 0] += most * at_zero(self.loop, k) + steep * errors.weighed_sizes[k]
+                    size[:, 0] += most * self.still[k - 1] + steep * errors.weighed_sizes[k]
                 found = roundings * self.arithmetic.unit * size
         found[:, 0] += most * math.sqrt(math.prod(node.shape)) * each
         return found
