@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
+import torch._dynamo.config
 
 from lipcert.bounds import portfolio, scaling, smallgain, stages
 
 torch.set_num_threads(1)
+# Most of the time goes into recording thousands of small networks. What torch remembers of one is of no use to the
+# next, and looking through everything for garbage so often finds little.
+torch._dynamo.config.fake_tensor_cache_enabled = False
+gc.set_threshold(100_000, 50, 1000)
+
+
+def pytest_collection_finish() -> None:
+    """All that has been imported stays: nothing of it is looked at for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 class _Steps:
