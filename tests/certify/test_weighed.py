@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -29,6 +30,7 @@ from lipcert.certify.logits import executed_logits
 from lipcert.certify.radius import radii
 from lipcert.certify.rounding import Account
 from lipcert.errors import BoundError
+from lipcert.graph import Graph
 from lipcert.loop import LoopMap
 from lipcert.norms.result import Norm
 from lipcert.scaled import ScaledMap, levels, weight_shapes
@@ -48,8 +50,13 @@ def _bound(net: nn.Module, x: Tensor, scope: Scope) -> UpperBound:
     return found
 
 
+@functools.lru_cache(maxsize=1)
+def _graph(net: nn.Module, shape: tuple[int, ...]) -> Graph:
+    return lipcert.trace(net, shape)
+
+
 def _loop(net: nn.Module, x: Tensor) -> LoopMap:
-    graph = lipcert.trace(net, tuple(x.shape[1:]))
+    graph = _graph(net, tuple(x.shape[1:]))
     return LoopMap(graph, graph.resolve(torch.float64))
 
 
@@ -86,7 +93,7 @@ def _any_bound(net: nn.Module, x: Tensor, seed: int, *, loose: bool) -> UpperBou
 
 
 def _accounts(net: nn.Module, x: Tensor, bound: UpperBound) -> tuple[Account, ...]:
-    _, _, found = executed_logits(lipcert.trace(net, tuple(x.shape[1:])), bound, [x], torch.float64)
+    _, _, found = executed_logits(_graph(net, tuple(x.shape[1:])), bound, [x], torch.float64)
     return found.accounts
 
 
