@@ -6,14 +6,11 @@ import gc
 
 import pytest
 import torch
-import torch._dynamo.config
 
 from lipcert.bounds import portfolio, scaling, smallgain, stages
 
 torch.set_num_threads(1)
-# Most of the time goes into recording thousands of small networks. What torch remembers of one is of no use to the
-# next, and looking through everything for garbage so often finds little.
-torch._dynamo.config.fake_tensor_cache_enabled = False
+# Thousands of small networks are recorded: looking through everything for garbage so often finds little.
 gc.set_threshold(100_000, 50, 1000)
 
 
