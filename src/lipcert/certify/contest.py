@@ -41,6 +41,8 @@ class Contest:
         doubt: (N, C), how far the margins may be below the true ones.
         still, growing: (N, C), e and f of what execution can take off a margin within a ball of radius R: e + f·R.
         first_still, first_growing: (N, C), the same by the first account of rounding alone.
+        near_still: (N, C), what will do for e where R is at most ``within``.
+        within: (N,).
         reach: (N,), the largest R for which they say so.
     """
 
@@ -53,6 +55,8 @@ class Contest:
     growing: Tensor
     first_still: Tensor
     first_growing: Tensor
+    near_still: Tensor
+    within: Tensor
     reach: Tensor
 
     @staticmethod
@@ -70,21 +74,24 @@ class Contest:
         own = torch.nn.functional.one_hot(prediction, classes).bool()
         slopes = pairs[prediction].clamp_min(torch.finfo(torch.float64).tiny)
         least = first = (torch.zeros_like(z), torch.zeros_like(z))
-        reach = torch.full_like(top, torch.inf)
+        near, within, reach = least[0], torch.zeros_like(top), torch.full_like(top, torch.inf)
         if rounding is not None:
             least, first = (_rounded(some, prediction, classes) for some in (rounding.accounts, rounding.accounts[:1]))
-            reach = rounding.reach.to(reach)
+            near, reach = least[0], rounding.reach.to(reach)
+            if rounding.near is not None and rounding.within is not None:
+                near, within = _rounded([*rounding.accounts, rounding.near], prediction, classes)[0], rounding.within
         prediction = torch.where(finite, prediction, torch.full_like(prediction, -1))
-        return Contest(prediction, own, margins, doubt, slopes, *least, *first, reach)
+        return Contest(prediction, own, margins, doubt, slopes, *least, *first, near, within.to(reach), reach)
 
     def spared(self, share: float = SPARE) -> Contest:
         """With that much more taken off for rounding."""
-        names = ("still", "growing", "first_still", "first_growing")
+        names = ("still", "growing", "first_still", "first_growing", "near_still")
         return replace(self, **{name: getattr(self, name) * (1 + share) for name in names})
 
     def by_first_account(self) -> Contest:
         """Without what another account says."""
-        return replace(self, still=self.first_still, growing=self.first_growing)
+        first = self.first_still
+        return replace(self, still=first, growing=self.first_growing, near_still=first)
 
     def cautious(self) -> Contest:
         """With margins as small as another machine may find them, and what :meth:`spared` takes off."""
@@ -96,7 +103,9 @@ class Contest:
 
     def executed(self) -> Tensor:
         """(N, C): the same of the network that rounds; not beyond :attr:`reach`."""
-        each = self._each(round_down(self.margins - self.still), -round_down(-self.slopes - self.growing))
+        slopes = -round_down(-self.slopes - self.growing)
+        far, near = (self._each(round_down(self.margins - e), slopes) for e in (self.still, self.near_still))
+        each = torch.maximum(far, torch.minimum(near, self.within[:, None]))
         return torch.minimum(each, self.reach[:, None])
 
     def _each(self, margins: Tensor, slopes: Tensor) -> Tensor:
@@ -108,7 +117,9 @@ class Contest:
     def left(self, sample: Tensor, other: Tensor, radius: Tensor) -> Tensor:
         """(R,): what is left of the margins of some samples over some classes when rounding in balls is taken off."""
         taken = -round_down(-self.growing[sample, other] * radius)
-        taken = -round_down(-self.still[sample, other] - taken)
+        near = radius <= self.within[sample]
+        still = torch.where(near, self.near_still[sample, other], self.still[sample, other])
+        taken = -round_down(-still - taken)
         return round_down(self.margins[sample, other] - taken)
 
     def part(self, start: int, stop: int) -> Contest:
@@ -126,6 +137,8 @@ class Contest:
                     self.growing,
                     self.first_still,
                     self.first_growing,
+                    self.near_still,
+                    self.within,
                     self.reach,
                 )
             )

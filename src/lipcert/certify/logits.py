@@ -17,6 +17,7 @@ from torch import Tensor
 from lipcert.bounds.pairs import pair_bounds
 from lipcert.bounds.result import UpperBound
 from lipcert.certify.arithmetic import ARITHMETICS
+from lipcert.certify.resting import CAUTION
 from lipcert.certify.rounding import Account, Errors, Recursion, Rounding, check_tf32, far_from, require
 from lipcert.certify.weighed import Weighed
 from lipcert.errors import BoundError
@@ -176,6 +177,14 @@ def alike(batches: Iterable[Tensor]) -> Iterator[Tensor]:
             yield batch[start:]
 
 
+def _within(logits: Tensor, bound: UpperBound) -> Tensor:
+    """(n,), a hair above the radii of real arithmetic, which those of an execution are not to exceed."""
+    top, predicted = logits.max(1)
+    pairs = pair_bounds(bound.value.double(), logits.shape[1], upward=True).to(logits.device)[predicted]
+    radii = ((top[:, None] - logits) / pairs).scatter(1, predicted[:, None], torch.inf).amin(1)
+    return (radii * (1 + 2.0**-30)).nan_to_num(0.0, torch.inf, 0.0).clamp_min(0.0)
+
+
 def executed_logits(
     graph: Graph, bound: UpperBound, batches: Iterable[Tensor], dtype: torch.dtype, *, each: bool = False
 ) -> tuple[Tensor, Tensor, Rounding]:
@@ -213,7 +222,8 @@ def executed_logits(
         check_tf32(loop.resolved.device, dtype)
         relative = path_error(loop)
         recursion, weighed = Recursion(loop, bound, arithmetic), Weighed.of(loop, bound, arithmetic)
-        watch = Errors(loop, arithmetic, dtype, recursion.cuts, weighed.weights if weighed else ())
+        caution = 0.0 if each else CAUTION
+        watch = Errors(loop, arithmetic, dtype, recursion.cuts, weighed.weights if weighed else (), caution)
         closer = _Closer.of(loop, bound, relative, each=each)
         for batch in alike(batches):
             far, sizes = far_from(loop, batch)
@@ -221,11 +231,13 @@ def executed_logits(
             found, error = _evaluated(loop, batch, relative, closer, [watch], each=each)
             lost = watch.errors[graph.output]
             sources, final = recursion.run(watch, lost, found)
-            accounts = [Account(sources, recursion.heads, final)]
+            accounts, near, within = [Account(sources, recursion.heads, final)], None, None
             if weighed is not None:
                 accounts.append(weighed.account(watch, lost, found))
+                within = _within(found, bound)
+                near = weighed.near(watch, lost, found, within)
             reach = far if all(s.max() < arithmetic.limit for s in sizes) else torch.zeros_like(far)
             logits.append(found)
             errors.append(error)
-            parts.append(Rounding(tuple(accounts), reach, arithmetic.name))
+            parts.append(Rounding(tuple(accounts), reach, arithmetic.name, near, None if near is None else within))
     return torch.cat(logits), torch.cat(errors), Rounding.join(parts)

@@ -43,6 +43,7 @@ from torch import Tensor
 from lipcert.bounds.parts import row
 from lipcert.bounds.result import UpperBound
 from lipcert.certify.arithmetic import Arithmetic, Precision, at_zero, count, gamma, segment_roundings
+from lipcert.certify.resting import Resting, flat_sides
 from lipcert.errors import BoundError
 from lipcert.graph import Graph
 from lipcert.graph.types import Affine, Coefficient, Elementwise, Node, Nonlinear
@@ -109,17 +110,28 @@ class Rounding:
             the second, where the bound is by small gain, that of :mod:`lipcert.certify.weighed`.
         reach: (N,), the largest R for which nothing overflows; 0 where something does at x.
         precision: the arithmetic that it is of.
+        near: None, or another account, of balls with R ≤ ``within`` alone; its f is not above that of the second.
+        within: (N,).
     """
 
     accounts: tuple[Account, ...]
     reach: Tensor
     precision: Precision
+    near: Account | None = None
+    within: Tensor | None = None
 
     @staticmethod
     def join(parts: Sequence[Rounding]) -> Rounding:
         """Of several batches, one."""
         accounts = tuple(Account.join(each) for each in zip(*(p.accounts for p in parts), strict=True))
-        return Rounding(accounts, torch.cat([p.reach for p in parts]), parts[0].precision)
+        near, within = [p.near for p in parts if p.near], [p.within for p in parts if p.within is not None]
+        return Rounding(
+            accounts,
+            torch.cat([p.reach for p in parts]),
+            parts[0].precision,
+            Account.join(near) if near else None,
+            torch.cat(within) if within else None,
+        )
 
 
 def _rounds(node: Node) -> bool:
@@ -139,6 +151,8 @@ class Errors:
         sizes: (N,), ‖z_k‖ where the activation rounds.
         ends: (N,), the norm of those of each node of ``cuts``, behind which the next part begins without.
         weighed, weighed_sizes: as ``local`` and ``sizes``, of D_k times the same, where weights are given.
+        resting: then also, of z_k that an activation is flat behind, D_k times the errors by how far z_k is from where
+            that ends.
     """
 
     def __init__(
@@ -148,9 +162,11 @@ class Errors:
         dtype: torch.dtype,
         cuts: Iterable[int] = (),
         weights: Sequence[Tensor] = (),
+        caution: float = 0.0,
     ) -> None:
         self.loop, self.arithmetic, self.dtype = loop, arithmetic, dtype
-        self.cuts, self.weights = frozenset(cuts), list(weights)
+        self.cuts, self.weights, self.caution = frozenset(cuts), list(weights), caution
+        self.sides = {k: sides for k in range(1, len(self.weights) + 1) if (sides := flat_sides(loop, k)) is not None}
         absolute = loop.resolved.absolute()
         self.live = loop.resolved.live
         self.coefficients = [
@@ -187,6 +203,7 @@ class Errors:
         self.ends: dict[int, Tensor] = {}
         self.weighed: dict[int, Tensor] = {}
         self.weighed_sizes: dict[int, Tensor] = {}
+        self.resting: dict[int, Resting] = {}
 
     def __call__(self, node: Node, operands: Sequence[Tensor], value: Tensor) -> None:
         """Called at each node of an evaluation."""
@@ -195,15 +212,13 @@ class Errors:
             errors = self._affine(node, operands, value)
         elif isinstance(node, Nonlinear):
             k, before = self.targets[node.index], self.errors[node.inputs[0]]
-            nothing, rounds = value.new_zeros(len(value)), isinstance(node, Elementwise) and count(self.loop, node)
+            nothing = value.new_zeros(len(value))
+            rounds = count(self.loop, node) if isinstance(node, Elementwise) else 0
             self.local[k] = nothing if before is None else _row_norms(before)
             if rounds:
                 self.sizes[k] = _row_norms(operands[0])
             if self.weights:
-                weight = self.weights[k - 1]
-                self.weighed[k] = nothing if before is None else _row_norms(before.double() * weight)
-                if rounds:
-                    self.weighed_sizes[k] = _row_norms(operands[0].double() * weight)
+                self._weigh(k, operands[0], before, self.weights[k - 1], rounds=rounds)
         if node.index in self.cuts:  # what is behind it is another part, which begins without errors of its own
             self.ends[node.index] = value.new_zeros(len(value)) if errors is None else _row_norms(errors)
             errors = None
@@ -211,6 +226,14 @@ class Errors:
         for i in node.inputs:
             if self.last[i] == node.index and i != self.loop.graph.output:
                 self.errors[i] = None
+
+    def _weigh(self, k: int, z: Tensor, errors: Tensor | None, weight: Tensor, *, rounds: int) -> None:
+        scaled, lost = z.double() * weight, None if errors is None else errors.double() * weight
+        self.weighed[k] = z.new_zeros(len(z), dtype=torch.float64) if lost is None else _row_norms(lost)
+        if rounds:
+            self.weighed_sizes[k] = _row_norms(scaled)
+        if lost is not None and k in self.sides:
+            self.resting[k] = Resting(lost, scaled, self.sides[k], self.caution)
 
     def _affine(self, node: Affine, operands: Sequence[Tensor], value: Tensor) -> Tensor | None:
         coefficients, arithmetic = self.coefficients[node.index], self.arithmetic

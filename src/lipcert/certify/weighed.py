@@ -21,6 +21,10 @@ where F is what the last segment loses at x. Where all that is rounded in a segm
 ½(Σ_i B_ki·ν_i + ζ_k) takes the place of Σ_i B_ki·ν_i: the sums of positive and of negative terms grow by the mean of
 those of all terms' absolute changes and of the change of the sum, and that is ζ_k.
 
+What an entry of z_k loses where activation k is flat changes nothing while it stays there: in balls with R ≤ R̄ it may
+be left out of ‖D_k·δ_k‖ in g_k and ν_k, if D_k·|z_k| is larger there than ζ_k + η_k at R̄
+(:mod:`lipcert.certify.resting`).
+
 In networks that are trained with small gain LipLT's constants, which the first account multiplies, are far too large.
 Elsewhere |S| may be larger in these units than in others. Both hold, and as they are linear the best of each
 coefficient does: what is lost at x and what is lost by moving away can be carried by different accounts.
@@ -107,12 +111,21 @@ class Weighed:
 
         ``final`` is what the last segment loses at x, of each logit; None: nothing.
         """
+        return self._account(self._carried(errors, rows), final, rows)
+
+    def near(self, errors: Errors, final: Tensor | None, rows: Tensor, within: Tensor) -> Account | None:
+        """:meth:`account` for balls with R ≤ ``within`` (N,), without what rests there; None if nothing does."""
+        if not errors.resting:
+            return None
+        return self._account(self._carried(errors, rows, within), final, rows)
+
+    def _account(self, carried: Tensor, final: Tensor | None, rows: Tensor) -> Account:
         last = torch.zeros((*rows.shape, 2), dtype=torch.float64, device=rows.device)
         if final is not None:
             last[..., 0] = final.double()
-        return Account({0: self._carried(errors, rows)}, {0: self.head}, (last + TINY) * _SAFE)
+        return Account({0: carried}, {0: self.head}, (last + TINY) * _SAFE)
 
-    def _carried(self, errors: Errors, rows: Tensor) -> Tensor:
+    def _carried(self, errors: Errors, rows: Tensor, within: Tensor | None = None) -> Tensor:
         """What ‖P⁻ᵀ(e_a − e_b)‖ is to be multiplied by, (N, 2): the last dimension is for 1 and R."""
         nothing = torch.zeros((len(rows), 2), dtype=torch.float64, device=rows.device)
         ball = nothing + torch.tensor([0.0, 1.0], dtype=torch.float64, device=rows.device)
@@ -128,7 +141,14 @@ class Weighed:
             zeta, sums = carried(k) + self._power(k, 0) * ball + TINY, away(k)
             own = self.gammas[k] * ((sums + zeta) / 2 if k in self.halved else sums) + TINY
             if self.weights:
-                own[:, 0] += errors.weighed[k]
+                lost = errors.weighed[k]
+                if within is not None and k in errors.resting:
+                    away_most = zeta + own
+                    away_most[:, 0] += lost
+                    # once more what is lost, for z(x) as it was evaluated is that much off itself
+                    most = (2 + errors.caution) * away_most[:, 0] + (1 + errors.caution) * away_most[:, 1] * within
+                    lost = torch.minimum(lost, errors.resting[k].rest(most * _SAFE))
+                own[:, 0] += lost
             ratio, inverse = self.loop.ratios(k)
             departs = inverse * self._departs(errors, k, zeta + own) + TINY
             level, g = self.levels[k], (1 + ratio) * own + departs
