@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import lipcert
-from cases import CASES, named
+from cases import CASES, named, traced
 from known_traps import BETWEEN, two_weights
-from lipcert.bounds import UpperBound
+from lipcert.bounds import UpperBound, graph_bound
 from lipcert.certify import CertifiedRadii, Samples, certify, make_certificate, verify
 from lipcert.certify.local import reproved
-from lipcert.certify.network import certified, contested
+from lipcert.certify.network import certified, contested, executes
 from lipcert.errors import BoundError
 
 LOGITS = named(without=("image",))
@@ -73,14 +73,16 @@ def test_no_attack_breaks_a_local_radius(act: type[nn.Module], widths: tuple[int
 
 @pytest.mark.parametrize(("name", "precision"), [(n, None) for n in LOGITS[::5]] + [(n, "real") for n in LOGITS[1::9]])
 def test_never_below_the_global_radius(name: str, precision: str | None) -> None:
-    module, x = CASES[name].module(), CASES[name].inputs(2)
+    graph, x = traced(name), CASES[name].inputs(2)
+    bound = graph_bound(graph, scope="pairwise", guarantee="upper", parts=executes(graph, precision))
+    assert isinstance(bound, UpperBound)
     try:
-        alone = certify(module, x, precision=precision)  # type: ignore[arg-type]
+        alone = certified(graph, bound, [x], precision=precision)
     except BoundError:  # its rounding is not known
         with pytest.raises(BoundError):
-            certify(module, x, precision=precision, local=True)  # type: ignore[arg-type]
+            certified(graph, bound, [x], precision=precision, local=True)
         return
-    result = certify(module, x, precision=precision, local=True)  # type: ignore[arg-type]
+    result = certified(graph, bound, [x], precision=precision, local=True)
     assert result.alone is not None
     assert torch.equal(result.alone.radius, alone.radius)
     assert bool((result.radius >= alone.radius).all())
