@@ -200,6 +200,9 @@ def test_a_search_starts_from_what_training_ended_with(tmp_path: Path, monkeypat
     assert "scaling.safetensors is damaged" in refused("certify", out, *first, *short)
     file.write_bytes(content.replace(b'"channel"', b'"chennal"'))
     assert "delete it" in refused("bound", out, *short)
+    RunFolder(out).save_scaling(Scaling("channel", (torch.ones(7),)), RunFolder(out).config())
+    for arguments in (["certify", out, *first, *short], ["bound", out, *short]):
+        assert "scaling.safetensors does not fit this network" in refused(*arguments)
     file.unlink()
     assert RunFolder(out).scaling() is None
 

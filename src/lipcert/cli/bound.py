@@ -158,7 +158,7 @@ def bound(
                 slack=slack,
                 scaling=scaling.value,
                 seconds=seconds,
-                start=None if run is None else trained_scaling(run, choice.value, scaling.value),
+                start=None if run is None else trained_scaling(run, graph, choice.value, scaling.value),
             )
             spent = time.monotonic() - began
             tried = [(a.bound, a.seconds, {"best": a.bound.method == found.method}) for a in found.attempts]

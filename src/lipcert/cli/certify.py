@@ -110,7 +110,7 @@ def certify_run(
     upper = bounding["guarantee"] == "upper"
     begin = {
         "parts": upper and executes(graph, precision),
-        "start": trained_scaling(source, bounding["method"], bounding["scaling"]),
+        "start": trained_scaling(source, graph, bounding["method"], bounding["scaling"]),
     }
     bound = _bounded(graph, {**bounding, **begin}, ranks, device)
     seconds = time.monotonic() - began

@@ -20,8 +20,10 @@ from rich.table import Table
 
 from lipcert import zoo
 from lipcert.bounds import Bound, UpperBound
-from lipcert.bounds.evidence import KINDS, Scaling
-from lipcert.errors import ConfigError, LipcertError, out_of_memory
+from lipcert.bounds.evidence import KINDS, Scaling, check_start
+from lipcert.errors import BoundError, CheckpointError, ConfigError, LipcertError, out_of_memory
+from lipcert.graph import Graph
+from lipcert.loop import LoopMap
 from lipcert.parallel import launched_rank
 from lipcert.train import Interrupted, RunFolder
 from lipcert.train.factory import default_device
@@ -132,13 +134,25 @@ def run_of(path: Path) -> RunFolder:
     return zoo.folder(str(path)) if shipped(path) else RunFolder(path)
 
 
-def trained_scaling(source: RunFolder | Path, method: str, scaling: str) -> Scaling | None:
-    """The weights D that a run was trained with, for a search to start from, if they are such as are asked for."""
+def trained_scaling(source: RunFolder | Path, graph: Graph, method: str, scaling: str) -> Scaling | None:
+    """The weights D that a run was trained with, for a search to start from, if they are such as are asked for.
+
+    Raises:
+        CheckpointError: they are damaged, or not of this network.
+    """
     if method not in ("smallgain", "best") or (isinstance(source, Path) and is_onnx(source)):
         return None
-    found = (source if isinstance(source, RunFolder) else run_of(source)).scaling()
-    finer = found is not None and scaling in KINDS and KINDS.index(found.kind) > KINDS.index(scaling)
-    return None if finer else found
+    run = source if isinstance(source, RunFolder) else run_of(source)
+    found = run.scaling()
+    if found is None or (scaling in KINDS and KINDS.index(found.kind) > KINDS.index(scaling)):
+        return None
+    try:
+        check_start(LoopMap(graph, graph.resolve(torch.float64)), found, found.kind)
+    except BoundError as error:
+        raise CheckpointError(
+            f"{run.scaling_file} does not fit this network: {error} Delete it; a search will take longer without it."
+        ) from error
+    return found
 
 
 def shipped(path: Path) -> bool:
