@@ -177,12 +177,12 @@ def alike(batches: Iterable[Tensor]) -> Iterator[Tensor]:
             yield batch[start:]
 
 
-def _within(logits: Tensor, bound: UpperBound) -> Tensor:
-    """(n,), a hair above the radii of real arithmetic, which those of an execution are not to exceed."""
+def _within(logits: Tensor, bound: UpperBound, *, each: bool) -> Tensor:
+    """(n,), a hair above the radii of real arithmetic, which an execution's are not to exceed; more to verify."""
     top, predicted = logits.max(1)
     pairs = pair_bounds(bound.value.double(), logits.shape[1], upward=True).to(logits.device)[predicted]
     radii = ((top[:, None] - logits) / pairs).scatter(1, predicted[:, None], torch.inf).amin(1)
-    return (radii * (1 + 2.0**-30)).nan_to_num(0.0, torch.inf, 0.0).clamp_min(0.0)
+    return (radii * (1 + 2.0 ** (-29 if each else -30))).nan_to_num(0.0, torch.inf, 0.0).clamp_min(0.0)
 
 
 def executed_logits(
@@ -234,7 +234,7 @@ def executed_logits(
             accounts, near, within = [Account(sources, recursion.heads, final)], None, None
             if weighed is not None:
                 accounts.append(weighed.account(watch, lost, found))
-                within = _within(found, bound)
+                within = _within(found, bound, each=each)
                 near = weighed.near(watch, lost, found, within)
             reach = far if all(s.max() < arithmetic.limit for s in sizes) else torch.zeros_like(far)
             logits.append(found)

@@ -24,7 +24,8 @@ __all__ = ["CAUTION", "Resting", "flat_sides"]
 
 CAUTION = 2.0**-10
 """By how much more whoever certifies has entries come closer: so whoever verifies, on another machine, leaves out all
-that was left out, and perhaps more."""
+that was left out, and perhaps more. (In float64 z itself may differ by as much as it is said to lose; what margins are
+lowered by for that, :mod:`lipcert.certify.contest`, is more then.)"""
 
 _PARTS, _LOW, _HIGH = 4, -40, 40  # distances are told apart by a quarter of a power of two, between these powers
 _SAFE = 1 + 2.0**-20
