@@ -20,12 +20,17 @@ from adversary_exact import Exact
 from adversary_nets import KINDS, network, program, trained
 from adversary_report import Tally
 
-SEEDS, DRAWS = 2, 4
+SEEDS = 2
+CLOSE = ("nearly-linear", "aligned", "tiny")  # where bounds are attained
 
 
 @cache
 def _of_kind(kind: str) -> dict[str, Tally]:
-    return sweep(range(_seeds(kind)), draws=DRAWS, kinds=[kind])[kind]
+    return sweep(range(_seeds(kind)), draws=_draws(kind), kinds=[kind])[kind]
+
+
+def _draws(kind: str) -> int:
+    return 4 if kind in CLOSE else 3
 
 
 def _seeds(kind: str) -> int:
@@ -41,14 +46,14 @@ def test_no_claim_is_broken(kind: str) -> None:
     for by in PROVED:
         tally = _of_kind(kind)[by]
         _assert_nothing_found(tally)
-        assert tally.nets == _seeds(kind) * DRAWS
+        assert tally.nets == _seeds(kind) * _draws(kind)
         assert tally.points > 100 * tally.nets
 
 
 def test_power_iteration_in_place_of_the_upper_bound_is_caught() -> None:
     """Else the adversary would be too weak to say anything."""
     caught = Tally()
-    for kind in ("nearly-linear", "aligned", "tiny"):  # what it is caught by most
+    for kind in CLOSE:  # what it is caught by most
         caught += _of_kind(kind)["foil"]
     assert caught.broken["bound"] >= 10
     assert caught.broken["pairwise bound"] >= 3

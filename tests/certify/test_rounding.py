@@ -7,7 +7,6 @@ well: each of its parts is left out once, and each time the emulated execution l
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 
 import pytest
@@ -61,7 +60,8 @@ def test_sums_in_any_order_rounded_to_nearest(name: str, parts: bool) -> None:
         points = Machine(UNIT).rounded(x + radii.reshape(-1, *(1,) * (x.ndim - 1)) * away)
         distances = (points - x).flatten(1).norm(dim=1)
         limits = {pair: torch.tensor([_limit(found, pair, float(d)) for d in distances]) for pair in PAIRS}
-        for order, fused in itertools.product(ORDERS, (False, True)):
+        for i, order in enumerate(ORDERS):
+            fused = (i + seed) % 2 == 1
             machine = Machine(UNIT, order, fused, fold=fused, seed=seed)
             with torch.no_grad():
                 wrong = run(machine, net, points) - net(points)

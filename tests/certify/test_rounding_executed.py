@@ -20,12 +20,16 @@ from lipcert.certify.contest import _rounded
 from lipcert.certify.logits import executed_logits
 from lipcert.certify.rounding import Account, Rounding
 from lipcert.errors import BoundError
+from lipcert.graph import Graph
 
 LOGITS = named(without=("image",))
 
 
 def _executed(net: nn.Module, shape: tuple[int, ...], x: Tensor, scope: str = "global") -> tuple[Tensor, Rounding]:
-    graph = lipcert.trace(net, shape)
+    return _of(lipcert.trace(net, shape), x, scope)
+
+
+def _of(graph: Graph, x: Tensor, scope: str = "global") -> tuple[Tensor, Rounding]:
     bound = graph_bound(graph, scope=scope, guarantee="upper")
     logits, _, rounding = executed_logits(graph, bound, [x], torch.float32)
     return logits, rounding
@@ -70,7 +74,7 @@ def test_float32_stays_within(name: str) -> None:
         with pytest.raises(BoundError, match=r"rounding is not known.*precision='real'"):
             lipcert.certify(net, x)
         return
-    _, rounding = _executed(net, case.shape, x)
+    _, rounding = _of(graph, x)
     for radius, some in itertools.product((0.0, 0.5, 30.0), (17, 1)):
         points = _points(x, radius, seed=some)
         assert _share(net, _first(rounding, some), x[:some], points[:some]) <= 1
