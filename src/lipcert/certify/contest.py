@@ -7,7 +7,7 @@ What is here is rounded towards smaller radii, once: global radii (:mod:`lipcert
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -78,8 +78,9 @@ class Contest:
         if rounding is not None:
             least, first = (_rounded(some, prediction, classes) for some in (rounding.accounts, rounding.accounts[:1]))
             near, reach = least[0], rounding.reach.to(reach)
-            if rounding.near is not None and rounding.within is not None:
-                near, within = _rounded([*rounding.accounts, rounding.near], prediction, classes)[0], rounding.within
+            if rounding.near is not None:
+                account, within = rounding.near
+                near = _rounded([*rounding.accounts, account], prediction, classes)[0]
         prediction = torch.where(finite, prediction, torch.full_like(prediction, -1))
         return Contest(prediction, own, margins, doubt, slopes, *least, *first, near, within.to(reach), reach)
 
@@ -124,25 +125,7 @@ class Contest:
 
     def part(self, start: int, stop: int) -> Contest:
         """Of some of the samples."""
-        return Contest(
-            *(
-                v[start:stop]
-                for v in (
-                    self.prediction,
-                    self.own,
-                    self.margins,
-                    self.doubt,
-                    self.slopes,
-                    self.still,
-                    self.growing,
-                    self.first_still,
-                    self.first_growing,
-                    self.near_still,
-                    self.within,
-                    self.reach,
-                )
-            )
-        )
+        return Contest(*(getattr(self, f.name)[start:stop] for f in fields(self)))
 
 
 def _rounded(accounts: Sequence[Account], prediction: Tensor, classes: int) -> tuple[Tensor, Tensor]:

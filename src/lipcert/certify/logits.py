@@ -231,13 +231,12 @@ def executed_logits(
             found, error = _evaluated(loop, batch, relative, closer, [watch], each=each)
             lost = watch.errors[graph.output]
             sources, final = recursion.run(watch, lost, found)
-            accounts, near, within = [Account(sources, recursion.heads, final)], None, None
+            accounts, near = [Account(sources, recursion.heads, final)], None
             if weighed is not None:
                 accounts.append(weighed.account(watch, lost, found))
-                within = _within(found, bound, each=each)
-                near = weighed.near(watch, lost, found, within)
+                near = weighed.near(watch, lost, found, _within(found, bound, each=each))
             reach = far if all(s.max() < arithmetic.limit for s in sizes) else torch.zeros_like(far)
             logits.append(found)
             errors.append(error)
-            parts.append(Rounding(tuple(accounts), reach, arithmetic.name, near, None if near is None else within))
+            parts.append(Rounding(tuple(accounts), reach, arithmetic.name, near))
     return torch.cat(logits), torch.cat(errors), Rounding.join(parts)

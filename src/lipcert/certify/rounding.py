@@ -110,28 +110,21 @@ class Rounding:
             the second, where the bound is by small gain, that of :mod:`lipcert.certify.weighed`.
         reach: (N,), the largest R for which nothing overflows; 0 where something does at x.
         precision: the arithmetic that it is of.
-        near: None, or another account, of balls with R ≤ ``within`` alone; its f is not above that of the second.
-        within: (N,).
+        near: None, or one more account, and (N,) R up to which alone it holds; its f is that of the second.
     """
 
     accounts: tuple[Account, ...]
     reach: Tensor
     precision: Precision
-    near: Account | None = None
-    within: Tensor | None = None
+    near: tuple[Account, Tensor] | None = None
 
     @staticmethod
     def join(parts: Sequence[Rounding]) -> Rounding:
         """Of several batches, one."""
         accounts = tuple(Account.join(each) for each in zip(*(p.accounts for p in parts), strict=True))
-        near, within = [p.near for p in parts if p.near], [p.within for p in parts if p.within is not None]
-        return Rounding(
-            accounts,
-            torch.cat([p.reach for p in parts]),
-            parts[0].precision,
-            Account.join(near) if near else None,
-            torch.cat(within) if within else None,
-        )
+        nears = [p.near for p in parts if p.near is not None]  # of all batches, or of none
+        near = (Account.join([a for a, _ in nears]), torch.cat([r for _, r in nears])) if nears else None
+        return Rounding(accounts, torch.cat([p.reach for p in parts]), parts[0].precision, near)
 
 
 def _rounds(node: Node) -> bool:

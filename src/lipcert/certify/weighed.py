@@ -113,11 +113,11 @@ class Weighed:
         """
         return self._account(self._carried(errors, rows), final, rows)
 
-    def near(self, errors: Errors, final: Tensor | None, rows: Tensor, within: Tensor) -> Account | None:
-        """:meth:`account` for balls with R ≤ ``within`` (N,), without what rests there; None if nothing does."""
+    def near(self, errors: Errors, final: Tensor | None, rows: Tensor, within: Tensor) -> tuple[Account, Tensor] | None:
+        """:meth:`account` for balls with R ≤ ``within`` (N,), without what rests there; None if nothing can."""
         if not errors.resting:
             return None
-        return self._account(self._carried(errors, rows, within), final, rows)
+        return self._account(self._carried(errors, rows, within), final, rows), within
 
     def _account(self, carried: Tensor, final: Tensor | None, rows: Tensor) -> Account:
         last = torch.zeros((*rows.shape, 2), dtype=torch.float64, device=rows.device)
@@ -141,14 +141,7 @@ class Weighed:
             zeta, sums = carried(k) + self._power(k, 0) * ball + TINY, away(k)
             own = self.gammas[k] * ((sums + zeta) / 2 if k in self.halved else sums) + TINY
             if self.weights:
-                lost = errors.weighed[k]
-                if within is not None and k in errors.resting:
-                    away_most = zeta + own
-                    away_most[:, 0] += lost
-                    # once more what is lost, for z(x) as it was evaluated is that much off itself
-                    most = (2 + errors.caution) * away_most[:, 0] + (1 + errors.caution) * away_most[:, 1] * within
-                    lost = torch.minimum(lost, errors.resting[k].rest(most * _SAFE))
-                own[:, 0] += lost
+                own[:, 0] += self._lost(errors, k, zeta + own, within)
             ratio, inverse = self.loop.ratios(k)
             departs = inverse * self._departs(errors, k, zeta + own) + TINY
             level, g = self.levels[k], (1 + ratio) * own + departs
@@ -160,6 +153,19 @@ class Weighed:
         if not self.weights:
             found[:, 0] = math.inf
         return found
+
+    def _lost(self, errors: Errors, k: int, away: Tensor, within: Tensor | None) -> Tensor:
+        """‖D_k·δ_k‖ (N,), without what rests in balls with R ≤ ``within``.
+
+        ``away`` (N, 2) is how far D_k·z_k may be from its value at x, but for δ_k.
+        """
+        lost = errors.weighed[k]
+        if within is None or k not in errors.resting:
+            return lost
+        still, growing = away[:, 0] + lost, away[:, 1]
+        # what is lost counts twice, for z(x) as it was evaluated may be off by as much
+        reach = (2 * still + growing * within) * (1 + errors.caution)
+        return torch.minimum(lost, errors.resting[k].rest(reach * _SAFE))
 
     def _departs(self, errors: Errors, k: int, away: Tensor) -> Tensor:
         """‖D_k·θ_k‖ if D_k·z_k is so far from its value at x, (N, 2)."""
