@@ -20,13 +20,13 @@ from rich.table import Table
 
 from lipcert import zoo
 from lipcert.bounds import Bound, UpperBound
-from lipcert.bounds.evidence import KINDS, Scaling, check_start
-from lipcert.errors import BoundError, CheckpointError, ConfigError, LipcertError, out_of_memory
+from lipcert.bounds.evidence import Scaling
+from lipcert.errors import ConfigError, LipcertError, out_of_memory
 from lipcert.graph import Graph
-from lipcert.loop import LoopMap
 from lipcert.parallel import launched_rank
 from lipcert.train import Interrupted, RunFolder
 from lipcert.train.factory import default_device
+from lipcert.train.start import fitting_scaling
 
 __all__ = [
     "DataOption",
@@ -143,16 +143,7 @@ def trained_scaling(source: RunFolder | Path, graph: Graph, method: str, scaling
     if method not in ("smallgain", "best") or (isinstance(source, Path) and is_onnx(source)):
         return None
     run = source if isinstance(source, RunFolder) else run_of(source)
-    found = run.scaling()
-    if found is None or (scaling in KINDS and KINDS.index(found.kind) > KINDS.index(scaling)):
-        return None
-    try:
-        check_start(LoopMap(graph, graph.resolve(torch.float64)), found, found.kind)
-    except BoundError as error:
-        raise CheckpointError(
-            f"{run.scaling_file} does not fit this network: {error} Delete it; a search will take longer without it."
-        ) from error
-    return found
+    return fitting_scaling(run, graph, scaling)
 
 
 def shipped(path: Path) -> bool:

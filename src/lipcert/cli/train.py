@@ -18,7 +18,9 @@ from lipcert.cli.common import (
     find_device,
     folder_name,
     guarded,
+    run_of,
     say,
+    shipped,
     table,
 )
 from lipcert.errors import ConfigError, ParallelError
@@ -54,6 +56,14 @@ def train(
     ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it: section.key=value …")] = None,
     out: Annotated[Path, typer.Option("--out", help="The run's folder.", parser=folder_name, metavar="PATH")] = ...,  # type: ignore[assignment]
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Begin with the weights of a finished run, a model of `lipcert zoo`, or a safetensors file.",
+            metavar="RUN",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     data: DataOption = None,
     download: DownloadOption = False,
@@ -82,6 +92,8 @@ def train(
 
     - `lipcert train --resume --out runs/mnist --data ~/data`
 
+    - `lipcert train digits-mlp-crm --from digits-mlp-crm train.epochs=20 optimizer.lr=1e-3 --out runs/further`
+
     - `torchrun --nproc-per-node 2 --no-python -- lipcert train cifar10-6c2f-quick --out runs/cifar`
     """
     where = ["--data", data] if data is not None else []
@@ -89,6 +101,8 @@ def train(
     with guarded(go_on):
         folder = RunFolder(out)
         if resume:
+            if start is not None:
+                raise ConfigError("--resume goes on with the weights that the run has; --from is for a new one.")
             if config is not None or overrides:
                 raise ConfigError(f"--resume takes the configuration from {folder.config_file}; give no other.")
             settings = folder.config()
@@ -111,6 +125,7 @@ def train(
                 reporter=reporter,
                 ranks=ranks,
                 cuda_graphs=cuda_graphs,
+                start=run_of(start) if start is not None and shipped(start) else start,
             )
             try:
                 summary = trainer.fit(resume=resume)

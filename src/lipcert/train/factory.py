@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from lipcert.bounds.evidence import Kind, Scaling
 from lipcert.data import Augment, Batches, Dataset
 from lipcert.errors import BoundError, ConfigError
 from lipcert.layers.construction import construction
@@ -30,6 +31,7 @@ from lipcert.train.schema import (
 __all__ = [
     "average_into",
     "default_device",
+    "kind_of",
     "load_optimizer",
     "make_batches",
     "make_bound",
@@ -43,10 +45,22 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def kind_of(config: BoundConfig) -> Kind:
+    """What shares a weight in a small-gain bound."""
+    return config.scaling or "channel"
+
+
 def make_bound(
-    config: BoundConfig, module: nn.Module, shape: tuple[int, ...], *, seed: int, every: int, iterations: int
+    config: BoundConfig,
+    module: nn.Module,
+    shape: tuple[int, ...],
+    *,
+    seed: int,
+    every: int,
+    iterations: int,
+    start: Scaling | None = None,
 ) -> DeferredBound:
-    """The bound that a loss sees, of a module's present weights.
+    """The bound that a loss sees, of a module's present weights; ``start`` is what a small-gain bound begins with.
 
     Raises:
         ConfigError: ``"layers"`` of a network that does not begin with layers that are Lipschitz by construction.
@@ -56,10 +70,11 @@ def make_bound(
             module,
             shape,
             scope=config.scope,
-            scaling=config.scaling or "channel",
+            scaling=kind_of(config),
             every=every,
             iterations=iterations,
             seed=seed,
+            start=start,
         )
     factor: float = 1.0
     method: Literal["product", "liplt"] = "product" if config.method == "product" else "liplt"

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lipcert.bounds.evidence import KINDS, Kind, Scaling
+from lipcert.bounds.evidence import KINDS, Kind, Scaling, check_start
 from lipcert.bounds.gain import Probe, head_rows, leading_part, product, solve
 from lipcert.bounds.options import check_choice
 from lipcert.bounds.recursion import hidden_bounds
@@ -77,9 +77,11 @@ class GainBound(DeferredBound):
         every: make the pass in every n-th backward pass only.
         iterations: of V in each pass; the first is part of the pass, each further one costs as much.
         seed: of the first probes.
+        start: D of an earlier bound of such a network, to begin with instead of what a search finds from LipLT's. Of a
+            network that was trained with small gain the search would take long to find one as good.
 
     Raises:
-        BoundError: an option out of range, or a network without activations.
+        BoundError: an option out of range, a network without activations, or a ``start`` of another one.
         ShapeError: an output that is not a vector of logits.
 
     Example:
@@ -109,6 +111,7 @@ class GainBound(DeferredBound):
         every: int = 1,
         iterations: int = 1,
         seed: int = 0,
+        start: Scaling | None = None,
     ) -> None:
         check_choice("scaling", scaling, KINDS)
         super().__init__(module, input_shape, scope, every, {"iterations": iterations})
@@ -122,18 +125,21 @@ class GainBound(DeferredBound):
                     "the network has no activations: its Lipschitz constant is a norm. Use TrainingBound "
                     "(bound.method = 'liplt')."
                 )
+            if start is not None:
+                check_start(self._loop, start, scaling)
+                start = start.refined(self._loop, scaling)
             self._objective = objective(scope, sketched=False)[0]
-            self._create_state(seed)
+            self._create_state(seed, start)
 
     # --- state --------------------------------------------------------------------------------------------
-    def _create_state(self, seed: int) -> None:
+    def _create_state(self, seed: int, start: Scaling | None) -> None:
         resolved, classes = self._loop.resolved, self.graph.output_shape[0]
         if resolved.dtype not in (torch.float32, torch.float64):
             raise BoundError(
                 f"a small-gain training bound needs weights in float32 or float64; these are in {resolved.dtype}. Keep "
                 "them in float32 and train under torch.autocast."
             )
-        for i, d in enumerate(self._searched(self._loop).weights, start=1):
+        for i, d in enumerate((start or self._searched(self._loop)).weights, start=1):
             self.register_buffer(f"log_weights_{i}", d.log().to(dtype=resolved.dtype, device=resolved.device))
         scaled = self._scaled(resolved)
         size = len(scaled.divisors)

@@ -144,12 +144,21 @@ class RunFolder:
             ConfigError: see :meth:`check_new`; or the folder is a file.
         """
         self.check_new()
-        self._make()
+        self.begin(config)
+
+    def begin(self, config: RunConfig) -> None:
+        """Write the configuration, which is what makes a run of a folder."""
+        self.make()
         with contextlib.suppress(OSError):  # of a run that came to nothing: its curves are not this one's
             self.tracking_file.unlink(missing_ok=True)
         write_text(self.config_file, config.to_toml())
 
-    def _make(self) -> None:
+    def make(self) -> None:
+        """Make the folder, if it is not there.
+
+        Raises:
+            ConfigError: it cannot be made; or it is a file.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -165,7 +174,7 @@ class RunFolder:
         if fcntl is None:
             yield
             return
-        self._make()
+        self.make()
         try:
             handle = os.open(self.path, os.O_RDONLY)
         except OSError as error:

@@ -29,6 +29,7 @@ def take(trainer: Trainer) -> dict[str, Any]:
         "random": torch.get_rng_state(),
         "counters": [t.epoch, t.batch, t.seconds, t.flat, t.robust_before],
         "found": None if t.found is None else asdict(t.found),
+        "started": t.started,
     }
     if t.averaged is not None:
         state["averaged"] = t.averaged.state_dict()
@@ -64,3 +65,4 @@ def put_back(trainer: Trainer, state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["random_cuda"], t.device)
     t.epoch, t.batch, t.seconds, t.flat, t.robust_before = state["counters"]
     t.found = None if state["found"] is None else Evaluation(**state["found"])
+    t.started = state.get("started")  # older runs have none

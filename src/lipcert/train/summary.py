@@ -21,6 +21,7 @@ def summarise(trainer: Trainer, found: Evaluation) -> dict[str, Any]:
         "name": trainer.config.name,
         "config": trainer.config.fingerprint(),
         "seed": trainer.config.seed,
+        "start": trainer.started,
         "epochs": trainer.epoch,
         "split": trainer.eval_split,
         "clean_accuracy": found.clean,

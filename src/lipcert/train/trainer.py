@@ -34,6 +34,7 @@ from lipcert.train.run_folder import RunFolder, build_model
 from lipcert.train.schedules import average_decay, learning_rate, loss_values
 from lipcert.train.schema import RobustLoss, RunConfig
 from lipcert.train.snapshot import put_back, take
+from lipcert.train.start import Start
 from lipcert.train.summary import summarise
 
 __all__ = ["Interrupted", "Trainer"]
@@ -54,6 +55,8 @@ class Trainer:
         reporter: is told how it goes.
         ranks: the processes that train together; see :func:`lipcert.parallel.joined`.
         cuda_graphs: on a GPU, make the steps one CUDA graph each where they can be (:mod:`lipcert.train.captured`).
+        start: a finished run, or a safetensors file, whose weights a new run begins with. A run that goes on has its
+            own: give none.
 
     Raises:
         lipcert.errors.DataError: the data set is missing or damaged.
@@ -71,6 +74,7 @@ class Trainer:
         reporter: SilentReporter | None = None,
         ranks: Ranks = ALONE,
         cuda_graphs: bool = True,
+        start: RunFolder | Path | None = None,
     ) -> None:
         if config.model.options.get("folded"):
             raise ConfigError("a folded model has fixed weights and is not for training: train without folded=true.")
@@ -87,6 +91,7 @@ class Trainer:
                 self.eval_split = "test"
         if len(self.eval_data) < ranks.size:
             raise ConfigError(f"{len(self.eval_data)} images to evaluate are too few for {ranks.size} processes.")
+        self._start = None if start is None else Start.of(start)
         self._create(self.train_data)
         same = json.dumps([self._identity(), self.eval_data.fingerprint], sort_keys=True)
         ranks.check_same("configuration and data", same, self.device)
@@ -95,7 +100,12 @@ class Trainer:
         c = self.config
         torch.manual_seed(c.seed)
         layout = torch.channels_last if c.train.channels_last else torch.contiguous_format
-        self.model: nn.Module = build_model(c.model, data.input_shape, data.num_classes).to(self.device)
+        self.model: nn.Module = build_model(c.model, data.input_shape, data.num_classes)
+        self.started: dict[str, Any] | None = None  # with whose weights
+        if self._start is not None:
+            self._start.put_into(self.model, c.model)
+            self.started = self._start.described(self.model)
+        self.model = self.model.to(self.device)
         self.model = self.model.to(memory_format=layout)  # type: ignore[call-overload]
         if self.ranks.size > 1 and any(isinstance(m, _BatchNorm) for m in self.model.modules()):
             raise ConfigError(
@@ -112,10 +122,12 @@ class Trainer:
         self.loss = make_loss(c.loss)
         self.optimizer, self.numbers = make_optimizer(c, self.model), Numbers(self.device)
         b, shape = c.bound, data.input_shape
-        self.bound = make_bound(b, self.model, shape, seed=c.seed, every=b.every, iterations=b.power_iterations)
+        start = None if self._start is None else self._start.scaling(self.model, shape, b)
+        options: dict[str, Any] = {"seed": c.seed, "start": start}
+        self.bound = make_bound(b, self.model, shape, every=b.every, iterations=b.power_iterations, **options)
         self.averaged = copy.deepcopy(self.model) if c.train.ema else None
         # A bound of its own: looking at a run, however often, leaves no trace in it.
-        self.evaluation_bound = make_bound(b, self.deployed, shape, seed=c.seed, every=1, iterations=1)
+        self.evaluation_bound = make_bound(b, self.deployed, shape, every=1, iterations=1, **options)
         self.bound.share(self.ranks)
         self.evaluation_bound.share(self.ranks)
         self.found: Evaluation | None = None  # by the last evaluation
@@ -208,10 +220,22 @@ class Trainer:
         """
         if resume and self.folder.config() != self.config:
             raise CheckpointError(f"the run in {self.folder.path} has another configuration: see its config.toml")
+        if resume and self._start is not None:
+            raise ConfigError("a run that goes on has its weights already: start= is for a new run.")
         with self.folder.held() if self.ranks.first else nullcontext():
-            if self.ranks.first and not resume:
-                self.folder.create(self.config)
+            if not resume:
+                self._begin()
             return self._fit(resume, steps)
+
+    def _begin(self) -> None:
+        """Make a run of the folder. Where its weights are given they come first: without them it would not go on so."""
+        if self.ranks.first:
+            self.folder.check_new()
+        if self._start is not None:
+            self.ranks.wait(self.device)  # what is refused leaves nothing behind
+            self.save()
+        if self.ranks.first:
+            self.folder.begin(self.config)
 
     def _fit(self, resume: bool, steps: int | None) -> dict[str, Any]:
         c = self.config.train
