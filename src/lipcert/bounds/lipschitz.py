@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -14,6 +15,7 @@ from lipcert.bounds.options import check_choice, check_scope, check_seconds
 from lipcert.bounds.parts import Proofs, smallgain_in_parts
 from lipcert.bounds.portfolio import best
 from lipcert.bounds.recursive import estimated, proved
+from lipcert.bounds.refine import check_refine, refined_estimate
 from lipcert.bounds.result import AnyMethod, Bound, Estimate, Guarantee, Method, Scope, UpperBound
 from lipcert.bounds.scaling import Progress
 from lipcert.bounds.smallgain import estimated_smallgain
@@ -53,6 +55,7 @@ def lipschitz(
     start: Scaling | None = None,
     progress: Progress | None = None,
     seed: int = 0,
+    refine: float = 0.0,
     output_weights: Tensor | None = None,
     parts: bool = False,
 ) -> Bound:
@@ -88,6 +91,9 @@ def lipschitz(
             ``scaling``.
         progress: called with the scaling, a typical value of the bound, and the seconds so far, at each improvement.
         seed: of the start of an estimate's iteration.
+        refine: for ``"smallgain"`` of single outputs or of pairs of up to 24: for so many seconds more, weights for one
+            of them at a time, the smallest first; the bound is the smallest of all in each entry. A pair takes a
+            fraction of the search for all.
         output_weights: bound x ↦ ⟨w, y⟩ instead, w being of the output's shape: one action of a policy, say, or a mean
             of some pixels. With ``(m, *output_shape)`` the map to m such numbers: together, ``scope="global"``, or each
             by itself, ``scope="class"``.
@@ -135,6 +141,7 @@ def lipschitz(
         start=start,
         progress=progress,
         seed=seed,
+        refine=refine,
         parts=parts,
     )
 
@@ -153,17 +160,20 @@ def graph_bound(
     start: Scaling | None = None,
     progress: Progress | None = None,
     seed: int = 0,
+    refine: float = 0.0,
     norms: Mapping[Pair, Norm] | None = None,
     evidence: Evidence | None = None,
+    further: Sequence[Evidence] = (),
     parts: bool | Sequence[Proofs] = False,
     liplt: UpperBound | None = None,
 ) -> Bound:
     """:func:`lipcert.lipschitz` of a network that is traced already, at its present weights.
 
-    With ``norms``, and ``evidence`` for a small-gain bound, an upper bound is made from these (a certificate's, say)
-    instead of proving any: it is as good as they are. They must be those of exactly the blocks that the bound needs.
-    With ``parts``, an upper bound by small gain has those of the parts of a residual network too, by which rounding is
-    followed: proved, in a fifth of ``seconds``, or, where there are ``norms``, made from what is given of each.
+    With ``norms``, and ``evidence`` and ``further`` for a small-gain bound, an upper bound is made from these (a
+    certificate's, say) instead of proving any: it is as good as they are. They must be those of exactly the blocks that
+    the bound needs. With ``parts``, an upper bound by small gain has those of the parts of a residual network too, by
+    which rounding is followed: proved, in a fifth of ``seconds``, or, where there are ``norms``, made from what is
+    given of each.
     With ``liplt``, LipLT's upper bound of this network in this scope, that by small gain starts from it.
     """
     check_choice("method", method, get_args(AnyMethod))
@@ -176,6 +186,10 @@ def graph_bound(
         raise BoundError(f"dense_limit must be at least 1, or None; got {dense_limit}.")
     if start is not None and method not in ("smallgain", "best"):
         raise BoundError(f"start= is for method='smallgain'; {method!r} has no weights to start from.")
+    if not 0 <= refine < math.inf:
+        raise BoundError(f"refine must be a number of seconds, 0 for none; got {refine}.")
+    if refine and method != "smallgain":
+        raise BoundError(f"refine= is for method='smallgain', whose weights it searches for; got {method!r}.")
     if liplt is not None and (method, liplt.method, liplt.scope) != ("smallgain", "liplt", scope):
         raise BoundError(f"liplt= is LipLT's bound in the scope {scope!r}, for method='smallgain' to start from.")
     graph.capture.check()
@@ -213,9 +227,12 @@ def graph_bound(
         if method == "smallgain":
             if start is not None:
                 check_start(loop, start, scaling)
+            if refine:
+                check_refine(loop, scope)
             search: dict[str, Any] = {"scaling": scaling, "seconds": seconds, "start": start, "progress": progress}
             if not upper:
-                return estimated_smallgain(loop, scope, seed, **search)
+                rough = estimated_smallgain(loop, scope, seed, **search)
+                return refined_estimate(loop, rough, seconds=refine, progress=progress) if refine else rough
             return smallgain_in_parts(
                 loop,
                 scope,
@@ -226,6 +243,8 @@ def graph_bound(
                 norms=norms,
                 evidence=evidence,
                 base=liplt,
+                refine=refine,
+                further=further,
                 **search,
             )
         if not upper:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lipcert.bounds.evidence import Evidence, Scaling
+from lipcert.bounds.refine import refined, with_further
 from lipcert.bounds.result import Scope, UpperBound
 from lipcert.bounds.scaling import Progress
 from lipcert.bounds.smallgain import proved_smallgain
@@ -156,6 +157,8 @@ def smallgain_in_parts(
     base: UpperBound | None = None,
     start: Scaling | None = None,
     progress: Progress | None = None,
+    refine: float = 0.0,
+    further: Sequence[Evidence] = (),
     **options: Any,
 ) -> UpperBound:
     """The small-gain bound of a network, and of its parts if it has any and they are wanted.
@@ -165,16 +168,18 @@ def smallgain_in_parts(
         scope: of the bound.
         parts: whether to prove those of the parts too, if they can be; with ``norms``, what proves them, of each.
         failure, seconds: of all together.
+        refine: seconds for further evidence, which come on top; with ``norms``, it is given as ``further``.
         norms, evidence, base, start, progress, options: as for :func:`lipcert.bounds.smallgain.proved_smallgain`, of
             the whole.
     """
     given = None if norms is None else () if isinstance(parts, bool) else tuple(parts)
     cut = bool(given) if given is not None else bool(parts) and bool(row(loop))
     share = (0.5 if base is None else 0.25) if cut else 0.0
+    own = 0.5 * failure if cut else failure  # half of it for further evidence, if there is to be some
     whole = proved_smallgain(
         loop,
         scope,
-        failure=0.5 * failure if cut else failure,
+        failure=0.5 * own if refine else own,
         seconds=(1 - _SHARE) * seconds if cut else seconds,
         norms=norms,
         evidence=evidence,
@@ -183,6 +188,11 @@ def smallgain_in_parts(
         progress=progress,
         **options,
     )
+    if norms is not None:
+        whole = with_further(loop, whole, further)
+    elif refine:
+        rest = {key: options[key] for key in ("slack", "dense_limit")}
+        whole = refined(loop, whole, seconds=refine, failure=0.5 * own, progress=progress, **rest)
     if not cut:
         return whole
     try:

@@ -111,6 +111,8 @@ class UpperBound(Bound):
         heads: for each source j the norms ‖row·A_yj‖ that the value is made of, in its shape.
         evidence: what proves a small-gain bound. Its other parts are then those of LipLT's bound, which carries the
             rounding of an execution; its value is in no entry larger than LipLT's.
+        further: more such evidence, with weights for single entries (``refine=``): the value is the smallest that any
+            gives.
         parts: of a small-gain bound of a residual network, where they were asked for, those of its parts
             (:mod:`lipcert.bounds.parts`): global but for the last, which is in this bound's scope.
     """
@@ -121,6 +123,7 @@ class UpperBound(Bound):
     hidden: Mapping[int, float] = field(default_factory=dict)
     heads: Mapping[int, Tensor] = field(default_factory=dict)
     evidence: Evidence | None = None
+    further: tuple[Evidence, ...] = ()
     parts: tuple[UpperBound, ...] = ()
     guarantee: ClassVar[Guarantee] = "upper"
 

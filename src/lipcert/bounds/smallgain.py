@@ -37,17 +37,23 @@ from lipcert.norms.upper import DENSE, deterministic_limit
 from lipcert.scaled import ScaledMap, levels, weight_shapes
 
 __all__ = [
+    "ALL_HEADS",
     "estimated_smallgain",
     "evidence_value",
+    "excess",
     "feasible_value",
+    "gain_at",
     "identity_heads",
     "objective",
     "prove",
     "proved_smallgain",
+    "scaled_at",
     "search",
+    "search_map",
 ]
 
-_ALL_HEADS = 24  # as many outputs are looked at one by one while D is searched; of more, a sketch
+ALL_HEADS = 24
+"""As many outputs are looked at one by one while D is searched; of more, a sketch."""
 _SKETCH = 12
 _SMALL = 2.0e6  # entries of all rows together: so small a network is searched in float64
 _RANGE = 1e12  # of m_k: products of a few of these and their inverses are within float32
@@ -98,7 +104,7 @@ def _heads(loop: LoopMap, scope: Scope) -> tuple[Tensor, bool]:
     """The functionals of the output that the search looks at, and whether they are a sketch."""
     shape = loop.target_shape(loop.depth + 1)
     size, like = math.prod(shape), loop.resolved
-    if size <= _ALL_HEADS:
+    if size <= ALL_HEADS:
         return identity_heads(loop), False
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn((_SKETCH, size), generator=generator, dtype=torch.float64)
@@ -109,10 +115,10 @@ def _heads(loop: LoopMap, scope: Scope) -> tuple[Tensor, bool]:
     return rows.to(dtype=like.dtype, device=like.device).reshape(_SKETCH, *shape), True
 
 
-def _precision(loop: LoopMap, hidden: Mapping[int, float]) -> LoopMap:
+def search_map(loop: LoopMap, hidden: Mapping[int, float]) -> LoopMap:
     """T in the dtype to search in: float64 where that is cheap, float32 where its range allows."""
     entries = sum(math.prod(loop.source_shape(j)) for j in range(loop.depth + 1))
-    if entries * _ALL_HEADS <= _SMALL or not all(1 / _RANGE < m < _RANGE for m in hidden.values()):
+    if entries * ALL_HEADS <= _SMALL or not all(1 / _RANGE < m < _RANGE for m in hidden.values()):
         return loop
     return loop.at(loop.graph.resolve(torch.float32))
 
@@ -150,7 +156,7 @@ def search(
         BoundError: the search fails.
     """
     began = time.monotonic()
-    working = _precision(loop, hidden)
+    working = search_map(loop, hidden)
     heads, sketched = _heads(working, scope)
     wanted, smooth = objective(scope, sketched=sketched)
     found = Search(working, heads, wanted)
@@ -165,7 +171,7 @@ def search(
         if scaling == "auto" and i and time.monotonic() - started > _FINEST_SHARE * (began + seconds - started):
             break
         if sketched and scope == "global":  # the largest of all is not seen by heads at random
-            _, heads = _largest_gain(_scaled(working, current), heads, steps=_LOOKS_AHEAD)
+            _, heads = _largest_gain(scaled_at(working, current), heads, steps=_LOOKS_AHEAD)
             found = Search(working, heads, wanted)
         # A weight a layer is only where a finer scaling starts from; a weight a neuron needs the best of the channels'.
         current = current.refined(working, kind)
@@ -180,7 +186,7 @@ def search(
         current = min(candidates, key=found.reached)
         if scaling != "auto":  # what was asked for, though it be equal in each channel
             current = current.refined(working, kinds[-1])
-    return current, _final(working, current, scope, found.heads if sketched else None)
+    return current, gain_at(working, current, scope, found.heads if sketched else None)
 
 
 def _distinct(loop: LoopMap, kinds: Sequence[Kind]) -> list[Kind]:
@@ -232,9 +238,9 @@ def _finder(kind: Kind) -> Find:
     return find
 
 
-def _final(loop: LoopMap, scaling: Scaling, scope: Scope, sketch: Tensor | None) -> Tensor | float:
+def gain_at(loop: LoopMap, scaling: Scaling, scope: Scope, sketch: Tensor | None = None) -> Tensor | float:
     """N at D, of every output; for a sketched global bound λ_max alone, by subspace iteration on N."""
-    scaled = _scaled(loop, scaling)
+    scaled = scaled_at(loop, scaling)
     if scope == "global" and sketch is not None:
         return _largest_gain(scaled, sketch)[0]
     gain, vectors = _gain_matrix(scaled, _CLOSE if sketch is None else _CLOSE_MANY)
@@ -265,7 +271,7 @@ def _gain_matrix(scaled: ScaledMap, close: float, start: Tensor | None = None) -
     return (gain + gain.T) / 2, found_rows
 
 
-def _scaled(loop: LoopMap, scaling: Scaling) -> ScaledMap:
+def scaled_at(loop: LoopMap, scaling: Scaling) -> ScaledMap:
     """S without y."""
     like = loop.resolved
     return ScaledMap(loop, [d.to(dtype=like.dtype, device=like.device) for d in scaling.weights], None)
@@ -306,7 +312,7 @@ def prove(
         options: the others of :func:`lipcert.norms.scaled.prove_scaled`.
     """
     # whatever float32 makes of P, the norm is that of the P that stands in the evidence
-    evidence = Evidence(scaling, fitted(_scaled(_precision(loop, {}), scaling), whitening(gain)))
+    evidence = Evidence(scaling, fitted(scaled_at(search_map(loop, {}), scaling), whitening(gain)))
     norm = prove_scaled(
         evidence.map(loop),
         slack=slack / max(levels(loop)),
@@ -349,6 +355,12 @@ def feasible_value(loop: LoopMap, output: Tensor | float, scope: Scope) -> Tenso
     return loop.resolved.scalar(1 / abs(output) * (1 + 2.0**-40))
 
 
+def excess(loop: LoopMap, norm: Norm) -> float:
+    """By how much a bound may be above what it would be if ‖S‖ were what was seen of it."""
+    lower = max(norm.lower, 1.0)
+    return _power(max(norm.upper, lower) / lower, levels(loop)[-1]) - 1
+
+
 def _bounded(loop: LoopMap, hidden: Mapping[int, float]) -> bool:
     """Whether there is anything to search: activations, none of which sees a constant."""
     return bool(loop.depth) and all(math.isfinite(hidden[k]) and hidden[k] > 0 for k in range(1, loop.depth + 1))
@@ -361,7 +373,7 @@ def estimated_smallgain(loop: LoopMap, scope: Scope, seed: int, **options: Any) 
         return Estimate(value, "smallgain", scope)
     try:
         found, gain = search(loop, hidden, scope=scope, norms=norms, **options)
-        sharp = feasible_value(loop, fitted(_scaled(_precision(loop, hidden), found), whitening(gain)), scope)
+        sharp = feasible_value(loop, fitted(scaled_at(search_map(loop, hidden), found), whitening(gain)), scope)
     except BoundError as error:  # an output that does not depend on the input, say
         warnings.warn(f"no small-gain bound was found, and LipLT's is used: {error}", stacklevel=2)
         return Estimate(value, "smallgain", scope)
@@ -410,6 +422,6 @@ def proved_smallgain(
     risk = base.failure + evidence.norm.failure
     if norms is None and 0 < risk <= failure * (1 + 2.0**-30):  # what was asked for, but for the last digits of a sum
         risk = failure
-    lower = max(evidence.norm.lower, 1.0)
-    excess = _power(max(evidence.norm.upper, lower) / lower, levels(loop)[-1]) - 1
-    return replace(base, value=value, method="smallgain", failure=risk, slack=excess, evidence=evidence)
+    return replace(
+        base, value=value, method="smallgain", failure=risk, slack=excess(loop, evidence.norm), evidence=evidence
+    )

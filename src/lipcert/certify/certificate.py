@@ -24,7 +24,7 @@ from lipcert.certify.local import Local
 from lipcert.certify.network import BATCH, certified, executes
 from lipcert.certify.radius import CertifiedRadii, Radii
 from lipcert.certify.rounding import ASSUMPTIONS
-from lipcert.certify.schema import FORMAT, VERSION, Certificate, CertifiedBound, PartBound
+from lipcert.certify.schema import FORMAT, VERSION, Certificate, CertifiedBound, PartBound, SmallGain
 from lipcert.errors import CertificateError
 from lipcert.files import replacing
 from lipcert.graph import Graph, check_mode, trace
@@ -132,6 +132,7 @@ def _bound(bound: UpperBound) -> dict[str, Any]:
         "slack": max(0.0, float(bound.slack)),
         "value": rows.tolist(),
         **_proofs(bound),
+        "further": [_smallgain(one) for one in bound.further],
         "parts": [_proofs(one) for one in bound.parts],
     }
 
@@ -148,8 +149,9 @@ def _proofs(bound: UpperBound) -> dict[str, Any]:
 
 def _risks(bound: UpperBound) -> list[float]:
     """The probabilities with which its norms are too small, that of the scaled map among them."""
-    scaled = bound.evidence.norm if bound.evidence is not None else None
-    return [*(n.failure for n in bound.norms.values()), *([] if scaled is None else [scaled.failure])]
+    evidence = [*([] if bound.evidence is None else [bound.evidence]), *bound.further]
+    scaled = [one.norm.failure for one in evidence if one.norm is not None]
+    return [*(n.failure for n in bound.norms.values()), *scaled]
 
 
 def _smallgain(evidence: Evidence) -> dict[str, Any]:
@@ -182,6 +184,7 @@ def restated(graph: Graph, bound: CertifiedBound | str) -> UpperBound:
         guarantee="upper",
         norms=norms_of(c),
         evidence=evidence_of(c),
+        further=further_of(c),
         parts=[(norms_of(one), evidence_of(one)) for one in c.parts],
     )
     assert isinstance(found, UpperBound)
@@ -195,9 +198,15 @@ def norms_of(bound: CertifiedBound | PartBound) -> dict[Pair, Norm]:
 
 def evidence_of(bound: CertifiedBound | PartBound) -> Evidence | None:
     """The evidence of a small-gain bound as a certificate states it; whether it fits a network is not checked."""
-    found = bound.smallgain
-    if found is None:
-        return None
+    return None if bound.smallgain is None else _evidence(bound.smallgain)
+
+
+def further_of(bound: CertifiedBound) -> list[Evidence]:
+    """What further evidence a certificate states; whether it fits a network is not checked."""
+    return [_evidence(one) for one in bound.further]
+
+
+def _evidence(found: SmallGain) -> Evidence:
     weights = [torch.tensor(d.values, dtype=torch.float64).reshape(d.shape) for d in found.weights]
     output = torch.tensor(found.output, dtype=torch.float64)
     norm = Norm(found.norm.upper, found.norm.lower, found.norm.method, found.norm.failure)

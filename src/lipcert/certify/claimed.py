@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -24,12 +24,16 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True, eq=False)
 class Claimed:
-    """What is claimed of the norms of a network, or of a part of it: ``of`` says which, for messages."""
+    """What is claimed of the norms of a network, or of a part of it: ``of`` says which, for messages.
+
+    ``known`` is what is claimed of its blocks elsewhere, and confirmed there.
+    """
 
     of: str
     loop: LoopMap
     norms: Mapping[Pair, Norm]
     evidence: Evidence | None
+    known: Mapping[Pair, Norm] = field(default_factory=dict)
 
     @property
     def scaled(self) -> Norm:
@@ -66,7 +70,7 @@ class Claimed:
         ways = Counter(f"{self.norms[pair].method} by {method}" for pair, method in found.items())
         if self.evidence is None:
             return ways, []
-        norms = {pair: self.norms[pair].upper for pair in found}
+        norms = {pair: norm.upper for pair, norm in (self.known or {p: self.norms[p] for p in found}).items()}
         way = confirm_scaled(self.evidence.map(self.loop), self.scaled, limit=limit, failure=share, norms=norms)
         if way is None:
             raise NotChecked(

@@ -62,6 +62,7 @@ def certify(
     slack: float = SLACK,
     scaling: str = "auto",
     seconds: float = SECONDS,
+    refine: float = 0.0,
     batch_size: int = BATCH,
     bound: Bound | None = None,
     precision: Precision | None = None,
@@ -73,7 +74,7 @@ def certify(
         module: a supported classifier in eval mode that maps ``(N, *shape)`` to logits (N, C).
         x: ``(N, *shape)``, in the units in which the radius is wanted (pixels in [0, 1]).
         y: (N,) labels; needed for accuracies only.
-        method, scope, guarantee, dense_limit, failure, slack, scaling, seconds: see :func:`lipcert.lipschitz`.
+        method, scope, guarantee, dense_limit, failure, slack, scaling, seconds, refine: see :func:`lipcert.lipschitz`.
         batch_size: samples evaluated at once.
         bound: a bound of this module, at its present weights, computed before; then the options above are unused.
         precision: ``"float32"`` or ``"float64"``, which must be what the module runs in, for radii that hold for its
@@ -129,6 +130,7 @@ def certify(
             slack=slack,
             scaling=scaling,
             seconds=seconds,
+            refine=refine,
             parts=guarantee == "upper" and executes(graph, precision),
         )
     given = None if labels is None else labels

@@ -26,7 +26,7 @@ from lipcert.bounds import UpperBound
 from lipcert.bounds.evidence import fits
 from lipcert.bounds.pairs import pair_bounds
 from lipcert.bounds.parts import row
-from lipcert.certify.certificate import evidence_of, norms_of, restated
+from lipcert.certify.certificate import evidence_of, further_of, norms_of, restated
 from lipcert.certify.claimed import TOLERANCE, Claimed
 from lipcert.certify.contest import SPARE, Contest
 from lipcert.certify.identity import Samples
@@ -151,6 +151,10 @@ class Recomputed:
         with ordinary_mode():
             self.loop = LoopMap(graph, graph.resolve(torch.float64), centred=c.bound.method != "product")
         self.claimed = [Claimed("", self.loop, self.claims, evidence_of(c.bound))]
+        self.claimed += [
+            Claimed(f" of further evidence {i}", self.loop, {}, one, self.claims)
+            for i, one in enumerate(further_of(c.bound), start=1)
+        ]
         if c.bound.parts:
             pieces = row(self.loop)  # as many as are claimed, or making the bound refuses them
             self.claimed += [

@@ -11,7 +11,17 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 __all__ = [
     "FORMAT",
@@ -252,6 +262,14 @@ class CertifiedBound(Part):
     smallgain: SmallGain | None = Field(
         description="of a small-gain bound; the value is LipLT's, or the product of those of the parts, where smaller"
     )
+    further: Annotated[
+        tuple[SmallGain, ...],
+        Field(
+            strict=False,
+            max_length=1_000,
+            description="more evidence of the whole, for single entries; the value is the smallest that any gives",
+        ),
+    ] = ()
     parts: Annotated[
         tuple[PartBound, ...],
         Field(
@@ -274,10 +292,18 @@ class CertifiedBound(Part):
                 raise ValueError("value must be symmetric")
         if self.smallgain is not None and self.method != "smallgain":
             raise ValueError("only a small-gain bound has that evidence")
+        if self.further and self.smallgain is None:
+            raise ValueError("further evidence needs a first")
         if self.parts and self.method != "smallgain":
             raise ValueError("only a small-gain bound has parts")
         _check_order(self.norms)
         return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without further evidence where there is none: certificates from before there was any stay what they are."""
+        found: dict[str, Any] = write(self)
+        return found if self.further else {key: value for key, value in found.items() if key != "further"}
 
 
 class Precisely(Part):

@@ -168,7 +168,8 @@ def _sums(c: Certificate) -> str:
 
 def _failure(c: Certificate) -> str:
     bounds: tuple[CertifiedBound | PartBound, ...] = (c.bound, *c.bound.parts)
-    scaled = [b.smallgain.norm.failure for b in bounds if b.smallgain is not None]
+    evidence = [*(b.smallgain for b in bounds if b.smallgain is not None), *c.bound.further]
+    scaled = [one.norm.failure for one in evidence]
     failures = [*(n.failure for b in bounds for n in b.norms), *scaled, c.bound.passed_over]
     total, stated = math.fsum(failures), c.bound.failure
     if abs(stated - total) > TOLERANCE * total:

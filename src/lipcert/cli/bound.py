@@ -33,6 +33,7 @@ from lipcert.cli.options import (
     FailureOption,
     GuaranteeName,
     MethodName,
+    RefineOption,
     ScalingName,
     ScalingOption,
     ScopeName,
@@ -117,6 +118,7 @@ def bound(
     slack: SlackOption = SLACK,
     scaling: ScalingOption = ScalingName.auto,
     seconds: SecondsOption = SECONDS,
+    refine: RefineOption = 0.0,
     compare: Annotated[
         bool, typer.Option("--compare", help="All methods, and a lower bound over random inputs in [0, 1].")
     ] = False,
@@ -144,6 +146,8 @@ def bound(
         if compare and method:
             raise ConfigError("--compare shows all methods: leave out --method.")
         results: list[tuple[Bound, float, dict[str, bool]]] = []
+        if refine and MethodName.smallgain not in (method or []):
+            raise ConfigError("--refine is for --method smallgain, whose weights it searches for.")
         every = [m for m in MethodName if m is not MethodName.best]
         chosen = every if compare else method or [MethodName.product, MethodName.liplt]
         for choice in chosen:
@@ -158,6 +162,7 @@ def bound(
                 slack=slack,
                 scaling=scaling.value,
                 seconds=seconds,
+                refine=refine if choice is MethodName.smallgain else 0.0,
                 start=None if run is None else trained_scaling(run, graph, choice.value, scaling.value),
             )
             spent = time.monotonic() - began

@@ -46,6 +46,7 @@ from lipcert.cli.options import (
     GuaranteeName,
     MethodName,
     PrecisionName,
+    RefineOption,
     ScalingName,
     ScalingOption,
     ScopeName,
@@ -303,6 +304,7 @@ def certify(
     slack: SlackOption = SLACK,
     scaling: ScalingOption = ScalingName.auto,
     seconds: SecondsOption = SECONDS,
+    refine: RefineOption = 0.0,
     local: Annotated[
         bool, typer.Option("--local", help="Add bounds that hold around each sample only: larger radii, more time.")
     ] = False,
@@ -329,6 +331,8 @@ def certify(
     - `lipcert certify digits-mlp-crm`, a model of `lipcert zoo`
 
     - `lipcert certify runs/digits --method smallgain --save digits.json`
+
+    - `lipcert certify runs/digits --method smallgain --refine 300`, for the last per cents
 
     - `lipcert certify runs/deep --method smallgain --precision float64`, where float32 rounds too much
 
@@ -359,6 +363,7 @@ def certify(
             "slack": slack,
             "scaling": scaling.value,
             "seconds": seconds,
+            "refine": refine,
         }
         with joined(find_device(device)) as (ranks, where):
             with ranks.first_alone(where):

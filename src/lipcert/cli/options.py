@@ -13,6 +13,7 @@ __all__ = [
     "GuaranteeName",
     "MethodName",
     "PrecisionName",
+    "RefineOption",
     "ScalingName",
     "ScalingOption",
     "ScopeName",
@@ -38,6 +39,17 @@ SlackOption = Annotated[float, typer.Option("--slack", help="Relative excess of 
 SecondsOption = Annotated[
     float,
     typer.Option("--seconds", min=0.1, help="How long a small-gain bound, or the best, is searched for at most."),
+]
+
+
+RefineOption = Annotated[
+    float,
+    typer.Option(
+        "--refine",
+        min=0.0,
+        help="Seconds more for a small-gain bound of pairs or classes, one at a time; all of ten take some minutes.",
+        show_default="none",
+    ),
 ]
 
 

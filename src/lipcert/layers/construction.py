@@ -254,5 +254,12 @@ def by_construction(
         values = torch.where(values > 0, raised, values) if upper else values * factor
     changed: dict[str, Any] = {"value": values, "method": "layers", "attempts": ()}
     if isinstance(bound, UpperBound):  # its parts are those of the rest
-        changed |= {"failure": bound.failure + risk, "norms": {}, "hidden": {}, "heads": {}, "evidence": None}
+        changed |= {
+            "failure": bound.failure + risk,
+            "norms": {},
+            "hidden": {},
+            "heads": {},
+            "evidence": None,
+            "further": (),
+        }
     return replace(bound, **changed)

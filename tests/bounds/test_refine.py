@@ -1,0 +1,174 @@
+"""Small gain with weights of their own for single outputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lipcert
+from adversary_exact import Exact
+from cases import loop_map, nonlinear, traced
+from chains import matrices, network
+from lipcert.bounds import UpperBound, graph_bound
+from lipcert.bounds.evidence import Evidence, Scaling
+from lipcert.bounds.refine import refined, with_further
+from lipcert.bounds.result import Estimate
+from lipcert.bounds.smallgain import evidence_value, excess
+from lipcert.errors import BoundError
+from lipcert.loop import LoopMap
+from lipcert.norms.scaled import prove_scaled
+
+OPTIONS: dict[str, Any] = {"method": "smallgain", "guarantee": "upper", "seconds": 5.0, "failure": 0.0}
+
+
+def _net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 4))
+    return net.double().eval()
+
+
+def _upper(net: nn.Module, shape: tuple[int, ...], **options: Any) -> UpperBound:
+    found = lipcert.lipschitz(net, shape, **{**OPTIONS, **options})
+    assert isinstance(found, UpperBound)
+    return found
+
+
+def _pairs(value: Tensor) -> Tensor:
+    return value[torch.ones_like(value).triu(1).bool()] if value.ndim == 2 else value
+
+
+def _loop(net: nn.Module, shape: tuple[int, ...]) -> LoopMap:
+    graph = lipcert.trace(net, shape)
+    with torch.no_grad():
+        return LoopMap(graph, graph.resolve(torch.float64))
+
+
+@pytest.mark.parametrize("scope", ["pairwise", "class"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_smaller_for_each_output_and_above_the_exact_constant(scope: str, seed: int) -> None:
+    net = network(matrices(2, 4, 3, seed=seed), seed=seed)
+    first = _upper(net, (2,), scope=scope, scaling="neuron")
+    found = _upper(net, (2,), scope=scope, scaling="neuron", refine=60.0)
+    exact = Exact(net)
+    slopes = torch.stack([torch.as_tensor(c.slope).norm(dim=1) for c in exact.cells]).amax(0)
+    least = exact.pairs if scope == "pairwise" else slopes
+    assert bool((found.value >= least * (1 - 1e-9)).all())
+    assert bool((found.value <= first.value * (1 + 1e-9)).all())
+
+
+@pytest.mark.parametrize("scope", ["pairwise", "class"])
+def test_it_is_what_a_bound_of_that_output_alone_is(scope: str) -> None:
+    """Which is at most that of all together, here by some per cent."""
+    net = _net()
+    first = _upper(net, (5,), scope=scope, scaling="neuron")
+    found = _upper(net, (5,), scope=scope, scaling="neuron", refine=60.0)
+    assert len(found.further) > 1
+    assert bool((_pairs(found.value) < _pairs(first.value) * (1 - 1e-3)).any())
+    rows = torch.eye(4, dtype=torch.float64)
+    for a, b in ((0, 1), (2, 3)):
+        row = rows[a] - rows[b] if scope == "pairwise" else rows[a]
+        alone = lipcert.lipschitz(net, (5,), output_weights=row, **{**OPTIONS, "scaling": "neuron"})
+        entry = found.value[a, b] if scope == "pairwise" else found.value[a]
+        assert float(entry) == pytest.approx(float(alone), rel=5e-3)
+
+
+def test_the_value_is_the_smallest_that_any_evidence_gives() -> None:
+    net = _net(1)
+    found, loop = _upper(net, (5,), scope="pairwise", refine=60.0), _loop(net, (5,))
+    assert found.evidence is not None
+    values = [evidence_value(loop, one, "pairwise") for one in (found.evidence, *found.further)]
+    liplt = lipcert.lipschitz(net, (5,), scope="pairwise", guarantee="upper", failure=0.0).value
+    smallest = torch.stack([*values, liplt]).amin(0)
+    torch.testing.assert_close(found.value, smallest, rtol=1e-12, atol=0)
+    norms = [one.norm for one in (found.evidence, *found.further)]
+    assert all(norm is not None for norm in norms)
+    assert found.slack == max(excess(loop, norm) for norm in norms if norm is not None)
+
+
+def test_each_scaled_map_has_the_norm_that_is_proved() -> None:
+    net = _net(2)
+    found, loop = _upper(net, (5,), scope="class", refine=60.0), _loop(net, (5,))
+    assert found.further
+    for one in found.further:
+        assert one.norm is not None
+        scaled = one.map(loop)
+        with torch.no_grad():
+            matrix = scaled.apply(torch.eye(len(scaled.divisors), dtype=torch.float64)).T
+        assert float(torch.linalg.matrix_norm(matrix, 2)) <= one.norm.upper
+
+
+def test_failures_add_up_to_what_was_asked_for() -> None:
+    found = _upper(_net(), (5,), scope="pairwise", refine=60.0, failure=1e-9, dense_limit=1)
+    assert found.evidence is not None
+    norms = [one.norm for one in (found.evidence, *found.further)]
+    risks = [*(n.failure for n in found.norms.values()), *(n.failure for n in norms if n is not None)]
+    assert all(n is not None and n.method == "chebyshev" for n in norms)
+    assert len(found.further) > 1
+    assert 0 < sum(risks) <= 1e-9 * (1 + 1e-9)
+    assert found.failure == pytest.approx(sum(risks), rel=1e-9)
+
+
+def test_estimates_too() -> None:
+    net = _net()
+    first, found = (
+        lipcert.lipschitz(net, (5,), method="smallgain", scope="pairwise", seconds=5.0, refine=refine)
+        for refine in (0.0, 60.0)
+    )
+    assert isinstance(found, Estimate)
+    assert bool((found.value <= first.value * (1 + 1e-9)).all())
+    proved = _upper(net, (5,), scope="pairwise", refine=60.0)
+    torch.testing.assert_close(found.value, proved.value, rtol=5e-3, atol=1e-12)
+
+
+def test_no_time_is_no_evidence() -> None:
+    net, loop = _net(), _loop(_net(), (5,))
+    first = _upper(net, (5,), scope="pairwise")
+    found = refined(loop, first, seconds=0.0, failure=0.0, slack=1e-3, dense_limit=None)
+    assert found is first
+
+
+def test_evidence_that_says_less_changes_nothing() -> None:
+    """Whoever makes a certificate may put in what they like."""
+    net, loop = _net(), _loop(_net(), (5,))
+    first = _upper(net, (5,), scope="pairwise")
+    assert first.evidence is not None
+    looser = Evidence(
+        Scaling(first.evidence.scaling.kind, tuple(0.5 * d for d in first.evidence.scaling.weights)),
+        0.5 * torch.as_tensor(first.evidence.output),
+    )
+    norm = prove_scaled(looser.map(loop), slack=1e-3, dense=2048, limit=2048, failure=0.0)
+    found = with_further(loop, first, [replace(looser, norm=norm)])
+    assert torch.equal(found.value, first.value)
+    assert found.slack >= first.slack
+
+
+@pytest.mark.parametrize("name", nonlinear()[::7])
+def test_of_odd_networks_it_is_never_larger(name: str) -> None:
+    graph = traced(name)
+    scope = "class" if len(graph.output_shape) == 1 else None
+    if scope is None or graph.output_shape[0] > 24:
+        pytest.skip("not a vector of up to 24 outputs")
+    loop = loop_map(name)
+    first = graph_bound(graph, scope="class", **{**OPTIONS, "seconds": 1.0})
+    assert isinstance(first, UpperBound)
+    found = refined(loop, first, seconds=5.0, failure=0.0, slack=2e-3, dense_limit=None)
+    assert bool((found.value <= first.value).all())
+    torch.testing.assert_close(found.value, first.value, rtol=0.7, atol=0)
+
+
+def test_what_is_refused() -> None:
+    net = _net()
+    with pytest.raises(BoundError, match="refine= is for bounds of single outputs"):
+        lipcert.lipschitz(net, (5,), method="smallgain", refine=1.0)
+    with pytest.raises(BoundError, match="refine= is for method='smallgain'"):
+        lipcert.lipschitz(net, (5,), method="liplt", scope="pairwise", refine=1.0)
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(BoundError, match="refine must be a number of seconds"):
+            lipcert.lipschitz(net, (5,), method="smallgain", scope="pairwise", refine=wrong)
+    wide = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 25)).eval()
+    with pytest.raises(BoundError, match="up to 24 outputs; this network has 25"):
+        lipcert.lipschitz(wide, (2,), method="smallgain", scope="pairwise", refine=1.0)
