@@ -207,6 +207,24 @@ def test_a_search_starts_from_what_training_ended_with(tmp_path: Path, monkeypat
     assert RunFolder(out).scaling() is None
 
 
+def test_pair_by_pair(run: Path, tmp_path: Path) -> None:
+    """No radius is smaller, some are larger, and all of it can be verified."""
+    small = ["--method", "smallgain", "--seconds", "2", "--first", "50", "-e", "0.1", "--save"]
+    assert cli("certify", run, *small, tmp_path / "first.json").exit_code == 0
+    assert cli("certify", run, *small, tmp_path / "further.json", "--refine", "120").exit_code == 0
+    first, further = (read_certificate(tmp_path / f"{name}.json") for name in ("first", "further"))
+    assert len(further.bound.further) > 5
+    before, now = (torch.tensor(c.bound.value) for c in (first, further))
+    assert bool((now <= before * (1 + 1e-3)).all())
+    assert bool((now < before * (1 - 1e-3)).any())
+    assert sum(further.samples.radius) > sum(first.samples.radius)
+    verified = cli("verify", tmp_path / "further.json", run)
+    assert verified.exit_code == 0, verified.output
+    assert f"nor those of {1 + len(further.bound.further)} scaled maps" in " ".join(verified.stdout.split())
+    rough = parsed("bound", run, *small[:4], "--scope", "pairwise", "--refine", "20")
+    assert rough[0]["guarantee"] == "estimate"
+
+
 def test_only_the_first_samples(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "first.json"
     found = parsed("certify", run, "--first", "40", "-e", "0.25", "--save", file)
