@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import lipcert
+import lipcert.bounds.refine as module
 from adversary_exact import Exact
 from cases import loop_map, nonlinear, traced
 from chains import matrices, network
 from lipcert.bounds import UpperBound, graph_bound
 from lipcert.bounds.evidence import Evidence, Scaling
-from lipcert.bounds.refine import refined, with_further
+from lipcert.bounds.refine import nearest_pairs, refined, with_further
 from lipcert.bounds.result import Estimate
 from lipcert.bounds.smallgain import evidence_value, excess
 from lipcert.errors import BoundError
@@ -173,3 +174,16 @@ def test_what_is_refused() -> None:
     wide = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 25)).eval()
     with pytest.raises(BoundError, match="up to 24 outputs; this network has 25"):
         lipcert.lipschitz(wide, (2,), method="smallgain", scope="pairwise", refine=1.0)
+
+
+def test_it_begins_with_the_pairs_that_are_given() -> None:
+    value = torch.tensor([[0.0, 3.0, 1.0], [3.0, 0.0, 2.0], [1.0, 2.0, 0.0]])
+    assert module._entries(value, []) == [(0, 2), (1, 2), (0, 1)]
+    assert module._entries(value, [(1, 0), (0, 1), (5, 7)]) == [(0, 1), (0, 2), (1, 2)]
+    assert module._entries(value[0], [(2, 1)]) == [(2,), (1,), (0,)]
+
+
+def test_which_pairs_decide_radii() -> None:
+    logits = torch.tensor([[3.0, 1.0, 2.0], [2.0, 0.0, 3.0], [0.0, 2.0, 1.0]])
+    assert nearest_pairs(logits) == [(0, 2), (1, 2)]
+    assert nearest_pairs(logits[:0]) == nearest_pairs(logits[0]) == nearest_pairs(logits[:, :1]) == []

@@ -161,6 +161,7 @@ def graph_bound(
     progress: Progress | None = None,
     seed: int = 0,
     refine: float = 0.0,
+    pairs: Sequence[tuple[int, int]] = (),
     norms: Mapping[Pair, Norm] | None = None,
     evidence: Evidence | None = None,
     further: Sequence[Evidence] = (),
@@ -174,6 +175,7 @@ def graph_bound(
     the bound needs. With ``parts``, an upper bound by small gain has those of the parts of a residual network too, by
     which rounding is followed: proved, in a fifth of ``seconds``, or, where there are ``norms``, made from what is
     given of each.
+    ``pairs`` are those of classes with which ``refine`` is to begin.
     With ``liplt``, LipLT's upper bound of this network in this scope, that by small gain starts from it.
     """
     check_choice("method", method, get_args(AnyMethod))
@@ -232,7 +234,9 @@ def graph_bound(
             search: dict[str, Any] = {"scaling": scaling, "seconds": seconds, "start": start, "progress": progress}
             if not upper:
                 rough = estimated_smallgain(loop, scope, seed, **search)
-                return refined_estimate(loop, rough, seconds=refine, progress=progress) if refine else rough
+                return (
+                    refined_estimate(loop, rough, seconds=refine, pairs=pairs, progress=progress) if refine else rough
+                )
             return smallgain_in_parts(
                 loop,
                 scope,
@@ -244,6 +248,7 @@ def graph_bound(
                 evidence=evidence,
                 base=liplt,
                 refine=refine,
+                pairs=pairs,
                 further=further,
                 **search,
             )

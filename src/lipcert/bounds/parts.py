@@ -158,6 +158,7 @@ def smallgain_in_parts(
     start: Scaling | None = None,
     progress: Progress | None = None,
     refine: float = 0.0,
+    pairs: Sequence[tuple[int, int]] = (),
     further: Sequence[Evidence] = (),
     **options: Any,
 ) -> UpperBound:
@@ -168,7 +169,8 @@ def smallgain_in_parts(
         scope: of the bound.
         parts: whether to prove those of the parts too, if they can be; with ``norms``, what proves them, of each.
         failure, seconds: of all together.
-        refine: seconds for further evidence, which come on top; with ``norms``, it is given as ``further``.
+        refine, pairs: seconds for further evidence, which come on top, and with what to begin; with ``norms``, it is
+            given as ``further``.
         norms, evidence, base, start, progress, options: as for :func:`lipcert.bounds.smallgain.proved_smallgain`, of
             the whole.
     """
@@ -192,7 +194,7 @@ def smallgain_in_parts(
         whole = with_further(loop, whole, further)
     elif refine:
         rest = {key: options[key] for key in ("slack", "dense_limit")}
-        whole = refined(loop, whole, seconds=refine, failure=0.5 * own, progress=progress, **rest)
+        whole = refined(loop, whole, seconds=refine, failure=0.5 * own, pairs=pairs, progress=progress, **rest)
     if not cut:
         return whole
     try:

@@ -36,7 +36,7 @@ from lipcert.errors import BoundError
 from lipcert.loop import LoopMap
 from lipcert.norms.upper import DENSE, deterministic_limit
 
-__all__ = ["check_refine", "refined", "refined_estimate", "with_further"]
+__all__ = ["check_refine", "nearest_pairs", "refined", "refined_estimate", "with_further"]
 
 _STEPS = 25  # at each stage of a search
 _DIGITS = 6  # of a weight
@@ -45,16 +45,35 @@ _WORTH = 1e-4  # by how much less the entry must be for the evidence to be kept
 Entry = tuple[int, ...]
 
 
-def _entries(value: Tensor) -> list[Entry]:
-    """The entries of a bound's value, each pair once, the smallest first.
+def _entries(value: Tensor, pairs: Sequence[tuple[int, int]]) -> list[Entry]:
+    """The entries of a bound's value, each pair once: first those of the pairs given, and then the smallest first.
 
     What a network was trained for has its small constants where its classes are near to each other.
     """
     if value.ndim == 1:
         entries: list[Entry] = [(a,) for a in range(len(value))]
+        wanted: list[Entry] = [(a,) for pair in pairs for a in pair]
     else:
         entries = [(a, b) for a in range(len(value)) for b in range(a + 1, len(value))]
-    return sorted(entries, key=lambda entry: float(value[entry]))
+        wanted = [(min(pair), max(pair)) for pair in pairs]
+    rest = sorted(entries, key=lambda entry: float(value[entry]))
+    return list(dict.fromkeys([*(entry for entry in wanted if entry in entries), *rest]))
+
+
+def nearest_pairs(logits: Tensor) -> list[tuple[int, int]]:
+    """The pairs of classes that are first and second at some samples, the most frequent first: these decide radii.
+
+    Args:
+        logits: (N, C).
+
+    >>> nearest_pairs(torch.tensor([[3.0, 1.0, 2.0], [2.0, 0.0, 3.0], [0.0, 2.0, 1.0]]))
+    [(0, 2), (1, 2)]
+    """
+    if logits.ndim != 2 or not len(logits) or logits.shape[1] < 2:
+        return []
+    found, counts = torch.unique(logits.topk(2, 1).indices.sort(1).values, dim=0, return_counts=True)
+    order = counts.argsort(descending=True, stable=True)
+    return [(int(a), int(b)) for a, b in found[order].tolist()]
 
 
 def _functional(heads: Tensor, entry: Entry) -> Tensor:
@@ -112,6 +131,7 @@ def refined(
     failure: float,
     slack: float,
     dense_limit: int | None,
+    pairs: Sequence[tuple[int, int]] = (),
     progress: Progress | None = None,
 ) -> UpperBound:
     """A small-gain bound with further evidence for single entries, the smallest first, while there is time.
@@ -122,13 +142,14 @@ def refined(
         seconds: after which no further entry is begun. What was found is proved, which comes on top.
         failure: of all further evidence together.
         slack, dense_limit: as for :func:`lipcert.bounds.smallgain.proved_smallgain`.
+        pairs: of classes, with whose entries to begin.
         progress: is told how it goes.
     """
     first = bound.evidence
     if first is None:
         return bound
     began, known = time.monotonic(), {pair: norm.upper for pair, norm in bound.norms.items()}
-    entries, limit = _entries(bound.value), deterministic_limit(dense_limit, failure)
+    entries, limit = _entries(bound.value, pairs), deterministic_limit(dense_limit, failure)
     options: dict[str, Any] = {"dense": min(DENSE, limit), "limit": limit, "failure": failure / len(entries)}
     kept, value, working = list[Evidence](), bound.value, search_map(loop, bound.hidden)
     for entry, scaling, gain in _found(working, bound.scope, first.scaling, entries, began + seconds):
@@ -169,12 +190,19 @@ def with_further(loop: LoopMap, bound: UpperBound, further: Sequence[Evidence]) 
     )
 
 
-def refined_estimate(loop: LoopMap, bound: Estimate, *, seconds: float, progress: Progress | None = None) -> Estimate:
+def refined_estimate(
+    loop: LoopMap,
+    bound: Estimate,
+    *,
+    seconds: float,
+    pairs: Sequence[tuple[int, int]] = (),
+    progress: Progress | None = None,
+) -> Estimate:
     """The same without proofs."""
     if bound.scaling is None:
         return bound
     began, value, working = time.monotonic(), bound.value, search_map(loop, {})
-    for _, scaling, gain in _found(working, bound.scope, bound.scaling, _entries(value), began + seconds):
+    for _, scaling, gain in _found(working, bound.scope, bound.scaling, _entries(value, pairs), began + seconds):
         output = fitted(scaled_at(working, scaling), whitening(gain))
         value = torch.minimum(value, feasible_value(loop, output, bound.scope))
         if progress is not None:

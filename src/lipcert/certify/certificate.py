@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from lipcert.bounds import UpperBound, graph_bound
 from lipcert.bounds.evidence import Evidence, Scaling
+from lipcert.bounds.refine import nearest_pairs
 from lipcert.certify.canonical import canonical, parse, read_bytes, shown
 from lipcert.certify.identity import Origin, Samples, describe_graph, normalisations, versions, weights_digest
 from lipcert.certify.local import Local
-from lipcert.certify.network import BATCH, certified, executes
+from lipcert.certify.network import BATCH, certified, executes, logits_of
 from lipcert.certify.radius import CertifiedRadii, Radii
 from lipcert.certify.rounding import ASSUMPTIONS
 from lipcert.certify.schema import FORMAT, VERSION, Certificate, CertifiedBound, PartBound, SmallGain
@@ -273,6 +274,9 @@ def certificate_of(
     check_mode(module)
     graph = trace(module, samples.shape)
     rounds = executes(graph, precision)
+    if bounding.get("refine"):
+        logits = [logits_of(module, x, batch_size=BATCH) for x in samples.batches(BATCH)]
+        bounding = {**bounding, "pairs": nearest_pairs(torch.cat(logits))}
     bound = graph_bound(graph, guarantee="upper", parts=rounds, **{"scope": "pairwise", **bounding})
     assert isinstance(bound, UpperBound)
     result = certified(graph, bound, samples.batches(BATCH), samples.labels, precision, local=local)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK, graph_bound
+from lipcert.bounds.refine import nearest_pairs
 from lipcert.bounds.result import AnyMethod, Bound, Guarantee, Scope, UpperBound
 from lipcert.certify.arithmetic import Precision
 from lipcert.certify.contest import Contest
@@ -131,6 +132,7 @@ def certify(
             scaling=scaling,
             seconds=seconds,
             refine=refine,
+            pairs=nearest_pairs(logits_of(module, x, batch_size=max(batch_size, 1))) if refine else (),
             parts=guarantee == "upper" and executes(graph, precision),
         )
     given = None if labels is None else labels

@@ -15,6 +15,7 @@ from torch import nn
 
 from lipcert.bounds import graph_bound
 from lipcert.bounds.lipschitz import DENSE_LIMIT, FAILURE, SECONDS, SLACK
+from lipcert.bounds.refine import nearest_pairs
 from lipcert.bounds.result import Bound, UpperBound
 from lipcert.certify import Origin, Samples, make_certificate, write_certificate
 from lipcert.certify.certificate import assumptions_of, restated, stated
@@ -99,6 +100,7 @@ def certify_run(
     """
     model = model_for(source, data) if isinstance(source, RunFolder) else _imported(source, data)
     model = model.to(device)
+    pairs = nearest_pairs(predict(model, data, device=device, ranks=ranks)[0]) if bounding["refine"] else []
     if precision == "float64":
         model = model.double()
     began = time.monotonic()
@@ -112,6 +114,7 @@ def certify_run(
     begin = {
         "parts": upper and executes(graph, precision),
         "start": trained_scaling(source, graph, bounding["method"], bounding["scaling"]),
+        "pairs": pairs,
     }
     bound = _bounded(graph, {**bounding, **begin}, ranks, device)
     seconds = time.monotonic() - began
