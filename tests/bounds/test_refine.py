@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from lipcert.bounds.evidence import Evidence, Scaling
 from lipcert.bounds.refine import nearest_pairs, refined, with_further
 from lipcert.bounds.result import Estimate
 from lipcert.bounds.smallgain import evidence_value, excess
+from lipcert.certify.certificate import restated, stated
 from lipcert.errors import BoundError
 from lipcert.loop import LoopMap
 from lipcert.norms.scaled import prove_scaled
@@ -113,6 +115,36 @@ def test_failures_add_up_to_what_was_asked_for() -> None:
     assert found.failure == pytest.approx(sum(risks), rel=1e-9)
 
 
+def test_proofs_that_were_not_kept_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry that came out small may have done so because its proof failed."""
+    options = {"scope": "pairwise", "failure": 1e-9, "dense_limit": 1}
+    first_value, last_value = (_pairs(_upper(_net(), (5,), refine=r, **options).value) for r in (0.0, 60.0))
+    monkeypatch.setattr(module, "_WORTH", float((1 - last_value / first_value).median()))
+    found = _upper(_net(), (5,), refine=60.0, **options)
+    assert found.evidence is not None
+    assert found.evidence.norm is not None
+    first = sum(n.failure for n in found.norms.values()) + found.evidence.norm.failure
+    kept = [one.norm.failure for one in found.further if one.norm is not None]
+    assert 0 < len(kept) < 6
+    assert found.failure - first == pytest.approx(6 * kept[0], rel=1e-6)
+    stands = json.loads(stated(found))
+    assert stands["failure"] == pytest.approx(found.failure, rel=1e-12)
+    assert stands["passed_over"] == pytest.approx((6 - len(kept)) * kept[0], rel=1e-6)
+
+
+def test_from_a_certificate_it_is_the_same_to_the_last_bit() -> None:
+    """Several processes share it in that form, and each makes radii of it."""
+    for seed in range(3):
+        net = _net(seed)
+        found = _upper(net, (5,), scope="pairwise", refine=60.0)
+        assert torch.equal(restated(lipcert.trace(net, (5,)), stated(found)).value, found.value)
+
+
+def test_one_output_has_no_pairs() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1)).eval()
+    assert _upper(net, (4,), scope="pairwise", refine=1.0).value.tolist() == [[0.0]]
+
+
 def test_estimates_too() -> None:
     net = _net()
     first, found = (
@@ -168,7 +200,7 @@ def test_what_is_refused() -> None:
         lipcert.lipschitz(net, (5,), method="smallgain", refine=1.0)
     with pytest.raises(BoundError, match="refine= is for method='smallgain'"):
         lipcert.lipschitz(net, (5,), method="liplt", scope="pairwise", refine=1.0)
-    for wrong in (-1.0, float("nan"), float("inf")):
+    for wrong in (-1.0, float("nan"), float("inf"), "3", True):
         with pytest.raises(BoundError, match="refine must be a number of seconds"):
             lipcert.lipschitz(net, (5,), method="smallgain", scope="pairwise", refine=wrong)
     wide = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 25)).eval()

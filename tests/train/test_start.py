@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -65,20 +66,22 @@ def test_stopped_anywhere_it_goes_on_with_what_it_has(trained: Path, tmp_path: P
 def test_the_weights_are_there_before_the_folder_is_a_run(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in between, it must not go on with fresh ones."""
-    trainer = Trainer(tiny(), tmp_path / "run", start=trained)
+    """Killed in between, it must not go on with fresh ones; after Ctrl-C there nothing is left, and it can be begun."""
+    trainer = Trainer(tiny("train.epochs=1"), tmp_path / "run", start=trained)
+    weights, file = RunFolder(trained).load_model()[0].state_dict(), tmp_path / "run" / "checkpoint.safetensors"
 
-    def killed(config: Any) -> None:
+    def stopped_there(config: Any) -> None:
+        state, _ = load_state(file)
+        assert state["counters"][:2] == [0, 0]
+        assert all(torch.equal(state["model"][name], weights[name]) for name in weights)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer.folder, "begin", killed)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.fit()
-    state, _ = load_state(tmp_path / "run" / "checkpoint.safetensors")
-    assert state["counters"][:2] == [0, 0]
-    weights = RunFolder(trained).load_model()[0].state_dict()
-    assert all(torch.equal(state["model"][name], weights[name]) for name in weights)
-    assert "has no config.toml" in refused("train", "--resume", "--out", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.folder, "begin", stopped_there)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.fit()
+    assert not file.exists()
+    assert trainer.fit()["epochs"] == 1
 
 
 def test_a_small_gain_bound_begins_with_the_weights_d(
@@ -132,19 +135,33 @@ def test_how_fresh_weights_are_drawn_does_not_matter(tmp_path: Path) -> None:
     assert _same(Trainer(tiny('model={name="4c3f"}'), tmp_path / "next", start=folder).model, folder)
 
 
-@pytest.mark.parametrize(
-    ("model", "said"),
-    [
-        ('{name="mlp",options={widths=[16],activation="tanh"}}', r"options: \{'widths': \[16\]\} there, \{.*tanh"),
-        ('{name="mlp",options={widths=[12]}}', "options"),
-        ('{name="mlp",options={widths=[16]},normalize={mean=[0.5],std=[0.5]}}', "normalize: 'none' there"),
-    ],
-)
-def test_another_model_is_refused(trained: Path, tmp_path: Path, model: str, said: str) -> None:
+OTHERS = {
+    "activation": (
+        '{name="mlp",options={widths=[16],activation="tanh"}}',
+        "model.options.activation: 'relu' there, 'tanh'",
+    ),
+    "width": ('{name="mlp",options={widths=[12]}}', "model.options.widths: [16] there, [12] here"),
+    "normalisation": (
+        '{name="mlp",options={widths=[16]},normalize={mean=[0.5],std=[0.5]}}',
+        "model.normalize: 'none' there",
+    ),
+}
+
+
+@pytest.mark.parametrize("which", list(OTHERS))
+@pytest.mark.parametrize("file", [False, True])
+def test_another_model_is_refused(trained: Path, tmp_path: Path, which: str, file: bool) -> None:
     """What has the same weights may compute something else."""
-    with pytest.raises(ConfigError, match=rf"the weights of first are of another model \({said}"):
-        Trainer(tiny(f"model={model}"), tmp_path / "run", start=trained)
+    model, said = OTHERS[which]
+    start = trained / "model.safetensors" if file else trained
+    with pytest.raises(ConfigError, match=rf"the weights of {start.name} are of another model \({re.escape(said)}"):
+        Trainer(tiny(f"model={model}"), tmp_path / "run", start=start)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_the_default_may_be_written_out(trained: Path, tmp_path: Path) -> None:
+    config = tiny('model={name="mlp",options={widths=[16],activation="relu"}}')
+    assert _same(Trainer(config, tmp_path / "run", start=trained).model, RunFolder(trained))
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -188,8 +188,8 @@ def graph_bound(
         raise BoundError(f"dense_limit must be at least 1, or None; got {dense_limit}.")
     if start is not None and method not in ("smallgain", "best"):
         raise BoundError(f"start= is for method='smallgain'; {method!r} has no weights to start from.")
-    if not 0 <= refine < math.inf:
-        raise BoundError(f"refine must be a number of seconds, 0 for none; got {refine}.")
+    if isinstance(refine, bool) or not isinstance(refine, (int, float)) or not 0 <= refine < math.inf:
+        raise BoundError(f"refine must be a number of seconds, 0 for none; got {refine!r}.")
     if refine and method != "smallgain":
         raise BoundError(f"refine= is for method='smallgain', whose weights it searches for; got {method!r}.")
     if liplt is not None and (method, liplt.method, liplt.scope) != ("smallgain", "liplt", scope):

@@ -150,8 +150,10 @@ def refined(
         return bound
     began, known = time.monotonic(), {pair: norm.upper for pair, norm in bound.norms.items()}
     entries, limit = _entries(bound.value, pairs), deterministic_limit(dense_limit, failure)
+    if not entries:
+        return bound
     options: dict[str, Any] = {"dense": min(DENSE, limit), "limit": limit, "failure": failure / len(entries)}
-    kept, value, working = list[Evidence](), bound.value, search_map(loop, bound.hidden)
+    risks, kept, value, working = list[float](), list[Evidence](), bound.value, search_map(loop, bound.hidden)
     for entry, scaling, gain in _found(working, bound.scope, first.scaling, entries, began + seconds):
         try:
             evidence = prove(loop, scaling, gain, slack=slack, norms=known, **options)
@@ -159,18 +161,23 @@ def refined(
         except BoundError as error:
             warnings.warn(f"entry {entry} of the bound is not refined: {error}", stacklevel=2)
             continue
+        risks.append(0.0 if evidence.norm is None else evidence.norm.failure)
         if float(found[entry]) < float(value[entry]) * (1 - _WORTH):
             kept.append(evidence)
             value = torch.minimum(value, found)
             if progress is not None:
                 progress(scaling.kind, float(value[value > 0].log().mean().exp()), time.monotonic() - began)
-    return with_further(loop, bound, kept)
+    # What came out small may have done so because its proof failed: those that were not kept count too.
+    return with_further(loop, bound, kept, risk=math.fsum(risks))
 
 
-def with_further(loop: LoopMap, bound: UpperBound, further: Sequence[Evidence]) -> UpperBound:
+def with_further(
+    loop: LoopMap, bound: UpperBound, further: Sequence[Evidence], *, risk: float | None = None
+) -> UpperBound:
     """A bound with further evidence, whatever it says of each entry: the smallest counts.
 
-    Its slack is the largest of all.
+    Its slack is the largest of all. ``risk`` is the probability that any proof fails from which it was chosen, by
+    default that any of its own does.
 
     Raises:
         BoundError: what is given proves nothing.
@@ -184,7 +191,7 @@ def with_further(loop: LoopMap, bound: UpperBound, further: Sequence[Evidence]) 
     return replace(
         bound,
         value=value,
-        failure=min(1.0, bound.failure + math.fsum(norm.failure for norm in norms)),
+        failure=min(1.0, bound.failure + (math.fsum(norm.failure for norm in norms) if risk is None else risk)),
         slack=max(bound.slack, *(excess(loop, norm) for norm in norms)),
         further=tuple(further),
     )
@@ -203,8 +210,11 @@ def refined_estimate(
         return bound
     began, value, working = time.monotonic(), bound.value, search_map(loop, {})
     for _, scaling, gain in _found(working, bound.scope, bound.scaling, _entries(value, pairs), began + seconds):
-        output = fitted(scaled_at(working, scaling), whitening(gain))
-        value = torch.minimum(value, feasible_value(loop, output, bound.scope))
+        try:
+            output = fitted(scaled_at(working, scaling), whitening(gain))
+            value = torch.minimum(value, feasible_value(loop, output, bound.scope))
+        except BoundError:
+            continue
         if progress is not None:
             progress(scaling.kind, float(value[value > 0].log().mean().exp()), time.monotonic() - began)
     return replace(bound, value=value)

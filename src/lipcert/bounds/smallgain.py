@@ -312,7 +312,9 @@ def prove(
         options: the others of :func:`lipcert.norms.scaled.prove_scaled`.
     """
     # whatever float32 makes of P, the norm is that of the P that stands in the evidence
-    evidence = Evidence(scaling, fitted(scaled_at(search_map(loop, {}), scaling), whitening(gain)))
+    output = fitted(scaled_at(search_map(loop, {}), scaling), whitening(gain))
+    # the inverse of a matrix that is read from a file is that of one stored in rows, to the last bit
+    evidence = Evidence(scaling, output.contiguous() if isinstance(output, Tensor) else output)
     norm = prove_scaled(
         evidence.map(loop),
         slack=slack / max(levels(loop)),

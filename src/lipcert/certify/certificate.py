@@ -123,7 +123,8 @@ def _bound(bound: UpperBound) -> dict[str, Any]:
     value = bound.value.detach().double().cpu()
     rows = value[None, None] if value.ndim == 0 else value[None] if value.ndim == 1 else value
     own = math.fsum(risk for one in (bound, *bound.parts) for risk in _risks(one))
-    passed_over = max(0.0, bound.failure - own) if bound.attempts else 0.0
+    chosen = bool(bound.attempts or bound.further)  # from more than stands here
+    passed_over = max(0.0, bound.failure - own) if chosen and bound.failure > own * (1 + 2.0**-40) else 0.0
     return {
         "method": bound.method,
         "scope": bound.scope,

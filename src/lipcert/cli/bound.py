@@ -146,7 +146,7 @@ def bound(
         if compare and method:
             raise ConfigError("--compare shows all methods: leave out --method.")
         results: list[tuple[Bound, float, dict[str, bool]]] = []
-        if refine and MethodName.smallgain not in (method or []):
+        if refine and not compare and MethodName.smallgain not in (method or []):
             raise ConfigError("--refine is for --method smallgain, whose weights it searches for.")
         every = [m for m in MethodName if m is not MethodName.best]
         chosen = every if compare else method or [MethodName.product, MethodName.liplt]

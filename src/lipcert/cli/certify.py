@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -169,8 +170,13 @@ def _bounded(graph: Graph, bounding: Mapping[str, Any], ranks: Ranks, device: to
     """A bound, which the first of several processes proves for all; an estimate each makes for itself."""
     if ranks.first:
         found = graph_bound(graph, **bounding)
+        if ranks.size == 1:
+            return found
         if isinstance(found, UpperBound):
-            ranks.say(stated(found) if ranks.size > 1 else "", device)
+            text = stated(found)
+            ranks.say(text, device)
+            # in the last bit it is what the others make of it, as a certificate has radii of all
+            return replace(restated(graph, text), attempts=found.attempts, failure=found.failure)
         return found
     if bounding["guarantee"] == "upper":
         return restated(graph, ranks.say(None, device))

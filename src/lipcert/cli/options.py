@@ -47,7 +47,7 @@ RefineOption = Annotated[
     typer.Option(
         "--refine",
         min=0.0,
-        help="Seconds more for a small-gain bound of pairs or classes, one at a time; all of ten take some minutes.",
+        help="Seconds more for small gain (--scope pairwise or class), a pair at a time: some minutes for ten classes.",
         show_default="none",
     ),
 ]

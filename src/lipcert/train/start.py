@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lipcert.certify.identity import weights_digest
 from lipcert.errors import BoundError, CheckpointError, ConfigError
 from lipcert.graph import Graph, trace
 from lipcert.loop import LoopMap
+from lipcert.models.registry import options_of
 from lipcert.train.checkpoint import put_weights, read_weights
 from lipcert.train.factory import kind_of
 from lipcert.train.run_folder import RunFolder
@@ -51,10 +53,13 @@ class Start:
             CheckpointError: it is missing, not finished, or damaged.
         """
         if isinstance(source, Path) and source.suffix.lower() == ".safetensors":
-            return Start(source.name, read_weights(source)[0], source)
+            weights, header = read_weights(source)
+            return Start(source.name, weights, source, _model_of(header, source))
         folder = source if isinstance(source, RunFolder) else RunFolder(source)
         module, _ = folder.load_model()
-        return Start(folder.path.name, dict(module.state_dict()), folder.model_file, folder.config().model, folder)
+        return Start(
+            folder.path.resolve().name, dict(module.state_dict()), folder.model_file, folder.config().model, folder
+        )
 
     def put_into(self, module: nn.Module, config: ModelConfig) -> None:
         """Put the weights into a module that was built by a configuration.
@@ -65,7 +70,8 @@ class Start:
         """
         if self.model is not None and _computed(self.model) != _computed(config):
             mine, other = _computed(self.model), _computed(config)
-            differing = ", ".join(f"{k}: {mine[k]!r} there, {other[k]!r} here" for k in mine if mine[k] != other[k])
+            keys = [key for key in mine | other if mine.get(key) != other.get(key)]
+            differing = ", ".join(f"{k}: {mine.get(k)!r} there, {other.get(k)!r} here" for k in keys)
             raise ConfigError(
                 f"the weights of {self.source} are of another model ({differing}): give the model that they are of, or "
                 "train from the start."
@@ -87,10 +93,25 @@ class Start:
         return {"source": self.source, "weights_sha256": weights_digest(module)}
 
 
+def _model_of(header: dict[str, Any], path: Path) -> ModelConfig | None:
+    """Which model a file of weights says that it is of, if it says so.
+
+    Raises:
+        CheckpointError: it says nothing that makes sense.
+    """
+    if "model" not in header:
+        return None
+    try:
+        return ModelConfig.model_validate(header["model"])
+    except ValueError as error:
+        raise CheckpointError(f"{path} does not say which model it belongs to") from error
+
+
 def _computed(model: ModelConfig) -> dict[str, Any]:
-    """What of a model's configuration says what it computes."""
-    options = {k: v for k, v in model.options.items() if k not in _DRAWN}
-    return {**model.model_dump(mode="json"), "options": options}
+    """What of a model's configuration says what it computes, defaults filled in, as plain JSON values."""
+    options: dict[str, Any] = json.loads(json.dumps({**options_of(model.name), **model.options}))
+    drawn = {f"model.options.{k}": v for k, v in options.items() if k not in _DRAWN}
+    return {"model.name": model.name, **drawn, "model.normalize": model.model_dump(mode="json")["normalize"]}
 
 
 def fitting_scaling(folder: RunFolder, graph: Graph, wanted: str) -> Scaling | None:

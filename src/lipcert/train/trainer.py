@@ -231,11 +231,16 @@ class Trainer:
         """Make a run of the folder. Where its weights are given they come first: without them it would not go on so."""
         if self.ranks.first:
             self.folder.check_new()
-        if self._start is not None:
-            self.ranks.wait(self.device)  # what is refused leaves nothing behind
-            self.save()
-        if self.ranks.first:
-            self.folder.begin(self.config)
+        try:
+            if self._start is not None:
+                self.ranks.wait(self.device)  # what is refused leaves nothing behind
+                self.save()
+            if self.ranks.first:
+                self.folder.begin(self.config)
+        except BaseException:  # Ctrl-C too: weights alone are no run
+            if self.ranks.first and not self.folder.exists:
+                self.folder.checkpoint_file.unlink(missing_ok=True)
+            raise
 
     def _fit(self, resume: bool, steps: int | None) -> dict[str, Any]:
         c = self.config.train
