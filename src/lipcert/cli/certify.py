@@ -101,7 +101,7 @@ def certify_run(
     """
     model = model_for(source, data) if isinstance(source, RunFolder) else _imported(source, data)
     model = model.to(device)
-    pairs = nearest_pairs(predict(model, data, device=device, ranks=ranks)[0]) if bounding["refine"] else []
+    pairs = nearest_pairs(predict(model, data, device=device, ranks=ranks)[0]) if bounding.get("refine") else []
     if precision == "float64":
         model = model.double()
     began = time.monotonic()
