@@ -42,9 +42,9 @@ def tiny(*changes: str) -> RunConfig:
     return load_config("digits-mlp-crm", [*TINY, *(() if any("model=" in c for c in changes) else SMALL), *changes])
 
 
-def stopped(config: RunConfig, out: Path, steps: int) -> Trainer:
+def stopped(config: RunConfig, out: Path, steps: int, **options: Any) -> Trainer:
     """A run that was interrupted after some steps."""
-    trainer = Trainer(config, out)
+    trainer = Trainer(config, out, **options)
     try:
         trainer.fit(steps=steps)
     except Interrupted:

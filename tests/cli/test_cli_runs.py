@@ -221,6 +221,10 @@ def test_pair_by_pair(run: Path, tmp_path: Path) -> None:
     verified = cli("verify", tmp_path / "further.json", run)
     assert verified.exit_code == 0, verified.output
     assert f"nor those of {1 + len(further.bound.further)} scaled maps" in " ".join(verified.stdout.split())
+    for command in ("bound", "certify"):
+        assert "--refine is for --method smallgain" in refused(command, run, "--refine", "20", "--method", "liplt")
+        said = refused(command, run, *small[:4], "--scope", "global", "--refine", "20")
+        assert "--scope pairwise or class" in said
     rough = parsed("bound", run, *small[:4], "--scope", "pairwise", "--refine", "20")
     assert rough[0]["guarantee"] == "estimate"
 

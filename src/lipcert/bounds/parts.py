@@ -204,6 +204,6 @@ def smallgain_in_parts(
             raise
         pieces = ()  # a part may have a block that is too large for a proof, and the whole none
     found = _joined(whole, pieces)
-    if norms is None and 0 < found.failure <= failure * (1 + 2.0**-30):  # but for the last digits of a sum
+    if norms is None and not refine and 0 < found.failure <= failure * (1 + 2.0**-30):  # but for a sum's last digits
         return replace(found, failure=failure if base is None else found.failure)
     return found

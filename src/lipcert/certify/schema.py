@@ -255,7 +255,7 @@ class CertifiedBound(Part):
     scope: Literal["global", "class", "pairwise"]
     guarantee: Literal["upper"] = Field(description="an estimate is no certificate")
     failure: Probability = Field(description="with which any of the norms is too small, or passed_over happens")
-    passed_over: Probability = Field(description="with which a bound fails that this one was preferred to; 0 if none")
+    passed_over: Probability = Field(description="with which a proof fails that this bound was preferred to; 0 if none")
     slack: float = Field(ge=0, description="relative excess over the same formula with the lower norms")
     value: Annotated[Rows, Field(description="1×1 (global), 1×C (class), C×C (pairwise)", min_length=1)]
     norms: Annotated[tuple[NormEvidence, ...], Field(strict=False, max_length=20_000)]

@@ -39,6 +39,7 @@ from lipcert.cli.options import (
     ScopeName,
     SecondsOption,
     SlackOption,
+    check_refine,
 )
 from lipcert.errors import ConfigError
 from lipcert.exchange import load_onnx, read_state_dict
@@ -146,10 +147,9 @@ def bound(
         if compare and method:
             raise ConfigError("--compare shows all methods: leave out --method.")
         results: list[tuple[Bound, float, dict[str, bool]]] = []
-        if refine and not compare and MethodName.smallgain not in (method or []):
-            raise ConfigError("--refine is for --method smallgain, whose weights it searches for.")
         every = [m for m in MethodName if m is not MethodName.best]
         chosen = every if compare else method or [MethodName.product, MethodName.liplt]
+        check_refine(refine, chosen, scope)
         for choice in chosen:
             began = time.monotonic()
             found = graph_bound(

@@ -54,6 +54,7 @@ from lipcert.cli.options import (
     ScopeName,
     SecondsOption,
     SlackOption,
+    check_refine,
 )
 from lipcert.data import Dataset, load
 from lipcert.errors import BoundError, ConfigError, DataError
@@ -357,6 +358,7 @@ def certify(
     """
     with guarded():
         _check_local(local, local_at, guarantee)
+        check_refine(refine, [method], scope)
         name, default = _data_of(run, dataset)
         epsilons = [parse_epsilon(e) for e in epsilon] if epsilon else default
         if local_at and not any(epsilons):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Annotated
 
 import typer
+
+from lipcert.errors import ConfigError
 
 __all__ = [
     "DenseLimitOption",
@@ -19,6 +22,7 @@ __all__ = [
     "ScopeName",
     "SecondsOption",
     "SlackOption",
+    "check_refine",
 ]
 
 DenseLimitOption = Annotated[
@@ -98,3 +102,15 @@ ScalingOption = Annotated[
     ScalingName,
     typer.Option("--scaling", help="What shares a weight in a small-gain bound; auto: the finest that time allows."),
 ]
+
+
+def check_refine(refine: float, methods: Sequence[MethodName], scope: ScopeName) -> None:
+    """Refuse --refine where there is nothing to refine.
+
+    Raises:
+        ConfigError: which option is missing.
+    """
+    if refine and MethodName.smallgain not in methods:
+        raise ConfigError("--refine is for --method smallgain, whose weights it searches for.")
+    if refine and scope is ScopeName.whole:
+        raise ConfigError("--refine is for bounds of single outputs: --scope pairwise or class.")

@@ -302,6 +302,15 @@ class RunFolder:
         put_weights(module, tensors, self.model_file)
         return module.eval(), header
 
+    def finished(self) -> dict[str, Any] | None:
+        """The summary of a run that is done, if its model is there too; None where either is missing or damaged."""
+        try:
+            summary = self.summary()
+            self.load_model()
+        except CheckpointError:
+            return None
+        return summary
+
     # --- the bound that it was trained with ---------------------------------------------------------------
     def save_scaling(self, scaling: Scaling, config: RunConfig) -> None:
         """Save the weights D of a small-gain bound.

@@ -46,15 +46,15 @@ class Start:
     folder: RunFolder | None = None
 
     @staticmethod
-    def of(source: RunFolder | Path) -> Start:
+    def of(source: RunFolder | str | Path) -> Start:
         """Read a finished run, or a safetensors file.
 
         Raises:
             CheckpointError: it is missing, not finished, or damaged.
         """
-        if isinstance(source, Path) and source.suffix.lower() == ".safetensors":
-            weights, header = read_weights(source)
-            return Start(source.name, weights, source, _model_of(header, source))
+        if not isinstance(source, RunFolder) and (file := Path(source)).suffix.lower() == ".safetensors":
+            weights, header = read_weights(file)
+            return Start(file.name, weights, file, _model_of(header, file))
         folder = source if isinstance(source, RunFolder) else RunFolder(source)
         module, _ = folder.load_model()
         return Start(

@@ -12,7 +12,25 @@ if TYPE_CHECKING:
     from lipcert.train.evaluate import Evaluation
     from lipcert.train.trainer import Trainer
 
-__all__ = ["summarise"]
+__all__ = ["epoch_record", "summarise"]
+
+
+def epoch_record(
+    trainer: Trainer, found: Evaluation, *, loss: float, hits: float, seen: float, seconds: float
+) -> dict[str, Any]:
+    """A line of metrics: of an epoch that was evaluated, with its sums over the training images."""
+    return {
+        "epoch": trainer.epoch,
+        "loss": loss / seen,
+        "train_accuracy": hits / seen,
+        "split": trainer.eval_split,
+        "clean": found.clean,
+        "estimated_certified": found.robust,
+        "bound": [found.bound_low, found.bound_high],
+        "lr": trainer.rate,
+        "seconds": seconds,
+        "images_per_second": seen / max(seconds, 1e-6),
+    }
 
 
 def summarise(trainer: Trainer, found: Evaluation) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from lipcert.train.schedules import average_decay, learning_rate, loss_values
 from lipcert.train.schema import RobustLoss, RunConfig
 from lipcert.train.snapshot import put_back, take
 from lipcert.train.start import Start
-from lipcert.train.summary import summarise
+from lipcert.train.summary import epoch_record, summarise
 
 __all__ = ["Interrupted", "Trainer"]
 
@@ -74,7 +74,7 @@ class Trainer:
         reporter: SilentReporter | None = None,
         ranks: Ranks = ALONE,
         cuda_graphs: bool = True,
-        start: RunFolder | Path | None = None,
+        start: RunFolder | str | Path | None = None,
     ) -> None:
         if config.model.options.get("folded"):
             raise ConfigError("a folded model has fixed weights and is not for training: train without folded=true.")
@@ -246,7 +246,7 @@ class Trainer:
         c = self.config.train
         if resume:
             self.restore()
-            summary = self._finished() if self.epoch == c.epochs else None
+            summary = self.folder.finished() if self.epoch == c.epochs else None
             if summary is not None:
                 self.reporter.message(f"The run in {self.folder.path} is finished: nothing is left to do.")
                 return summary
@@ -276,15 +276,6 @@ class Trainer:
             self.reporter.stop(finished)
             if self.captured is not None:
                 self.captured.forget()  # and with it the memory of a whole step
-
-    def _finished(self) -> dict[str, Any] | None:
-        """The summary of a run that is done, if its model is there too; what is missing or damaged is made again."""
-        try:
-            summary = self.folder.summary()
-            self.folder.load_model()
-        except CheckpointError:
-            return None
-        return summary
 
     @property
     def deployed(self) -> nn.Module:
@@ -325,18 +316,7 @@ class Trainer:
         elapsed, self.elapsed = self.elapsed, 0.0
         if looked_at:
             self.found = found = self.evaluate()
-            record = {
-                "epoch": self.epoch,
-                "loss": loss / seen,
-                "train_accuracy": hits / seen,
-                "split": self.eval_split,
-                "clean": found.clean,
-                "estimated_certified": found.robust,
-                "bound": [found.bound_low, found.bound_high],
-                "lr": self.rate,
-                "seconds": elapsed,
-                "images_per_second": seen / max(elapsed, 1e-6),
-            }
+            record = epoch_record(self, found, loss=loss, hits=hits, seen=seen, seconds=elapsed)
             if self.ranks.first:
                 self.folder.log(record)
             self.reporter.epoch(record)
