@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from catalogue import case, function, layers
+from lipcert.layers import HalfAbs
 
 ACTIVATIONS = {
     "relu": nn.ReLU,
@@ -81,6 +82,14 @@ for _name, _apply in FUNCTIONS.items():
         a=lambda: nn.Linear(4, 6),
         b=lambda: nn.Linear(6, 3),
     )
+
+
+def _half_abs_conv() -> list[nn.Module]:
+    return [nn.Conv2d(2, 4, 2), HalfAbs(), nn.Conv2d(4, 4, 2), HalfAbs()]
+
+
+layers("half-abs", (4,), lambda: [nn.Linear(4, 6), HalfAbs(), nn.Linear(6, 4), HalfAbs()])
+layers("half-abs-conv", (2, 4, 4), _half_abs_conv)
 
 
 # --- activations that are not elementwise -------------------------------------------------------------------------

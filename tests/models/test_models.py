@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lipcert.errors import ConfigError, ShapeError
+from lipcert.layers import HalfAbs
 from lipcert.layers.activations import ACTIVATIONS
 from lipcert.models import MaxMin, Normalize, available, build, options_of, register, registry
 
@@ -143,6 +144,24 @@ def test_max_min_needs_pairs(shape: tuple[int, ...]) -> None:
         MaxMin()(torch.zeros(shape))
 
 
+def test_half_abs_is_max_min_in_other_coordinates() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 6, 2, 5, dtype=torch.float64)
+    y = HalfAbs()(x)
+    assert torch.equal(y, torch.cat([x[:, :3], x[:, 3:].abs()], dim=1))
+    # pairs (smaller, larger) of MaxMin have the sum and difference of the values here, over the root of two
+    pairs = torch.stack([x[:, :3] - x[:, 3:], x[:, :3] + x[:, 3:]], dim=2).flatten(1, 2) / 2**0.5
+    sorted_pairs = torch.stack([y[:, :3] - y[:, 3:], y[:, :3] + y[:, 3:]], dim=2).flatten(1, 2) / 2**0.5
+    assert torch.allclose(MaxMin()(pairs), sorted_pairs, atol=1e-15)
+    assert torch.equal(HalfAbs()(x.to(memory_format=torch.channels_last)), y)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (4,), (1, 5, 2, 2)])
+def test_half_abs_needs_two_halves(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match="even number"):
+        HalfAbs()(torch.zeros(shape))
+
+
 def test_normalisation_is_the_first_layer_and_takes_no_weights() -> None:
     torch.manual_seed(0)
     plain = build("6c2f", input_shape=CIFAR, num_classes=10)
@@ -251,6 +270,7 @@ def test_normalisation_keeps_layers_that_are_there_twice() -> None:
         ("mlp", {"activation": "ReLU"}, "unknown activation 'ReLU'; did you mean 'relu'. there are: elu"),
         ("mlp", {"activation": 3}, "unknown activation 3; there are: elu"),
         ("mlp", {"activation": "maxmin", "widths": [5]}, "5 is odd"),
+        ("mlp", {"activation": "half-abs", "widths": [5]}, "5 is odd"),
         ("mlp", {"num_classes": 1}, "num_classes"),
         ("mlp", {"num_classes": 2.0}, "num_classes"),
         ("mlp", {"input_shape": ()}, "input_shape"),
@@ -277,15 +297,16 @@ def test_what_is_refused(name: str, arguments: dict[str, Any], said: str) -> Non
         build(name, **{"input_shape": (1, 16, 16), "num_classes": 10, **arguments})
 
 
+@pytest.mark.parametrize("activation", ["relu", "half-abs", "maxmin"])
 @pytest.mark.parametrize("name", ["4c3f", "6c2f", "8c2f"])
-def test_an_orthogonal_start_is_scaled_isometries(name: str) -> None:
+def test_an_orthogonal_start_is_scaled_isometries(name: str, activation: str) -> None:
     shape = (3, 64, 64) if name == "8c2f" else (3, 28, 28)
-    net = build(name, input_shape=shape, num_classes=10, init="orthogonal")
+    net = build(name, input_shape=shape, num_classes=10, init="orthogonal", activation=activation)
     layers = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     for layer in layers:
         matrix = layer.weight.detach().flatten(1)
         values = torch.linalg.svdvals(matrix)
-        scale = 1.0 if layer is layers[-1] else 2**0.5
+        scale = 1.0 if layer is layers[-1] or activation != "relu" else 2**0.5
         assert float(values[0]) == pytest.approx(scale, rel=1e-4)
         assert float(values[values > 1e-3].min()) == pytest.approx(scale, rel=1e-4)
         assert layer.bias is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lipcert.layers.activations import ACTIVATIONS, MaxMin, make_activation
+from lipcert.layers.activations import ACTIVATIONS, HalfAbs, MaxMin, make_activation
 from lipcert.layers.construction import by_construction
 from lipcert.layers.fold import fold
 from lipcert.layers.linear import LipschitzConv2d, LipschitzLinear, PairwiseLinear
@@ -13,6 +13,7 @@ from lipcert.layers.smallgain import SmallGainConv2d, SmallGainLinear
 
 __all__ = [
     "ACTIVATIONS",
+    "HalfAbs",
     "LipschitzConv2d",
     "LipschitzLinear",
     "MaxMin",

@@ -12,7 +12,7 @@ from lipcert.errors import ConfigError, ShapeError
 from lipcert.graph.trace import trace
 from lipcert.hints import did_you_mean
 
-__all__ = ["ACTIVATIONS", "MaxMin", "make_activation", "slopes_by_name", "slopes_of"]
+__all__ = ["ACTIVATIONS", "HalfAbs", "MaxMin", "make_activation", "slopes_by_name", "slopes_of"]
 
 
 class MaxMin(nn.Module):
@@ -43,9 +43,42 @@ class MaxMin(nn.Module):
         return torch.sort(pairs, dim=2).values.flatten(1, 2)
 
 
+class HalfAbs(nn.Module):
+    """The first half of the channels as they are, the absolute values of the second.
+
+    MaxMin in other coordinates: of the sum and the difference of a pair, each divided by √2, sorting keeps the first
+    and takes the absolute value of the second (but for its sign), and a rotation is for the layers around to learn. So
+    it keeps the size of gradients as MaxMin does. But it is elementwise, and linear in half of the channels: a bound
+    has to allow for the other half only, each with a weight D of its own where a pair of MaxMin shares one. Train and
+    certify it with small gain: LipLT adds up what both halves make of the signal, up to twice as much with each layer.
+
+    Shapes: (N, C, …) with C even → the same.
+
+    Raises:
+        ShapeError: C is odd, or there is no channel dimension.
+
+    Source: MaxMin as in :class:`MaxMin`; reflections of pairs at any line, of which both are cases, are the Householder
+    activations of Singla, Singla, Feizi 2022 (arXiv 2108.04062).
+
+    >>> HalfAbs()(torch.tensor([[3.0, -1.0, -2.0, 5.0]]))
+    tensor([[ 3., -1.,  2.,  5.]])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """|x| in the second half of the channel dimension."""
+        if x.ndim < 2 or x.shape[1] % 2:
+            raise ShapeError(
+                f"HalfAbs takes absolute values in half of the channels, so that it needs an even number of them in "
+                f"dimension 1; got shape {tuple(x.shape)}"
+            )
+        half = x.shape[1] // 2
+        return torch.cat([x[:, :half], x[:, half:].abs()], dim=1)
+
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
     "gelu": nn.GELU,
+    "half-abs": HalfAbs,
     "hardtanh": nn.Hardtanh,
     "leaky-relu": nn.LeakyReLU,
     "maxmin": MaxMin,
@@ -58,11 +91,14 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+_HALVES = {"half-abs": "leaves half of the channels alone", "maxmin": "sorts pairs of channels"}
+
+
 def make_activation(name: str, channels: int) -> nn.Module:
     """A new activation module for an input with this many channels.
 
     Raises:
-        ConfigError: no such activation, or ``maxmin`` on an odd number of channels.
+        ConfigError: no such activation, or ``maxmin`` or ``half-abs`` on an odd number of channels.
 
     >>> make_activation("relu", 32)
     ReLU()
@@ -70,8 +106,8 @@ def make_activation(name: str, channels: int) -> nn.Module:
     if not isinstance(name, str) or name not in ACTIVATIONS:
         hint = did_you_mean(str(name), ACTIVATIONS, f"there are: {', '.join(ACTIVATIONS)}")
         raise ConfigError(f"unknown activation {name!r}; {hint}")
-    if name == "maxmin" and channels % 2:
-        raise ConfigError(f"activation 'maxmin' sorts pairs of channels: {channels} is odd; use even widths")
+    if name in _HALVES and channels % 2:
+        raise ConfigError(f"activation {name!r} {_HALVES[name]}: {channels} is odd; use even widths")
     return ACTIVATIONS[name]()
 
 

@@ -18,7 +18,7 @@ from lipcert.bounds.result import Bound, Guarantee, Scope, UpperBound
 from lipcert.errors import BoundError, ShapeError
 from lipcert.graph.capture import check_state, first_line, in_eval_mode
 from lipcert.graph.trace import check_mode
-from lipcert.layers.activations import ACTIVATIONS, MaxMin, slopes_of
+from lipcert.layers.activations import ACTIVATIONS, HalfAbs, MaxMin, slopes_of
 from lipcert.layers.linear import LipschitzConv2d, LipschitzLinear
 from lipcert.layers.normalised import Normalised, positive
 from lipcert.layers.parts import Pool, is_altered, is_changed
@@ -31,7 +31,7 @@ __all__ = ["Construction", "by_construction", "construction"]
 _NORMALISED = (LipschitzLinear, LipschitzConv2d, ResidualLinear, ResidualConv2d)
 _CLOSED = (SmallGainLinear, SmallGainConv2d)
 _PROMISING = (*_NORMALISED, *_CLOSED)
-_NEUTRAL = (nn.Identity, nn.Flatten, nn.Dropout, nn.ZeroPad2d, Pool, MaxMin)  # 1-Lipschitz, in eval mode
+_NEUTRAL = (nn.Identity, nn.Flatten, nn.Dropout, nn.ZeroPad2d, Pool, MaxMin, HalfAbs)  # 1-Lipschitz, in eval mode
 _SLACKS = (5e-3, 1e-3, 1e-4)  # of a layer's proof: the first is what layers are sealed with
 _ROOM = 2.0**-40  # what a factor or a slope, computed in float64, is rounded by at most
 _UNIT = 2.0**-53

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lipcert.errors import ConfigError
-from lipcert.layers.activations import make_activation
+from lipcert.layers.activations import make_activation, slopes_by_name
 from lipcert.layers.linear import orthogonal_at_centre
 from lipcert.models.registry import register
 
@@ -45,7 +45,8 @@ def convnet(
         num_classes: width of the last layer.
         activation: see :data:`lipcert.layers.ACTIVATIONS`.
         init: ``"torch"``, its layers' own, or ``"orthogonal"``: layers start as isometries (a convolution at the centre
-            of its kernel) times √2, for the half of the signal that an activation takes, the last without that.
+            of its kernel), times √2 but for the last if the activation takes half of the signal (not one that keeps its
+            size: ``maxmin``, ``half-abs``).
 
     Raises:
         ConfigError: the input is not (C, H, W) or too small, or the activation or init does not fit.
@@ -77,21 +78,22 @@ def convnet(
         width = out
     layers[f"fc{len(hidden) + 1}"] = nn.Linear(width, num_classes)
     if init == "orthogonal":
-        _orthogonal([m for m in layers.values() if isinstance(m, (nn.Conv2d, nn.Linear))])
+        gain = 1.0 if slopes_by_name(activation)[0] == 0 else math.sqrt(2)  # without a centre it keeps sizes
+        _orthogonal([m for m in layers.values() if isinstance(m, (nn.Conv2d, nn.Linear))], gain)
     elif init != "torch":
         raise ConfigError(f"model '{name}': init must be 'torch' or 'orthogonal'; got {init!r}")
     return nn.Sequential(layers)
 
 
 @torch.no_grad()
-def _orthogonal(layers: Sequence[nn.Conv2d | nn.Linear]) -> None:
+def _orthogonal(layers: Sequence[nn.Conv2d | nn.Linear], gain: float) -> None:
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
             orthogonal_at_centre(layer)
         else:
             nn.init.orthogonal_(layer.weight)
         if layer is not layers[-1]:
-            layer.weight.mul_(math.sqrt(2))
+            layer.weight.mul_(gain)
         assert layer.bias is not None
         nn.init.zeros_(layer.bias)
 
