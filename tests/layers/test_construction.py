@@ -16,7 +16,9 @@ import lipcert
 from lipcert.bounds import lower_bound
 from lipcert.errors import BoundError, ConfigError, ModuleStateError, ShapeError
 from lipcert.layers import (
+    HalfAbs,
     LipschitzLinear,
+    MaxMin,
     Normalised,
     PairwiseLinear,
     ResidualConv2d,
@@ -263,7 +265,8 @@ def test_products_that_underflow_are_rounded_up() -> None:
 
 
 def test_activations_have_their_slopes() -> None:
-    for act, slope in ((nn.Sigmoid(), 0.25), (nn.LeakyReLU(3.0), 3.0), (nn.GELU(), 1.129), (nn.Dropout(), 1.0)):
+    slopes: list[tuple[nn.Module, float]] = [(nn.Sigmoid(), 0.25), (nn.LeakyReLU(3.0), 3.0), (nn.GELU(), 1.129)]
+    for act, slope in (*slopes, (nn.Dropout(), 1.0), (MaxMin(), 1.0), (HalfAbs(), 1.0)):
         net = nn.Sequential(SmallGainLinear(4), act).eval()
         assert float(by_construction(net, (4,))) == pytest.approx(slope, rel=1e-3)
         assert float(by_construction(net, (4,))) >= slope * 0.9999

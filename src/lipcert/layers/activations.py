@@ -124,4 +124,5 @@ def slopes_of(activation: nn.Module, channels: int) -> tuple[float, float]:
     slopes = graph.resolve(torch.float64).slopes.get(node.index)
     if slopes is None:  # it sorts: no centre
         return 0.0, 1.0
+    # of HalfAbs this is of its second half, [−1, 1], where the slope 1 of the first lies too
     return float(torch.as_tensor(slopes.centre).max()), float(torch.as_tensor(slopes.radius).max())
