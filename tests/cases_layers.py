@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from catalogue import case, classifier, layers
+from lipcert.layers import BlockedConv2d, BlockedLinear
 
 # --- chains -----------------------------------------------------------------------------------------------------
 layers("linear", (5,), lambda: [], "chain")
@@ -45,6 +46,18 @@ layers(
         nn.ELU(),
         nn.Dropout(0.2, inplace=True),
     ],
+    "chain",
+)
+layers(
+    "blocks",
+    (7,),
+    lambda: [BlockedLinear(nn.Linear(7, 6), terms=3), nn.ReLU(), BlockedLinear(nn.Linear(6, 5, bias=False), terms=1)],
+    "chain",
+)
+layers(
+    "conv-blocks",
+    (5, 4, 4),
+    lambda: [BlockedConv2d(nn.Conv2d(5, 4, 3, 2, 1), terms=20), nn.ReLU(), BlockedConv2d(nn.Conv2d(4, 2, 2), terms=4)],
     "chain",
 )
 layers("dropout2d", (2, 4, 4), lambda: [nn.Conv2d(2, 3, 3), nn.Dropout2d(0.5), nn.ReLU()], "chain")

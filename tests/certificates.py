@@ -16,6 +16,7 @@ from torch import nn
 
 from lipcert.certify import Certificate, Origin, Report, Samples, certificate_of, verify
 from lipcert.certify.canonical import canonical
+from lipcert.layers import HalfAbs
 from lipcert.models.normalize import Normalize
 
 CLASSES = ("ant", "bee", "cat")
@@ -54,6 +55,9 @@ def network(name: str, seed: int = 0) -> nn.Module:
         net = nn.Linear(5, 3)
     elif name == "residual":
         net = Residual()
+    elif name == "halves":
+        hidden = [m for _ in range(4) for m in (nn.Linear(6, 6), HalfAbs())]
+        net = nn.Sequential(nn.Linear(5, 6), HalfAbs(), *hidden, nn.Linear(6, 3))
     elif name == "row":
         net = nn.Sequential(nn.Linear(5, 6), Block(nn.ReLU()), nn.ReLU(), Block(nn.Tanh()), nn.ReLU(), nn.Linear(6, 3))
     else:
@@ -75,7 +79,7 @@ def in_units_of_their_own() -> nn.Module:
     return nn.Sequential(*(m for layer in layers[:-1] for m in (layer, nn.ReLU())), layers[-1]).eval()
 
 
-SHAPES = {"mlp": (5,), "linear": (5,), "residual": (5,), "row": (5,), "conv": (2, 6, 6)}
+SHAPES = {"mlp": (5,), "linear": (5,), "residual": (5,), "row": (5,), "halves": (5,), "conv": (2, 6, 6)}
 
 
 def samples(name: str, count: int = 12) -> Samples:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from emulated import Machine, Residual, worst
 from lipcert.certify.arithmetic import Arithmetic
+from lipcert.layers import BlockedConv2d, BlockedLinear, HalfAbs
 
 UNIT = 2.0**-12
 COARSE = Arithmetic("float64", UNIT, 2.0**-900, 2.0**900)
@@ -67,6 +68,22 @@ NETS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
         ),
     ),
     "padded, strided": ((1, 5, 5), lambda: lively(C(1, 3, 3, 2, 1), nn.ReLU(), nn.Flatten(), L(27, 3))),
+    "in blocks": (
+        (7,),
+        lambda: lively(
+            BlockedLinear(L(7, 6), terms=2),
+            nn.ReLU(),
+            BlockedLinear(L(6, 8, bias=False), terms=4),
+            nn.LeakyReLU(0.3),
+            BlockedLinear(L(8, 3), terms=1),
+        ),
+    ),
+    "channels in blocks": (
+        (2, 4, 4),
+        lambda: lively(
+            C(2, 5, 2), nn.ReLU(), BlockedConv2d(C(5, 3, 3, 2, 1), terms=18), nn.ReLU(), nn.Flatten(), L(12, 3)
+        ),
+    ),
     "large and small": ((4,), lambda: _balanced(30.0)),
 }  # fmt: skip
 
@@ -86,7 +103,7 @@ ROWS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
         lambda: lively(L(4, 5), _block(5, nn.ReLU()), nn.ReLU(), _block(5, nn.LeakyReLU(0.3)), nn.Tanh(), L(5, 3)),
     ),
     "ends in a merge": ((3,), lambda: lively(_block(3, nn.PReLU(3)), nn.ReLU(), L(3, 3), _block(3, nn.ReLU()))),
-    "an affine part": ((4,), lambda: lively(L(4, 5), Residual(L(5, 5)), _block(5, nn.ReLU()), L(5, 3))),
+    "an affine fork inside a part": ((4,), lambda: lively(L(4, 5), Residual(L(5, 5)), _block(5, nn.ReLU()), L(5, 3))),
     "images": (
         (2, 4, 4),
         lambda: lively(
@@ -96,6 +113,10 @@ ROWS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
             nn.Flatten(),
             L(8, 3),
         ),
+    ),
+    "linear in half of the channels": (
+        (4,),
+        lambda: lively(L(4, 6), HalfAbs(), L(6, 4), HalfAbs(), L(4, 4), HalfAbs(), L(4, 3)),
     ),
 }
 

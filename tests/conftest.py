@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 
-from lipcert.bounds import portfolio, refine, scaling, smallgain, stages
+from lipcert.bounds import parts, portfolio, refine, scaling, smallgain, stages
 
 torch.set_num_threads(1)
 # Thousands of small networks are recorded: looking through everything for garbage so often finds little.
@@ -34,5 +34,5 @@ class _Steps:
 @pytest.fixture(autouse=True)
 def _searches_count_their_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that is to stop after some seconds finds the same on any machine, whatever else it does meanwhile."""
-    for module in (portfolio, refine, scaling, smallgain, stages):
+    for module in (parts, portfolio, refine, scaling, smallgain, stages):
         monkeypatch.setattr(module, "time", _Steps())

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lipcert.layers import BlockedConv2d, BlockedLinear
+
 ORDERS = ("given", "random", "descending", "tree", "largest first")
 
 
@@ -133,13 +135,19 @@ def run(m: Machine, module: nn.Module, x: Tensor) -> Tensor:
             return m.plus(x, run(m, module.body, x))
         case Beside():
             return torch.cat([run(m, branch, x) for branch in module.branches], -1)
+        case BlockedLinear() | BlockedConv2d():
+            wide = isinstance(module, BlockedConv2d)
+            some = zip(x.split(module.sizes, 1), module.weight.split(module.sizes, 1), strict=True)
+            make = (lambda u, w, b: _convolution(m, module, u, w, b)) if wide else m.product
+            sums = [make(u, w, module.bias if i + 1 == len(module.sizes) else None) for i, (u, w) in enumerate(some)]
+            while len(sums) > 1:
+                pairs = [m.plus(a, b) for a, b in zip(sums[::2], sums[1::2], strict=False)]
+                sums = [*pairs, *sums[2 * len(pairs) :]]
+            return sums[0]
         case nn.Linear():
             return m.product(x, module.weight, module.bias)
         case nn.Conv2d():
-            patches = F.unfold(x, module.kernel_size, padding=module.padding, stride=module.stride).transpose(1, 2)
-            out = m.product(patches, module.weight.flatten(1), module.bias).transpose(1, 2)
-            side = (x.shape[-1] + 2 * module.padding[0] - module.kernel_size[0]) // module.stride[0] + 1
-            return out.unflatten(2, (-1, side))
+            return _convolution(m, module, x, module.weight, module.bias)
         case nn.BatchNorm1d() | nn.BatchNorm2d():
             return _batch_norm(m, module, x)
         case nn.AvgPool2d():
@@ -160,6 +168,13 @@ def run(m: Machine, module: nn.Module, x: Tensor) -> Tensor:
             return ideal + m.rounded(x, units=16) - x
         case _:  # moves or selects: exact
             return module(x)
+
+
+def _convolution(m: Machine, layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    patches = F.unfold(x, layer.kernel_size, padding=layer.padding, stride=layer.stride).transpose(1, 2)
+    out = m.product(patches, weight.flatten(1), bias).transpose(1, 2)
+    side = (x.shape[-1] + 2 * layer.padding[0] - layer.kernel_size[0]) // layer.stride[0] + 1
+    return out.unflatten(2, (-1, side))
 
 
 def _average(m: Machine, terms: Tensor) -> Tensor:

@@ -7,5 +7,10 @@ import lies_network
 import lies_parts
 import lies_samples
 import lies_smallgain
+import lies_together
 
-LIES = lies_network.LIES + lies_samples.LIES + lies_smallgain.LIES + lies_further.LIES + lies_parts.LIES
+LIES = [
+    lie
+    for told in (lies_network, lies_samples, lies_smallgain, lies_further, lies_parts, lies_together)
+    for lie in told.LIES
+]

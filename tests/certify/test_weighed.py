@@ -163,7 +163,7 @@ def _no_errors_carried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _all_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = weighed.segment_roundings
-    monkeypatch.setattr(weighed, "segment_roundings", lambda loop, k: [sum(whole(loop, k))])
+    monkeypatch.setattr(weighed, "segment_roundings", lambda loop, k: (whole(loop, k)[0], 1))
 
 
 def _sums_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_a_run_with_short_sums(run: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short"
+    assert cli("fold", run, short, "--terms", "16").exit_code == 0
+    more = ["-e", "0.3", "--method", "smallgain", "--seconds", "0.1"]
+    found = {at: parsed("certify", at, *more) for at in (run, short)}
+    assert found[short]["clean_accuracy"] == found[run]["clean_accuracy"]
+    saved = parsed("certify", short, *more, "--first", "50", "--save", tmp_path / "short.json")
+    assert (saved["certified"], saved["precision"]) == (True, "float32")
+    assert parsed("verify", tmp_path / "short.json", short)["accepted"] is True
+    assert cli("verify", tmp_path / "short.json", run).exit_code == 1  # another network
+    again = cli("fold", short, tmp_path / "again", "--terms", "8")
+    assert again.exit_code == 1
+    assert "adds up at most 16 products at a time already" in again.stderr
+    assert "there is nothing to fold" in cli("fold", short, tmp_path / "again").stderr
+
+
 def api(run: Path, **options: Any) -> Any:
     model, _ = RunFolder(run).load_model()
     test = load("digits", "test")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import lipcert
 from lipcert.graph.parts import merges, part
+from lipcert.layers import BlockedLinear
 from lipcert.loop import LoopMap
 
 
@@ -74,7 +75,14 @@ def test_the_map_of_a_part_is_that_block_of_the_whole() -> None:
     torch.testing.assert_close(y, x + (0.5 * z + 0.5 * w) @ block.outer.weight.T)
 
 
-@pytest.mark.parametrize("net", [nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), nn.Linear(4, 2)])
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)),
+        nn.Linear(4, 2),
+        nn.Sequential(BlockedLinear(nn.Linear(4, 4), terms=1), nn.ReLU(), BlockedLinear(nn.Linear(4, 2), terms=2)),
+    ],
+)
 def test_a_chain_has_no_merges(net: nn.Module) -> None:
     assert merges(lipcert.trace(net.eval(), (4,))) == []
 

@@ -125,8 +125,9 @@ def test_a_model_that_comes_with_lipcert_and_a_file(tmp_path: Path) -> None:
             torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
 
 
-def test_how_fresh_weights_are_drawn_does_not_matter(tmp_path: Path) -> None:
-    folder, first = RunFolder(tmp_path / "first"), tiny('model={name="4c3f",options={init="orthogonal"}}')
+@pytest.mark.parametrize("option", ['init="orthogonal"', "terms=16"])
+def test_how_fresh_weights_are_drawn_and_how_sums_are_made_does_not_matter(option: str, tmp_path: Path) -> None:
+    folder, first = RunFolder(tmp_path / "first"), tiny(f'model={{name="4c3f",options={{{option}}}}}')
     folder.create(first)
     folder.save_model(build("4c3f", input_shape=(1, 8, 8), num_classes=10), first, (1, 8, 8), tuple("0123456789"))
     assert _same(Trainer(tiny('model={name="4c3f"}'), tmp_path / "next", start=folder).model, folder)

@@ -97,9 +97,10 @@ def lipschitz(
         output_weights: bound x ↦ ⟨w, y⟩ instead, w being of the output's shape: one action of a policy, say, or a mean
             of some pixels. With ``(m, *output_shape)`` the map to m such numbers: together, ``scope="global"``, or each
             by itself, ``scope="class"``.
-        parts: for an upper bound by ``"smallgain"`` of a residual network: bound its parts too, in a fifth of
-            ``seconds``. By these the rounding of an execution is followed if the bound is handed to
-            :func:`lipcert.certify`, which asks for them where it makes a bound itself.
+        parts: for an upper bound by ``"smallgain"`` of a network with shortcuts: bound its parts too, in a fifth of
+            ``seconds``, and, where their product says little, several of them together, in two fifths on top. By these
+            the rounding of an execution is followed if the bound is handed to :func:`lipcert.certify`, which asks for
+            them where it makes a bound itself.
 
     Returns:
         :class:`UpperBound` or :class:`Estimate`, with a float64 ``value`` on the module's device.
@@ -172,9 +173,8 @@ def graph_bound(
 
     With ``norms``, and ``evidence`` and ``further`` for a small-gain bound, an upper bound is made from these (a
     certificate's, say) instead of proving any: it is as good as they are. They must be those of exactly the blocks that
-    the bound needs. With ``parts``, an upper bound by small gain has those of the parts of a residual network too, by
-    which rounding is followed: proved, in a fifth of ``seconds``, or, where there are ``norms``, made from what is
-    given of each.
+    the bound needs. With ``parts``, an upper bound by small gain has those of the parts of a network with shortcuts
+    too, by which rounding is followed: proved, or, where there are ``norms``, made from what is given of each.
     ``pairs`` are those of classes with which ``refine`` is to begin.
     With ``liplt``, LipLT's upper bound of this network in this scope, that by small gain starts from it.
     """

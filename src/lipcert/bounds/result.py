@@ -115,6 +115,8 @@ class UpperBound(Bound):
             gives.
         parts: of a small-gain bound of a residual network, where they were asked for, those of its parts
             (:mod:`lipcert.bounds.parts`): global but for the last, which is in this bound's scope.
+        behind, until: of a part, what proves small-gain bounds of all that comes behind it (in the scope of the whole)
+            and of all up to its end (global); None where the product of the parts' constants has to do.
     """
 
     failure: float = 0.0
@@ -125,6 +127,8 @@ class UpperBound(Bound):
     evidence: Evidence | None = None
     further: tuple[Evidence, ...] = ()
     parts: tuple[UpperBound, ...] = ()
+    behind: Evidence | None = None
+    until: Evidence | None = None
     guarantee: ClassVar[Guarantee] = "upper"
 
     def proof(self) -> str:

@@ -43,6 +43,7 @@ __all__ = [
     "excess",
     "feasible_value",
     "gain_at",
+    "gain_of",
     "identity_heads",
     "objective",
     "prove",
@@ -236,6 +237,13 @@ def _finder(kind: Kind) -> Find:
         return found, math.sqrt(float(gain)) * (1 + _ROOM)
 
     return find
+
+
+def gain_of(loop: LoopMap, scaling: Scaling, scope: Scope) -> Tensor | float:
+    """N at D, of every output, as :func:`search` finds it."""
+    working = search_map(loop, {})
+    heads, sketched = _heads(working, scope)
+    return gain_at(working, scaling, scope, heads if sketched else None)
 
 
 def gain_at(loop: LoopMap, scaling: Scaling, scope: Scope, sketch: Tensor | None = None) -> Tensor | float:

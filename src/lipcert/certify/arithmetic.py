@@ -69,15 +69,23 @@ def at_zero(loop: LoopMap, k: int) -> float:
     return float(row_norms(node.function(zero, loop.resolved.live).reshape(1, -1).double())) * (1 + 2.0**-20)
 
 
-def segment_roundings(loop: LoopMap, k: int) -> list[int]:
-    """Roundings on the way to z_k (or y) since the activations before it: n + 2 of each affine node that rounds."""
-    found, pending, seen = list[int](), [loop.target_node(k)], set[int]()
+def segment_roundings(loop: LoopMap, k: int) -> tuple[int, int]:
+    """Roundings since the activations before z_k (or y): the most on any path, and how many affine nodes there round.
+
+    Each such node makes n + 2. A term of the sum that z_k is goes along one path, so its relative error is γ of what is
+    on that.
+    """
+    last, pending, segment = loop.target_node(k), [loop.target_node(k)], set[int]()
     while pending:
         node = loop.graph.nodes[pending.pop()]
-        if node.index in seen or not isinstance(node, Affine):
-            continue
-        seen.add(node.index)
+        if node.index not in segment and isinstance(node, Affine):
+            segment.add(node.index)
+            pending += node.inputs
+    most, rounding = dict[int, int](), 0
+    for index in sorted(segment):
+        node = loop.graph.nodes[index]
+        assert isinstance(node, Affine)
         roundings = count(loop, node)
-        found += [roundings + 2] if roundings else []
-        pending += node.inputs
-    return found
+        rounding += roundings > 0
+        most[index] = max((most.get(i, 0) for i in node.inputs), default=0) + (roundings + 2 if roundings else 0)
+    return most.get(last, 0), rounding

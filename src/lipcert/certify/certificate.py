@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lipcert.bounds import UpperBound, graph_bound
 from lipcert.bounds.evidence import Evidence, Scaling
+from lipcert.bounds.parts import Proofs
 from lipcert.bounds.refine import nearest_pairs
 from lipcert.certify.canonical import canonical, parse, read_bytes, shown
 from lipcert.certify.identity import Origin, Samples, describe_graph, normalisations, versions, weights_digest
@@ -39,6 +40,7 @@ __all__ = [
     "make_certificate",
     "norms_of",
     "read_certificate",
+    "together_of",
     "write_certificate",
 ]
 
@@ -135,7 +137,14 @@ def _bound(bound: UpperBound) -> dict[str, Any]:
         "value": rows.tolist(),
         **_proofs(bound),
         "further": [_smallgain(one) for one in bound.further],
-        "parts": [_proofs(one) for one in bound.parts],
+        "parts": [
+            {
+                **_proofs(one),
+                "behind": None if one.behind is None else _smallgain(one.behind),
+                "until": None if one.until is None else _smallgain(one.until),
+            }
+            for one in bound.parts
+        ],
     }
 
 
@@ -150,9 +159,9 @@ def _proofs(bound: UpperBound) -> dict[str, Any]:
 
 
 def _risks(bound: UpperBound) -> list[float]:
-    """The probabilities with which its norms are too small, that of the scaled map among them."""
-    evidence = [*([] if bound.evidence is None else [bound.evidence]), *bound.further]
-    scaled = [one.norm.failure for one in evidence if one.norm is not None]
+    """The probabilities with which its norms are too small, those of scaled maps among them."""
+    evidence = [bound.evidence, bound.behind, bound.until, *bound.further]
+    scaled = [one.norm.failure for one in evidence if one is not None and one.norm is not None]
     return [*(n.failure for n in bound.norms.values()), *scaled]
 
 
@@ -187,7 +196,7 @@ def restated(graph: Graph, bound: CertifiedBound | str) -> UpperBound:
         norms=norms_of(c),
         evidence=evidence_of(c),
         further=further_of(c),
-        parts=[(norms_of(one), evidence_of(one)) for one in c.parts],
+        parts=[Proofs(norms_of(one), evidence_of(one), *together_of(one)) for one in c.parts],
     )
     assert isinstance(found, UpperBound)
     return found
@@ -201,6 +210,12 @@ def norms_of(bound: CertifiedBound | PartBound) -> dict[Pair, Norm]:
 def evidence_of(bound: CertifiedBound | PartBound) -> Evidence | None:
     """The evidence of a small-gain bound as a certificate states it; whether it fits a network is not checked."""
     return None if bound.smallgain is None else _evidence(bound.smallgain)
+
+
+def together_of(part: PartBound) -> tuple[Evidence | None, Evidence | None]:
+    """What a certificate states of all behind a part, and of all up to its end; whether it fits is not checked."""
+    behind, until = (None if one is None else _evidence(one) for one in (part.behind, part.until))
+    return behind, until
 
 
 def further_of(bound: CertifiedBound) -> list[Evidence]:

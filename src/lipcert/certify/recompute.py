@@ -25,8 +25,8 @@ from torch import Tensor
 from lipcert.bounds import UpperBound
 from lipcert.bounds.evidence import fits
 from lipcert.bounds.pairs import pair_bounds
-from lipcert.bounds.parts import row
-from lipcert.certify.certificate import evidence_of, further_of, norms_of, restated
+from lipcert.bounds.rows import row
+from lipcert.certify.certificate import evidence_of, further_of, norms_of, restated, together_of
 from lipcert.certify.claimed import TOLERANCE, Claimed
 from lipcert.certify.contest import SPARE, Contest
 from lipcert.certify.identity import Samples
@@ -157,10 +157,13 @@ class Recomputed:
         ]
         if c.bound.parts:
             pieces = row(self.loop)  # as many as are claimed, or making the bound refuses them
-            self.claimed += [
-                Claimed(f" of part {i}", piece.loop, norms_of(one), evidence_of(one))
-                for i, (piece, one) in enumerate(zip(pieces, c.bound.parts, strict=False), start=1)
-            ]
+            for i, (piece, one) in enumerate(zip(pieces, c.bound.parts, strict=False), start=1):
+                self.claimed.append(Claimed(f" of part {i}", piece.loop, norms_of(one), evidence_of(one)))
+                behind, until = together_of(one)
+                if behind is not None:
+                    self.claimed.append(Claimed(f" of all behind part {i}", piece.behind(), {}, behind))
+                if until is not None:
+                    self.claimed.append(Claimed(f" of all up to the end of part {i}", piece.until(), {}, until))
         self._bound: UpperBound | None = None
         self._margins: tuple[Tensor, Tensor] | None = None
         self._contested: tuple[Radii, Contest] | None = None

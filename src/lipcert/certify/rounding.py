@@ -18,9 +18,14 @@ recursion, with the norms that the bound was proved by; with F for what the last
     E_ab = Σ_j ‖(e_a − e_b)ᵀA_yj‖·g_j + F_a + F_b.
 
 *A row of parts* (:mod:`lipcert.bounds.parts`), where the bound knows each part's constants: part p, of Lipschitz
-constant c_p, executed on what the parts before it gave, is at most c_p·ε_{p−1} from the truth, and what it loses
-itself: E of the part, in a ball around u_{p−1}(x) of radius c_1⋯c_{p−1}·R + ε_{p−1}. No segment goes on behind a merge
-then; along the shortcuts of a residual network |S| would grow from block to block, which the network does not.
+constant c_p, executed on what the parts before it gave, is at most ε_p = c_p·ε_{p−1} + λ_p from the truth, λ_p being
+what it loses itself: E of the part, in a ball around u_{p−1}(x) of radius U_{p−1}·R + ε_{p−1}, where U_p is a constant
+of all up to its end. With L_ab(p) for those of all behind it,
+
+    |(ŷ_a − ŷ_b) − (y_a − y_b)| ≤ Σ_p L_ab(p)·λ_p + E_ab of the last part.
+
+No segment goes on behind a merge then; along the shortcuts of a residual network |S| would grow from block to block,
+which the network does not.
 
 No product of norms and errors is lost to underflow: 2⁻¹⁰²² is added wherever one is made.
 
@@ -40,8 +45,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipcert.bounds.parts import row
 from lipcert.bounds.result import UpperBound
+from lipcert.bounds.rows import constants_behind, constants_until, row
 from lipcert.certify.arithmetic import Arithmetic, Precision, at_zero, count, gamma, segment_roundings
 from lipcert.certify.resting import Resting, flat_sides
 from lipcert.errors import BoundError
@@ -288,7 +293,7 @@ class _Stretch:
         gentle = {0: 1.0} | {j: flat.ratios(j)[1] for j in range(1, last)}
         lost = underflow(flat)
         self.segments = {(k, j): absolute_norm(flat, (k, j), lost) * gentle[j] for k, j in flat.pairs()}
-        roundings = {k: sum(segment_roundings(loop, k)) for k in range(1, last + 1)}
+        roundings = {k: segment_roundings(loop, k)[0] for k in range(1, last + 1)}
         self.gammas = {k: gamma(n, arithmetic.unit) if n else 0.0 for k, n in roundings.items()}
         self.norms = {p: n.upper for p, n in bound.norms.items()}
         self.heads = {j: v for j, v in bound.heads.items() if j}
@@ -362,27 +367,29 @@ class Recursion:
         for one, of in zip(loops, self.bounds, strict=True):
             self.stretches.append(_Stretch(one, of, arithmetic, before))
             before += one.depth
-        # source 0 is the last part's input
-        self.heads = {**({0: self.bounds[-1].value} if bound.parts else {}), **self.stretches[-1].heads}
+        self.until = constants_until(pieces, bound.parts) if bound.parts else []
+        # source −p is what part p loses
+        losses = constants_behind(pieces, bound.parts, bound.scope) if bound.parts else []
+        self.heads = {**{-p: value for p, value in enumerate(losses, start=1)}, **self.stretches[-1].heads}
         self.tiny = arithmetic.tiny
 
     def run(self, errors: Errors, final: Tensor | None, rows: Tensor) -> tuple[dict[int, Tensor], Tensor]:
         """g_j for each source j, (N, 2), and (N, C, 2) of the last segment; ``rows`` is the output, for its shape."""
         wrong = torch.zeros((len(rows), 2), dtype=torch.float64, device=rows.device)  # ε_p
-        shift = wrong.clone()  # c_1⋯c_p·R
-        shift[:, 1] = 1.0
+        ball = wrong + torch.tensor([0.0, 1.0], dtype=torch.float64, device=rows.device)
+        shift, losses = ball, dict[int, Tensor]()  # U_p·R, and λ_p
         *front, last = self.stretches
-        for stretch, bound, cut in zip(front, self.bounds[:-1], self.cuts, strict=True):
-            constant = float(bound.value)
-            gained, rest = stretch.run(errors, shift + wrong)
-            wrong = constant * wrong + rest
-            wrong[:, 0] += errors.ends[cut] + 4 * self.tiny
+        each = zip(front, self.bounds[:-1], self.cuts, self.until, strict=True)
+        for p, (stretch, bound, cut, most) in enumerate(each, start=1):
+            gained, lost = stretch.run(errors, shift + wrong)
+            lost[:, 0] += errors.ends[cut] + 4 * self.tiny
             for j, g in gained.items():
-                wrong = wrong + float(stretch.heads[j]) * g
-            wrong, shift = wrong * _SAFE + TINY, constant * shift * _SAFE + TINY
+                lost = lost + float(stretch.heads[j]) * g
+            losses[-p] = lost * _SAFE + TINY
+            wrong = (float(bound.value) * wrong + lost) * _SAFE + TINY
+            shift = most * ball * _SAFE + TINY
         known, rest = last.run(errors, shift + wrong)
-        if front:
-            known[0] = wrong
+        known |= losses
         ended = rest[:, None, :].expand(*rows.shape, 2).clone()
         if final is not None:
             ended[..., 0] += final.double()

@@ -236,11 +236,22 @@ class PartBound(Part):
 
     norms: Annotated[tuple[NormEvidence, ...], Field(strict=False, max_length=20_000)]
     smallgain: SmallGain | None
+    behind: SmallGain | None = Field(None, description="of all that comes behind the part, in the bound's scope")
+    until: SmallGain | None = Field(None, description="of all up to the end of the part; global")
 
     @model_validator(mode="after")
     def _consistent(self) -> PartBound:
         _check_order(self.norms)
         return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_nothing(write(self), "behind", "until")
+
+
+def _without_nothing(found: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Without the entries in which nothing is: certificates from before there were such stay what they are."""
+    return {key: value for key, value in found.items() if value or key not in names}
 
 
 def _check_order(norms: tuple[NormEvidence, ...]) -> None:
@@ -301,9 +312,7 @@ class CertifiedBound(Part):
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without further evidence where there is none: certificates from before there was any stay what they are."""
-        found: dict[str, Any] = write(self)
-        return found if self.further else {key: value for key, value in found.items() if key != "further"}
+        return _without_nothing(write(self), "further")
 
 
 class Precisely(Part):

@@ -168,8 +168,9 @@ def _sums(c: Certificate) -> str:
 
 def _failure(c: Certificate) -> str:
     bounds: tuple[CertifiedBound | PartBound, ...] = (c.bound, *c.bound.parts)
-    evidence = [*(b.smallgain for b in bounds if b.smallgain is not None), *c.bound.further]
-    scaled = [one.norm.failure for one in evidence]
+    together = [one for part in c.bound.parts for one in (part.behind, part.until)]
+    evidence = [*(b.smallgain for b in bounds), *c.bound.further, *together]
+    scaled = [one.norm.failure for one in evidence if one is not None]
     failures = [*(n.failure for b in bounds for n in b.norms), *scaled, c.bound.passed_over]
     total, stated = math.fsum(failures), c.bound.failure
     if abs(stated - total) > TOLERANCE * total:

@@ -78,9 +78,9 @@ class Weighed:
         self.levels, self.sigma = levels(loop), torch.tensor(max(evidence.norm.upper, 1.0), dtype=torch.float64)
         self.segments = scaled_segments(scaled, steps=_STEPS)
         roundings = {k: segment_roundings(loop, k) for k in range(1, last + 1)}
-        self.gammas = {k: gamma(sum(n), arithmetic.unit) if n else 0.0 for k, n in roundings.items()}
+        self.gammas = {k: gamma(n, arithmetic.unit) if n else 0.0 for k, (n, _) in roundings.items()}
         # of y |P||SΔv| would count, of which S says nothing
-        self.halved = {k for k in range(1, last) if len(roundings[k]) == 1 and self._size(k) > self._power(k, 0)}
+        self.halved = {k for k in range(1, last) if roundings[k][1] == 1 and self._size(k) > self._power(k, 0)}
         self.head = feasible_value(loop, evidence.output, bound.scope)
         self.weights = [] if bound.parts else scaled.weights
         self.most = [float(d.max()) for d in scaled.weights]

@@ -17,7 +17,7 @@ from lipcert.exchange.onnx_import import load_onnx
 from lipcert.files import replacing
 from lipcert.graph.capture import first_line
 from lipcert.graph.trace import check_mode
-from lipcert.layers import fold
+from lipcert.layers.fold import fold
 
 __all__ = ["save_exported", "save_onnx"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lipcert.graph.types import Graph, InputNode, Node, Resolved
+from lipcert.graph.types import Graph, InputNode, Node, Nonlinear, Resolved
 
 __all__ = ["merges", "part"]
 
@@ -15,16 +15,20 @@ __all__ = ["merges", "part"]
 def merges(graph: Graph) -> list[int]:
     """The nodes at which branches come together and through which every path to the output leads, in order.
 
-    Behind each block of a residual network there is one; in a chain of layers, none.
+    Behind each block of a residual network there is one; in a chain of layers, none. Branches without an activation are
+    one affine map together, and no others than a layer.
     """
     last_use = dict.fromkeys(range(graph.output + 1), 0)
     for node in graph.nodes[: graph.output + 1]:
         for i in node.inputs:
             last_use[i] = node.index
-    found, furthest = [], 0  # the last node that uses anything before the present one
+    found, furthest, bent = [], 0, False  # the last node that uses anything before the present one
     for node in graph.nodes[: graph.output + 1]:
-        if len(node.inputs) > 1 and furthest <= node.index:
-            found.append(node.index)
+        if furthest <= node.index:  # all of the network passes through it
+            found += [node.index] if bent and len(node.inputs) > 1 else []
+            bent = False
+        else:
+            bent = bent or isinstance(node, Nonlinear)
         furthest = max(furthest, last_use[node.index])
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lipcert.layers.activations import ACTIVATIONS, HalfAbs, MaxMin, make_activation
+from lipcert.layers.blocked import BlockedConv2d, BlockedLinear, blocked
 from lipcert.layers.construction import by_construction
 from lipcert.layers.fold import fold
 from lipcert.layers.linear import LipschitzConv2d, LipschitzLinear, PairwiseLinear
@@ -13,6 +14,8 @@ from lipcert.layers.smallgain import SmallGainConv2d, SmallGainLinear
 
 __all__ = [
     "ACTIVATIONS",
+    "BlockedConv2d",
+    "BlockedLinear",
     "HalfAbs",
     "LipschitzConv2d",
     "LipschitzLinear",
@@ -24,6 +27,7 @@ __all__ = [
     "ResidualLinear",
     "SmallGainConv2d",
     "SmallGainLinear",
+    "blocked",
     "by_construction",
     "fold",
     "make_activation",

@@ -7,25 +7,15 @@ import copy
 import torch
 from torch import nn
 
-from lipcert.errors import ModuleStateError
 from lipcert.graph.capture import check_state
 from lipcert.layers.linear import PairwiseLinear
 from lipcert.layers.normalised import Normalised
-from lipcert.layers.parts import is_altered
+from lipcert.layers.parts import check_unaltered, with_layers
 from lipcert.layers.smallgain import SmallGainConv2d, SmallGainLinear
 
 __all__ = ["FOLDABLE", "fold"]
 
 FOLDABLE = (Normalised, PairwiseLinear, SmallGainLinear, SmallGainConv2d)
-
-
-def _check(name: str, layer: nn.Module) -> None:
-    """Refuse to fold what is more than the layer itself."""
-    if is_altered(layer):
-        raise ModuleStateError(
-            f"the layer '{name}' ({type(layer).__name__}) has hooks, parametrisations or a forward of its own, "
-            "which folding would lose. Remove them first (torch.nn.utils.parametrize.remove_parametrizations)."
-        )
 
 
 @torch.no_grad()
@@ -58,12 +48,6 @@ def fold(module: nn.Module, *, prove: bool = True) -> nn.Module:
     replaced: dict[int, nn.Module] = {}
     for name, layer in list(copied.named_modules()):
         if isinstance(layer, FOLDABLE):
-            _check(name, layer)
+            check_unaltered(name, layer, "folding")
             replaced[id(layer)] = layer.folded(prove=prove) if isinstance(layer, Normalised) else layer.folded()
-    if id(copied) in replaced:
-        return replaced[id(copied)].eval()
-    for parent in list(copied.modules()):
-        for name, child in list(parent._modules.items()):  # a layer that is used twice is there twice
-            if child is not None and id(child) in replaced:
-                parent._modules[name] = replaced[id(child)]
-    return copied.eval()
+    return with_layers(copied, replaced)

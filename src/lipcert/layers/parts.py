@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lipcert.errors import ConfigError
+from lipcert.errors import ConfigError, ModuleStateError
 from lipcert.layers.normalised import LinearMap
 
 __all__ = [
     "Block",
     "Pool",
+    "check_unaltered",
     "conv_shape",
     "image_shape",
     "is_altered",
     "is_changed",
     "scaled_copy",
     "whole",
+    "with_layers",
     "without_bias",
 ]
 
@@ -75,6 +77,30 @@ def is_altered(layer: nn.Module) -> bool:
         if foreign or is_changed(m):
             return True
     return False
+
+
+def check_unaltered(name: str, layer: nn.Module, what: str) -> None:
+    """Refuse to replace what is more than the layer itself; ``what`` would lose it.
+
+    Raises:
+        ModuleStateError: naming the layer.
+    """
+    if is_altered(layer):
+        raise ModuleStateError(
+            f"the layer '{name}' ({type(layer).__name__}) has hooks, parametrisations or a forward of its own, "
+            f"which {what} would lose. Remove them first (torch.nn.utils.parametrize.remove_parametrizations)."
+        )
+
+
+def with_layers(module: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
+    """A module in eval mode with others in place of those of its layers whose id is in ``replaced``."""
+    if id(module) in replaced:
+        return replaced[id(module)].eval()
+    for parent in list(module.modules()):
+        for name, child in list(parent._modules.items()):  # a layer that is used twice is there twice
+            if child is not None and id(child) in replaced:
+                parent._modules[name] = replaced[id(child)]
+    return module.eval()
 
 
 def is_changed(module: nn.Module) -> bool:

@@ -11,7 +11,8 @@ from torch import nn
 
 from lipcert.errors import ConfigError
 from lipcert.hints import did_you_mean
-from lipcert.layers.fold import fold
+from lipcert.layers.blocked import blocked
+from lipcert.layers.fold import FOLDABLE, fold
 from lipcert.models.normalize import Normalize
 from lipcert.models.options import is_positive_integer, positive_integers
 
@@ -86,6 +87,7 @@ def build(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     folded: bool = False,
+    terms: int | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build a model with fresh weights (drawn from torch's global generator).
@@ -99,10 +101,13 @@ def build(
         std: see ``mean``.
         folded: of ordinary layers with fixed weights, in the form that :func:`lipcert.layers.fold` gives: to load the
             weights of a folded model into. Fresh ones promise nothing.
+        terms: add up at most so many products at a time (:func:`lipcert.layers.blocked`); None: as torch does. The
+            weights are the same.
         options: the model's own, see :func:`options_of`.
 
     Returns:
-        The model, in train mode (in eval mode if it is folded), mapping ``(N, *input_shape)`` to (N, num_classes).
+        The model, in train mode (in eval mode if it is folded, or has ``terms``), mapping ``(N, *input_shape)`` to
+        (N, num_classes).
 
     Raises:
         ConfigError: an unknown name or option, or a value that does not fit.
@@ -131,6 +136,10 @@ def build(
     model = builder(input_shape=shape, num_classes=num_classes, **options)
     if folded:
         model = fold(model, prove=False)
+    if terms is not None:
+        if any(isinstance(m, FOLDABLE) for m in model.modules()):
+            raise ConfigError(f"model '{name}' has layers that compute their weights: terms needs folded=true")
+        model = blocked(model, terms=terms)
     if mean is None or std is None:
         return model
     first = Normalize(mean, std, trailing=len(shape) - 1)

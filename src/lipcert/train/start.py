@@ -23,8 +23,8 @@ from lipcert.train.schema import BoundConfig, ModelConfig
 
 __all__ = ["Start", "fitting_scaling"]
 
-# What of a model's options says how fresh weights are drawn, and nothing of what is computed with them.
-_DRAWN = {"init"}
+# What of a model's options says nothing of the function of its weights: how fresh ones are drawn, how sums are made.
+_SAME = {"init", "terms"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +110,8 @@ def _model_of(header: dict[str, Any], path: Path) -> ModelConfig | None:
 def _computed(model: ModelConfig) -> dict[str, Any]:
     """What of a model's configuration says what it computes, defaults filled in, as plain JSON values."""
     options: dict[str, Any] = json.loads(json.dumps({**options_of(model.name), **model.options}))
-    drawn = {f"model.options.{k}": v for k, v in options.items() if k not in _DRAWN}
-    return {"model.name": model.name, **drawn, "model.normalize": model.model_dump(mode="json")["normalize"]}
+    computed = {f"model.options.{k}": v for k, v in options.items() if k not in _SAME}
+    return {"model.name": model.name, **computed, "model.normalize": model.model_dump(mode="json")["normalize"]}
 
 
 def fitting_scaling(folder: RunFolder, graph: Graph, wanted: str) -> Scaling | None:

@@ -1,0 +1,168 @@
+"""Blocked summation: the same layers, their long sums made of short ones, so that float32 loses less.
+
+A sum of n terms in floating point may err by γ_n ≈ n·u times the sum of the terms' sizes, in whatever order it is made.
+Made as the sum of b sums of n/b terms each, added up two by two, it errs by at most γ_m with m ≈ n/b + log₂ b: that is
+what a guaranteed radius has to give for the execution in float32, and in wide layers it is many times less. The layer
+is the same function in real arithmetic, of the same weights.
+
+Source: Higham, *Accuracy and Stability of Numerical Algorithms* (2002), section 4.2, on blocked and pairwise sums.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lipcert.errors import ConfigError, ModuleStateError
+from lipcert.graph.capture import check_state
+from lipcert.layers.fold import FOLDABLE
+from lipcert.layers.parts import check_unaltered, whole, with_layers
+
+__all__ = ["BlockedConv2d", "BlockedLinear", "blocked", "blocks"]
+
+
+def blocks(inputs: int, taps: int, terms: int) -> list[int]:
+    """How many inputs (features or channels) each block has, as equal as they can be: ``taps`` terms each.
+
+    >>> blocks(64, 9, 128), blocks(3, 9, 128), blocks(2, 300, 128)
+    ([13, 13, 13, 13, 12], [3], [1, 1])
+    """
+    count = -(-inputs // max(1, terms // taps))
+    return [inputs // count + (i < inputs % count) for i in range(count)]
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    """Two by two: log₂ of them additions behind one another."""
+    while len(parts) > 1:
+        rest = parts[-1:] if len(parts) % 2 else []
+        parts = [*(a + b for a, b in zip(parts[::2], parts[1::2], strict=False)), *rest]
+    return parts[0]
+
+
+class BlockedLinear(nn.Linear):
+    """``y = W x + b`` as a sum of products with blocks of W's columns, of at most ``terms`` each.
+
+    Shapes: (N, …, in) → (N, …, out).
+
+    Raises:
+        ConfigError: ``terms`` is no whole number of at least 1.
+
+    >>> from torch import nn
+    >>> BlockedLinear(nn.Linear(300, 10), terms=128)
+    BlockedLinear(in_features=300, out_features=10, bias=True, blocks=[100, 100, 100])
+    """
+
+    def __init__(self, layer: nn.Linear, *, terms: int) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.weight, self.bias = layer.weight, layer.bias
+        self.sizes = blocks(layer.in_features, 1, whole("terms", terms))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer."""
+        pieces = zip(torch.split(x, self.sizes, -1), torch.split(self.weight, self.sizes, 1), strict=True)
+        biases = [None] * (len(self.sizes) - 1) + [self.bias]
+        return _total([nn.functional.linear(u, w, b) for (u, w), b in zip(pieces, biases, strict=True)])
+
+    def extra_repr(self) -> str:
+        """Its sizes, and those of its blocks."""
+        return f"{super().extra_repr()}, blocks={self.sizes}"
+
+
+class BlockedConv2d(nn.Conv2d):
+    """A convolution as a sum of convolutions of blocks of its input's channels, of at most ``terms`` products an entry.
+
+    A kernel of more than ``terms`` weights is not divided: a block has one channel at least.
+
+    Shapes: (N, C, H, W) → (N, out, H′, W′).
+
+    Raises:
+        ConfigError: ``terms`` is no whole number of at least 1; or the layer is one of groups, or pads otherwise than
+            by zeros.
+
+    >>> from torch import nn
+    >>> BlockedConv2d(nn.Conv2d(64, 32, 3, padding=1), terms=200)
+    BlockedConv2d(64, 32, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), blocks=[22, 21, 21])
+    """
+
+    def __init__(self, layer: nn.Conv2d, *, terms: int) -> None:
+        terms = whole("terms", terms)
+        if not _divides(layer):
+            raise ConfigError(f"only a convolution of one group that pads with zeros is made of blocks; got {layer}")
+        nn.Module.__init__(self)
+        for name in nn.Conv2d.__constants__:
+            setattr(self, name, getattr(layer, name))
+        self.transposed, self._reversed_padding_repeated_twice = False, layer._reversed_padding_repeated_twice
+        self.weight, self.bias = layer.weight, layer.bias
+        self.sizes = blocks(layer.in_channels, math.prod(layer.kernel_size), terms)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer."""
+        pieces = zip(torch.split(x, self.sizes, -3), torch.split(self.weight, self.sizes, 1), strict=True)
+        biases = [None] * (len(self.sizes) - 1) + [self.bias]
+        return _total([self._conv_forward(u, w, b) for (u, w), b in zip(pieces, biases, strict=True)])
+
+    def extra_repr(self) -> str:
+        """Its sizes, and those of its blocks."""
+        return f"{super().extra_repr()}, blocks={self.sizes}"  # type: ignore[no-untyped-call]
+
+
+def _divides(layer: nn.Conv2d) -> bool:
+    return layer.groups == 1 and layer.padding_mode == "zeros"
+
+
+def blocked(module: nn.Module, *, terms: int = 128) -> nn.Module:
+    """A copy in eval mode whose linear layers and convolutions add up at most ``terms`` products at a time.
+
+    It is the same function in real arithmetic, of the same weights under the same names; what float32 makes of it
+    differs in the last digits. What float32 takes off a certified radius becomes several times smaller, for somewhat
+    more time: a layer of more than ``terms`` products becomes several smaller ones.
+
+    Left as they are: convolutions of groups or other paddings than zeros, transposed ones, those of other dimensions
+    than two, and layers that are subclasses. A certificate counts what each layer really does, so that is never wrong.
+
+    Args:
+        module: a network. Layers of :mod:`lipcert.layers` are to be folded first.
+        terms: the most products that one sum may have.
+
+    Raises:
+        ConfigError: ``terms`` is no whole number of at least 1.
+        ModuleStateError: layers that are to be folded first, weights that are not finite, or a layer with hooks or
+            parametrisations of its own, which would be lost.
+
+    >>> from torch import nn
+    >>> blocked(nn.Sequential(nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10)))
+    Sequential(
+      (0): BlockedLinear(in_features=512, out_features=64, bias=True, blocks=[128, 128, 128, 128])
+      (1): ReLU()
+      (2): Linear(in_features=64, out_features=10, bias=True)
+    )
+    """
+    whole("terms", terms)
+    check_state(module)
+    copied = copy.deepcopy(module)
+    replaced: dict[int, nn.Module] = {}
+    for name, layer in copied.named_modules():
+        if isinstance(layer, FOLDABLE):
+            raise ModuleStateError(
+                f"the layer '{name}' ({type(layer).__name__}) computes its weights: fold the network first "
+                "(lipcert.layers.fold, lipcert fold), and make blocks of what that gives."
+            )
+        found: BlockedLinear | BlockedConv2d
+        kind = parametrize.type_before_parametrizations(layer)
+        if kind is nn.Linear and isinstance(layer, nn.Linear):
+            found = BlockedLinear(layer, terms=terms)
+        elif kind is nn.Conv2d and isinstance(layer, nn.Conv2d) and _divides(layer):
+            found = BlockedConv2d(layer, terms=terms)
+        else:
+            continue
+        if len(found.sizes) == 1:
+            continue
+        check_unaltered(name, layer, "making blocks")
+        replaced[id(layer)] = found
+    return with_layers(copied, replaced)
