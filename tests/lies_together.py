@@ -75,6 +75,12 @@ def nothing_more_is_behind_the_last_but_one(c: dict[str, Any]) -> None:
     c["bound"]["parts"][-2]["behind"] = _behind(c)
 
 
+@lie("bound", **ROW)
+def what_nobody_asks(c: dict[str, Any]) -> None:
+    """The whole's own evidence, of another scope."""
+    c["bound"]["parts"][-1]["until"] = c["bound"]["smallgain"]
+
+
 @lie("radii", **ROW)
 def nothing_is_known_of_several_together(c: dict[str, Any]) -> None:
     """Then rounding is followed from part to part, which takes off more."""

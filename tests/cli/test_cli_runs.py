@@ -49,6 +49,7 @@ def test_a_run_with_short_sums(run: Path, tmp_path: Path) -> None:
     again = cli("fold", short, tmp_path / "again", "--terms", "8")
     assert again.exit_code == 1
     assert "adds up at most 16 products at a time already" in again.stderr
+    assert "adds up more than 100000 products" in cli("fold", run, tmp_path / "again", "--terms", "100000").stderr
     assert "there is nothing to fold" in cli("fold", short, tmp_path / "again").stderr
 
 

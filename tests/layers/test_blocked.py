@@ -120,6 +120,12 @@ def test_terms_that_are_none(terms: object) -> None:
         (lambda: nn.Sequential(LipschitzLinear(300, 3)), "'0.0' .LipschitzLinear. computes its weights: fold"),
         (lambda: parametrizations.weight_norm(nn.Linear(300, 3)), "parametrisations"),
         (lambda: _hooked(nn.Linear(300, 3)), "hooks"),
+        (lambda: nn.utils.weight_norm(nn.Linear(300, 3)), "hooks"),
+        (lambda: _with(nn.Linear(300, 3), lambda m: setattr(m, "alpha", 2.0)), "of its own .alpha."),
+        (lambda: _with(nn.Linear(300, 3), lambda m: m.register_buffer("scale", torch.ones(1))), ".scale."),
+        (lambda: _with(nn.Linear(300, 3), lambda m: m.add_module("more", nn.ReLU())), ".more."),
+        (lambda: _with(nn.Linear(300, 3), lambda m: m.register_parameter("gain", None)), ".gain."),
+        (lambda: _with(nn.Conv2d(300, 3, 1), lambda m: m.register_full_backward_hook(print)), "hooks"),
     ],
 )
 def test_what_would_be_lost_is_refused(make: Callable[[], nn.Module], said: str) -> None:
@@ -127,9 +133,22 @@ def test_what_would_be_lost_is_refused(make: Callable[[], nn.Module], said: str)
         blocked(nn.Sequential(make()))
 
 
+def _with(layer: nn.Module, do: Callable[[nn.Module], object]) -> nn.Module:
+    do(layer)
+    return layer
+
+
 def _hooked(layer: nn.Module) -> nn.Module:
     layer.register_forward_hook(lambda *_: None)
     return layer
+
+
+def test_blocks_of_another_size() -> None:
+    net = nn.Sequential(nn.Linear(9, 5), nn.ReLU(), nn.Unflatten(1, (5, 1, 1)), nn.Conv2d(5, 2, 1))
+    again = blocked(blocked(net, terms=4), terms=2)
+    assert (again[0].sizes, again[3].sizes) == ([2, 2, 2, 2, 1], [2, 2, 1])
+    assert blocked(blocked(net, terms=2), terms=99)[0].sizes == [9]
+    torch.testing.assert_close(again(torch.ones(2, 9)), net(torch.ones(2, 9)))
 
 
 def test_models_by_name() -> None:

@@ -28,7 +28,7 @@ from lipcert.bounds.refine import refined, with_further
 from lipcert.bounds.result import Scope, UpperBound
 from lipcert.bounds.rows import UP, Piece, constants_behind, constants_until, product, row
 from lipcert.bounds.scaling import Progress
-from lipcert.bounds.smallgain import gain_of, prove, proved_smallgain, search
+from lipcert.bounds.smallgain import global_gain, prove, proved_smallgain, search
 from lipcert.errors import BoundError
 from lipcert.loop import LoopMap, Pair
 from lipcert.norms import Norm
@@ -85,6 +85,10 @@ def _proved_parts(
         options["dense_limit"] = _DENSE
     if given is not None and len(given) != len(pieces):
         raise BoundError(f"proofs of {len(given)} parts are given, but this network has {len(pieces)}.")
+    if given is not None:
+        asked = [given[0].until, given[-1].until, *(one.behind for one in given[-2:])]
+        if any(one is not None for one in asked):
+            raise BoundError("up to the end of the first part or the last, and behind the last two, nothing is asked.")
     found: list[UpperBound] = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "no small-gain bound was found")  # LipLT's of a part does as well
@@ -181,7 +185,7 @@ def _levelled(loop: LoopMap, scaling: Scaling, before: int) -> tuple[Scaling, fl
         if share is not None:
             tried = Scaling(scaling.kind, (*weights[:before], *(share * d for d in level)))
         try:
-            gain = float(gain_of(loop, tried, "global"))
+            gain = global_gain(loop, tried, rough=True)
         except BoundError:
             continue  # not feasible
         if share is not None and found and found[-1][0] is not scaling and gain > _WORSE * found[-1][1]:
@@ -189,7 +193,8 @@ def _levelled(loop: LoopMap, scaling: Scaling, before: int) -> tuple[Scaling, fl
         found.append((tried, gain))
     if not found:
         raise BoundError("D of the whole is not feasible for a part of it.")
-    return min(found, key=lambda one: one[1])
+    best, _ = min(found, key=lambda one: one[1])
+    return best, global_gain(loop, best)
 
 
 def _joined(whole: UpperBound, pieces: Sequence[Piece], parts: Sequence[UpperBound]) -> UpperBound:

@@ -43,7 +43,7 @@ __all__ = [
     "excess",
     "feasible_value",
     "gain_at",
-    "gain_of",
+    "global_gain",
     "identity_heads",
     "objective",
     "prove",
@@ -239,11 +239,13 @@ def _finder(kind: Kind) -> Find:
     return find
 
 
-def gain_of(loop: LoopMap, scaling: Scaling, scope: Scope) -> Tensor | float:
-    """N at D, of every output, as :func:`search` finds it."""
+def global_gain(loop: LoopMap, scaling: Scaling, *, rough: bool = False) -> float:
+    """λ_max of N at D, as :func:`search` finds it for a global bound; ``rough``: as a few steps see it."""
     working = search_map(loop, {})
-    heads, sketched = _heads(working, scope)
-    return gain_at(working, scaling, scope, heads if sketched else None)
+    heads, sketched = _heads(working, "global")
+    if rough and sketched:
+        return _largest_gain(scaled_at(working, scaling), heads, steps=_LOOKS_AHEAD)[0]
+    return float(gain_at(working, scaling, "global", heads if sketched else None))
 
 
 def gain_at(loop: LoopMap, scaling: Scaling, scope: Scope, sketch: Tensor | None = None) -> Tensor | float:

@@ -9,7 +9,7 @@ import typer
 
 from lipcert.cli.common import guarded, run_of, say
 from lipcert.errors import ConfigError
-from lipcert.layers import blocked
+from lipcert.layers import BlockedConv2d, BlockedLinear, blocked
 from lipcert.layers import fold as folded
 from lipcert.layers.fold import FOLDABLE
 from lipcert.train import RunFolder
@@ -65,6 +65,10 @@ def fold(
         plain = folded(model) if own else model
         if terms is not None:
             plain = blocked(plain, terms=terms)
+            if not any(isinstance(m, (BlockedConv2d, BlockedLinear)) for m in plain.modules()):
+                raise ConfigError(
+                    f"no layer of the model in {run} that can be divided adds up more than {terms} products."
+                )
         scaling = None if own else source.scaling()  # of the same network; of layers of another form none is known
         target.create(changed)
         target.save_model(plain, changed, tuple(header["input_shape"]), tuple(header["classes"]))

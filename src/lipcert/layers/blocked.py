@@ -26,13 +26,17 @@ from lipcert.layers.parts import check_unaltered, whole, with_layers
 __all__ = ["BlockedConv2d", "BlockedLinear", "blocked", "blocks"]
 
 
+_KEYS = {*vars(nn.Linear(1, 1)), *vars(nn.Conv2d(1, 1, 1)), "sizes"}
+"""What such a layer has by itself."""
+
+
 def blocks(inputs: int, taps: int, terms: int) -> list[int]:
     """How many inputs (features or channels) each block has, as equal as they can be: ``taps`` terms each.
 
     >>> blocks(64, 9, 128), blocks(3, 9, 128), blocks(2, 300, 128)
     ([13, 13, 13, 13, 12], [3], [1, 1])
     """
-    count = -(-inputs // max(1, terms // taps))
+    count = max(1, -(-inputs // max(1, terms // taps)))
     return [inputs // count + (i < inputs % count) for i in range(count)]
 
 
@@ -132,8 +136,8 @@ def blocked(module: nn.Module, *, terms: int = 128) -> nn.Module:
 
     Raises:
         ConfigError: ``terms`` is no whole number of at least 1.
-        ModuleStateError: layers that are to be folded first, weights that are not finite, or a layer with hooks or
-            parametrisations of its own, which would be lost.
+        ModuleStateError: layers that are to be folded first, weights that are not finite, or a layer with hooks,
+            parametrisations or anything else of its own, which would be lost.
 
     >>> from torch import nn
     >>> blocked(nn.Sequential(nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10)))
@@ -145,24 +149,42 @@ def blocked(module: nn.Module, *, terms: int = 128) -> nn.Module:
     """
     whole("terms", terms)
     check_state(module)
-    copied = copy.deepcopy(module)
-    replaced: dict[int, nn.Module] = {}
-    for name, layer in copied.named_modules():
+    for name, layer in module.named_modules():
         if isinstance(layer, FOLDABLE):
             raise ModuleStateError(
                 f"the layer '{name}' ({type(layer).__name__}) computes its weights: fold the network first "
                 "(lipcert.layers.fold, lipcert fold), and make blocks of what that gives."
             )
-        found: BlockedLinear | BlockedConv2d
-        kind = parametrize.type_before_parametrizations(layer)
-        if kind is nn.Linear and isinstance(layer, nn.Linear):
-            found = BlockedLinear(layer, terms=terms)
-        elif kind is nn.Conv2d and isinstance(layer, nn.Conv2d) and _divides(layer):
-            found = BlockedConv2d(layer, terms=terms)
-        else:
-            continue
-        if len(found.sizes) == 1:
-            continue
-        check_unaltered(name, layer, "making blocks")
-        replaced[id(layer)] = found
+        if _made_of(layer, terms) is not None:
+            check_unaltered(name, layer, "making blocks")
+            _check_plain(name, layer)
+    copied = copy.deepcopy(module)
+    replaced: dict[int, nn.Module] = {}
+    for layer in copied.modules():
+        if (found := _made_of(layer, terms)) is not None:
+            replaced[id(layer)] = found
     return with_layers(copied, replaced)
+
+
+def _made_of(layer: nn.Module, terms: int) -> BlockedLinear | BlockedConv2d | None:
+    """The same layer in blocks; None where it stays what it is."""
+    kind = parametrize.type_before_parametrizations(layer)
+    found: BlockedLinear | BlockedConv2d | None = None
+    if kind in (nn.Linear, BlockedLinear) and isinstance(layer, nn.Linear):
+        found = BlockedLinear(layer, terms=terms)
+    elif kind in (nn.Conv2d, BlockedConv2d) and isinstance(layer, nn.Conv2d) and _divides(layer):
+        found = BlockedConv2d(layer, terms=terms)
+    return None if found is None or (len(found.sizes) == 1 and kind in (nn.Linear, nn.Conv2d)) else found
+
+
+def _check_plain(name: str, layer: nn.Module) -> None:
+    """Refuse a layer with something of its own that one in blocks would not have, and somebody else may look at."""
+    more = [key for key in vars(layer) if key not in _KEYS]
+    more += [key for own in (layer._buffers, layer._modules) for key in own]
+    more += [key for key in layer._parameters if key not in ("weight", "bias")]
+    more += [key for key, value in vars(layer).items() if "hooks" in key and value]
+    if more:
+        raise ModuleStateError(
+            f"the layer '{name}' ({type(layer).__name__}) has something of its own ({more[0]}), which making blocks "
+            "would lose. Take it off first."
+        )

@@ -44,10 +44,12 @@ def fold(module: nn.Module, *, prove: bool = True) -> nn.Module:
     """
     if prove:
         check_state(module)
-    copied = copy.deepcopy(module)
-    replaced: dict[int, nn.Module] = {}
-    for name, layer in list(copied.named_modules()):
+    for name, layer in module.named_modules():
         if isinstance(layer, FOLDABLE):
             check_unaltered(name, layer, "folding")
+    copied = copy.deepcopy(module)
+    replaced: dict[int, nn.Module] = {}
+    for layer in copied.modules():
+        if isinstance(layer, FOLDABLE):
             replaced[id(layer)] = layer.folded(prove=prove) if isinstance(layer, Normalised) else layer.folded()
     return with_layers(copied, replaced)
