@@ -28,12 +28,13 @@ from lipcert.bounds.refine import refined, with_further
 from lipcert.bounds.result import Scope, UpperBound
 from lipcert.bounds.rows import UP, Piece, constants_behind, constants_until, product, row
 from lipcert.bounds.scaling import Progress
-from lipcert.bounds.smallgain import global_gain, prove, proved_smallgain, search
+from lipcert.bounds.smallgain import global_gain, prove, proved_smallgain, scaled_at, search, search_map
 from lipcert.errors import BoundError
 from lipcert.loop import LoopMap, Pair
-from lipcert.norms import Norm
+from lipcert.norms import Norm, estimate_norms
 from lipcert.norms.errors import TINY
 from lipcert.norms.upper import DENSE, deterministic_limit
+from lipcert.scaled import ScaledMap
 
 __all__ = ["Proofs", "smallgain_in_parts"]
 
@@ -54,7 +55,7 @@ _SHARE = 0.2  # of the time that there is for a search, for those of the parts
 _TOGETHER = 0.4  # the same, on top, for those of several parts together
 _MOST = 5.0  # times as much, after which no further one of these is begun
 _LEVELS = [2.0 ** (-k / 2) for k in range(1, 12)]  # of the mean of an activation's weights
-_WORSE = 1.2
+_UNDER, _SEEN = 0.95, 1e-3  # P beside the least of them, and how closely a norm is seen
 _KEEP = 2.0  # where the parts together are less than so many times the whole, they keep distances well enough
 
 
@@ -176,25 +177,19 @@ def _levelled(loop: LoopMap, scaling: Scaling, before: int) -> tuple[Scaling, fl
     """D and the global λ_max(N) of all up to the end of a part, of which ``before`` activations are in earlier ones.
 
     In D of the whole an activation's weights also say how much its channels count behind it. Here all of them count
-    alike, so D is tried with one weight for each activation of the last part, as large as it can be, too.
+    alike. Where the part ends in its activations, which make nothing larger, one weight for each of these, as large as
+    it can be, is what bounds the output too: a norm shows whether it is, for a fraction of the time that N takes.
     """
-    weights, found = scaling.weights, list[tuple[Scaling, float]]()
+    working, weights = search_map(loop, {}), scaling.weights
     level = [torch.full_like(d, float(d.log().mean().exp())) for d in weights[before:]]
-    for share in (None, *_LEVELS):
-        tried = scaling
-        if share is not None:
-            tried = Scaling(scaling.kind, (*weights[:before], *(share * d for d in level)))
-        try:
-            gain = global_gain(loop, tried, rough=True)
-        except BoundError:
-            continue  # not feasible
-        if share is not None and found and found[-1][0] is not scaling and gain > _WORSE * found[-1][1]:
-            break  # less is worse from here on
-        found.append((tried, gain))
-    if not found:
-        raise BoundError("D of the whole is not feasible for a part of it.")
-    best, _ = min(found, key=lambda one: one[1])
-    return best, global_gain(loop, best)
+    least = min((float(d.min()) for d in level), default=0.0)
+    for share in _LEVELS if least else ():
+        tried = Scaling(scaling.kind, (*weights[:before], *(share * d for d in level)))
+        output = _UNDER * share * least
+        scaled = ScaledMap(working, scaled_at(working, tried).weights, output)
+        if float(estimate_norms(scaled, [(1, 0)], tolerance=_SEEN)[1, 0]) < 1 + _SEEN:
+            return tried, output**-2
+    return scaling, global_gain(loop, scaling)
 
 
 def _joined(whole: UpperBound, pieces: Sequence[Piece], parts: Sequence[UpperBound]) -> UpperBound:

@@ -239,12 +239,10 @@ def _finder(kind: Kind) -> Find:
     return find
 
 
-def global_gain(loop: LoopMap, scaling: Scaling, *, rough: bool = False) -> float:
-    """λ_max of N at D, as :func:`search` finds it for a global bound; ``rough``: as a few steps see it."""
+def global_gain(loop: LoopMap, scaling: Scaling) -> float:
+    """λ_max of N at D, as :func:`search` finds it for a global bound."""
     working = search_map(loop, {})
     heads, sketched = _heads(working, "global")
-    if rough and sketched:
-        return _largest_gain(scaled_at(working, scaling), heads, steps=_LOOKS_AHEAD)[0]
     return float(gain_at(working, scaling, "global", heads if sketched else None))
 
 
