@@ -3,8 +3,8 @@
     python -m benchmarks.short_sums [MODEL] [--count 300] [--data DIR]
 
 Every K-th test image, so that there are as many as asked for; small gain from the D that the run has kept, if any. A
-radius for float32 is set beside that of real arithmetic by the same bound. Seconds are of forward passes of these images,
-the networks taking turns.
+radius for float32 is set beside that of real arithmetic by the same bound. Seconds are of forward passes of these
+images, the networks taking turns.
 """
 
 from __future__ import annotations
