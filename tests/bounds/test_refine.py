@@ -185,7 +185,7 @@ def test_of_odd_networks_it_is_never_larger_and_above_their_steepest_points(name
     first = graph_bound(graph, scope="class", **{**OPTIONS, "seconds": 1.0})
     assert isinstance(first, UpperBound)
     with torch.no_grad():
-        found = refined(loop, first, seconds=5.0, failure=0.0, slack=2e-3, dense_limit=None)
+        found = refined(loop, first, seconds=2.0, failure=0.0, slack=2e-3, dense_limit=None)
     assert bool((found.value <= first.value).all())
     x = torch.rand((32, *graph.input_shape), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     below = lower_bound(graph, x.to(graph.capture.sample), scope="class", steps=10)
