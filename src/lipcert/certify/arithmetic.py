@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 
 from lipcert.errors import BoundError
-from lipcert.graph.types import Affine, Elementwise
+from lipcert.graph.types import Affine, Elementwise, Node
 from lipcert.loop import LoopMap
-from lipcert.norms.errors import roundings_at
+from lipcert.norms.errors import roundings_at, segment_path
 from lipcert.norms.scaling import row_norms
 
 __all__ = ["ARITHMETICS", "Arithmetic", "Precision", "at_zero", "count", "gamma", "segment_roundings"]
@@ -72,20 +72,11 @@ def at_zero(loop: LoopMap, k: int) -> float:
 def segment_roundings(loop: LoopMap, k: int) -> tuple[int, int]:
     """Roundings since the activations before z_k (or y): the most on any path, and how many affine nodes there round.
 
-    Each such node makes n + 2. A term of the sum that z_k is goes along one path, so its relative error is γ of what is
-    on that.
+    Each such node makes n + 2.
     """
-    last, pending, segment = loop.target_node(k), [loop.target_node(k)], set[int]()
-    while pending:
-        node = loop.graph.nodes[pending.pop()]
-        if node.index not in segment and isinstance(node, Affine):
-            segment.add(node.index)
-            pending += node.inputs
-    most, rounding = dict[int, int](), 0
-    for index in sorted(segment):
-        node = loop.graph.nodes[index]
-        assert isinstance(node, Affine)
-        roundings = count(loop, node)
-        rounding += roundings > 0
-        most[index] = max((most.get(i, 0) for i in node.inputs), default=0) + (roundings + 2 if roundings else 0)
-    return most.get(last, 0), rounding
+
+    def weigh(node: Node) -> int:
+        roundings = count(loop, node) if isinstance(node, Affine) else 0
+        return roundings + 2 if roundings else 0
+
+    return segment_path(loop, k, weigh)

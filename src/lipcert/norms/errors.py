@@ -5,7 +5,8 @@ A pass of T, or of its adjoint, sums products along paths; with N roundings on t
 
 For one block A_kj of a deep network that is far too much, as |T| multiplies at every layer what T does not. There the
 error is followed segment by segment (the affine maps S between activations): what is lost at z_l is at most
-ρ_l·‖|S_li|‖ times what enters, and goes on to z_k through the rest of the network, so
+ρ_l·‖|S_li|‖ times what enters (ρ_l is γ of the path through the segment with the most roundings), and goes on to z_k
+through the rest of the network, so
 
     ‖fl(A_kj p) − A_kj p‖ ≤ Σ_l ‖A_kl‖·max|c_l/r_l| · ρ_l·Σ_i ‖|S_li|‖·max|c_i|·‖A_ij‖ · ‖p‖,
 
@@ -17,6 +18,7 @@ Source: Higham, *Accuracy and Stability of Numerical Algorithms*, ch. 3 (γ_n); 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 import torch
@@ -36,6 +38,7 @@ __all__ = [
     "path_error",
     "relative_error",
     "roundings_at",
+    "segment_path",
     "underflow",
 ]
 
@@ -63,6 +66,26 @@ def roundings_at(loop: BlockMap, node: Node) -> int:
             weights = loop.resolved.coefficients[node.index]
             total += sum(w.numel() for w in weights if isinstance(w, Tensor))
     return total
+
+
+def segment_path(loop: LoopMap, k: int, weigh: Callable[[Node], int]) -> tuple[int, int]:
+    """The most that nodes on one path to z_k (or y) weigh together, and how many nodes there weigh anything.
+
+    Paths begin at the input and at the activations before, which are weighed too. Each term of the sum that z_k is goes
+    along one path, and so does each of the adjoint's: it takes part in the roundings of the nodes on that.
+    """
+    last, pending, segment = loop.target_node(k), [loop.target_node(k)], set[int]()
+    while pending:
+        node = loop.graph.nodes[pending.pop()]
+        if node.index not in segment:
+            segment.add(node.index)
+            pending += node.inputs if isinstance(node, Affine) else ()
+    most, weights = dict[int, int](), {index: weigh(loop.graph.nodes[index]) for index in segment}
+    for index in sorted(segment):
+        node = loop.graph.nodes[index]
+        before = node.inputs if isinstance(node, Affine) else ()
+        most[index] = weights[index] + max((most[i] for i in before), default=0)
+    return most[last], sum(weight > 0 for weight in weights.values())
 
 
 Lost: TypeAlias = tuple[list[float], list[float]]
@@ -147,14 +170,8 @@ class BlockErrors:
         self._ratios = [0.0, *(loop.ratios(j)[0] for j in range(1, loop.depth + 1))]
 
     def _segment(self, k: int) -> float:
-        nodes, total, pending, seen = self.loop.graph.nodes, 0, [self.loop.target_node(k)], set[int]()
-        while pending:
-            node = nodes[pending.pop()]
-            if node.index not in seen:
-                seen.add(node.index)
-                total += roundings_at(self.loop, node)
-                pending += node.inputs if isinstance(node, Affine) else ()
-        return gamma(2 * total) * (1 + gamma(2 * total))
+        most, _ = segment_path(self.loop, k, lambda node: roundings_at(self.loop, node))
+        return gamma(2 * most) * (1 + gamma(2 * most))
 
     def _crude(self, pair: Pair) -> float:
         if pair not in self._absolute:
