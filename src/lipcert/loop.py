@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from lipcert.graph.types import Affine, Coefficient, Elementwise, Graph, Node, Nonlinear, Resolved, VectorMap
+from lipcert.graph.unblocked import joined_weight, unblocked
 from lipcert.plan import Gather, Group, Pair, Plan, Planner, Step
 
 __all__ = ["BlockMap", "Group", "LoopMap", "Pair", "Plan"]
@@ -82,7 +83,8 @@ class LoopMap:
 
     def __init__(self, graph: Graph, resolved: Resolved | None = None, *, centred: bool = True) -> None:
         self.graph, self.centred = graph, centred
-        self.resolved = graph.resolve() if resolved is None else resolved
+        self.walked, self._blocks = unblocked(graph)  # what passes travel through, under the same numbers
+        self._take(graph.resolve() if resolved is None else resolved)
         self.nonlinear: tuple[Nonlinear, ...] = graph.nonlinear
         self.depth = len(self.nonlinear)
         self._number = {node.index: k for k, node in enumerate(self.nonlinear, start=1)}
@@ -92,8 +94,16 @@ class LoopMap:
     def at(self, resolved: Resolved) -> LoopMap:
         """The same map at other numbers of the same graph; plans made for one serve the other."""
         other = copy.copy(self)
-        other.resolved = resolved
+        other._take(resolved)
         return other
+
+    def _take(self, resolved: Resolved) -> None:
+        self.resolved = resolved
+        self._joined = {i: (joined_weight(b, resolved.coefficients),) for i, b in self._blocks.items()}
+
+    def coefficients(self, node: Node) -> tuple[Coefficient, ...]:
+        """Those of a node of :attr:`walked`."""
+        return self._joined.get(node.index) or self.resolved.coefficients[node.index]
 
     def absolute(self) -> LoopMap:
         """|T|: the same map with every coefficient made positive."""
@@ -118,8 +128,8 @@ class LoopMap:
         return [(k, j) for k in wanted for j in range(self.depth + 1) if self.connected(k, j)]
 
     def between(self, k: int, j: int) -> list[Node]:
-        """The nodes on the paths of block A_kj, in order."""
-        return [self.graph.nodes[i] for i in sorted(self._reach[j] & self._need[k])]
+        """The nodes of :attr:`walked` on the paths of block A_kj, in order."""
+        return [self.walked.nodes[i] for i in sorted(self._reach[j] & self._need[k])]
 
     def _source_node(self, j: int) -> int:
         return 0 if j == 0 else self.nonlinear[j - 1].index
@@ -149,7 +159,7 @@ class LoopMap:
 
     def _reachable(self, j: int) -> set[int]:
         found = {self._source_node(j)}
-        for node in self.graph.nodes[self._source_node(j) + 1 :]:
+        for node in self.walked.nodes[self._source_node(j) + 1 :]:
             opened = isinstance(node, Nonlinear) and not self.passes(node)
             if not opened and any(i in found for i in node.inputs):
                 found.add(node.index)
@@ -157,7 +167,7 @@ class LoopMap:
 
     def _needed(self, k: int) -> set[int]:
         found = {self.target_node(k)}
-        for node in reversed(self.graph.nodes[: self.target_node(k) + 1]):
+        for node in reversed(self.walked.nodes[: self.target_node(k) + 1]):
             opened = isinstance(node, Nonlinear) and not self.passes(node)
             if node.index in found and not opened:
                 found.update(node.inputs)
@@ -234,12 +244,12 @@ class LoopMap:
             parts = [like.new_zeros((rows, *shape)) if at is None else pieces[index][at] for at, rows in gather.pieces]
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-        for node in self.graph.nodes:
+        for node in self.walked.nodes:
             step = plan.steps.get(node.index)
             if step is not None:
                 if isinstance(node, Affine):
                     operands = [bring(i, g) for i, g in zip(node.inputs, step.operands, strict=True)]
-                    value = node.apply(operands, self.resolved.coefficients[node.index])
+                    value = node.apply(operands, self.coefficients(node))
                 elif isinstance(node, Nonlinear):
                     value = self._activate(node, step, seeds, bring)
                 else:

@@ -70,7 +70,7 @@ class Routes(Protocol):
     """What a planner asks of a loop map: :class:`lipcert.loop.LoopMap`."""
 
     @property
-    def graph(self) -> Graph: ...  # noqa: D102
+    def walked(self) -> Graph: ...  # noqa: D102
     @property
     def depth(self) -> int: ...  # noqa: D102
     def connected(self, k: int, j: int) -> bool: ...  # noqa: D102
@@ -94,7 +94,7 @@ class Planner:
         self.reach = [empty.union(*(loop.reach(s) for s in g.sources)) for g in groups]
         self.need = [empty.union(*(loop.need(t) for t in g.targets)) for g in groups]
         self.active: dict[int, tuple[int, ...]] = {}
-        for node in loop.graph.nodes:
+        for node in loop.walked.nodes:
             alive = tuple(
                 g for g in range(len(self.groups)) if node.index in self.reach[g] and node.index in self.need[g]
             )
@@ -109,7 +109,7 @@ class Planner:
             targets.setdefault(loop.target_node(k), []).append(k)
         wanted: dict[int, list[tuple[int, ...]]] = {i: [] for i in self.active}  # what users ask of each node, in order
         for index in self.active:
-            node = loop.graph.nodes[index]
+            node = loop.walked.nodes[index]
             for i in node.inputs:
                 if i in self.active:
                     wanted[i].append(self._carried(index, i) if isinstance(node, Nonlinear) else self.active[index])
@@ -120,13 +120,13 @@ class Planner:
                 wanted[index].append(delivered[k])
         cuts = {index: self._cut(index, asked) for index, asked in wanted.items()}
         steps = {index: self._step(index, cuts, targets.get(index, ()), delivered) for index in self.active}
-        last_use = {i: index for index in self.active for i in loop.graph.nodes[index].inputs}
+        last_use = {i: index for index in self.active for i in loop.walked.nodes[index].inputs}
         delivered = {k: v for k, v in delivered.items() if v}
         return Plan(self.groups, steps, last_use, delivered)
 
     def _carried(self, index: int, source: int) -> tuple[int, ...]:
         """The groups whose z goes on through a nonlinear node."""
-        node = self.loop.graph.nodes[index]
+        node = self.loop.walked.nodes[index]
         assert isinstance(node, Nonlinear)
         if not self.loop.passes(node):
             return ()
@@ -168,7 +168,7 @@ class Planner:
         targets: Sequence[int],
         delivered: Mapping[int, tuple[int, ...]],
     ) -> Step:
-        node, here = self.loop.graph.nodes[index], self.active[index]
+        node, here = self.loop.walked.nodes[index], self.active[index]
         sizes = tuple(sum(self.groups[g].rows for g in piece) for piece in cuts[index])
         results = tuple((k, self._gather(delivered[k], index, cuts)) for k in targets if delivered[k])
         if not isinstance(node, Nonlinear):

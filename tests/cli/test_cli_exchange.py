@@ -67,7 +67,7 @@ def test_a_folded_run(run: Path, tmp_path: Path) -> None:
     assert cli("verify", claims, folded).exit_code == 0
     for arguments, said in (
         (["fold", folded, own], "folded already"),
-        (["fold", layers, folded], "holds a run already"),
+        (["fold", layers, folded], "holds a run already. Choose another folder"),
         (["fold", own, folded], "there is no"),
         (["fold", layers, layers / "folded"], "outside of"),
         (["fold", layers, tmp_path / "o.onnx"], "lipcert export"),

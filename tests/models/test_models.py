@@ -154,6 +154,15 @@ def test_half_abs_is_max_min_in_other_coordinates() -> None:
     sorted_pairs = torch.stack([y[:, :3] - y[:, 3:], y[:, :3] + y[:, 3:]], dim=2).flatten(1, 2) / 2**0.5
     assert torch.allclose(MaxMin()(pairs), sorted_pairs, atol=1e-15)
     assert torch.equal(HalfAbs()(x.to(memory_format=torch.channels_last)), y)
+    grads = list[torch.Tensor]()
+    for training in (True, False):  # two forms, one of which has the shorter way back
+        x.grad = None
+        found = HalfAbs().train(training)(x.requires_grad_())
+        assert torch.equal(found, y)
+        (found * torch.arange(found.numel()).reshape(found.shape)).sum().backward()
+        assert x.grad is not None
+        grads.append(x.grad)
+    assert torch.equal(*grads)
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (4,), (1, 5, 2, 2)])

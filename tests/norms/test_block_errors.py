@@ -42,8 +42,8 @@ class _Spoiled(LoopMap):
         def spoiling(node: Affine) -> Callable[..., Tensor]:
             return lambda xs, cs: self.spoil(node, node.apply(xs, cs))
 
-        nodes = [dataclasses.replace(n, apply=spoiling(n)) if isinstance(n, Affine) else n for n in loop.graph.nodes]
-        self.graph = dataclasses.replace(loop.graph, nodes=tuple(nodes))
+        nodes = [dataclasses.replace(n, apply=spoiling(n)) if isinstance(n, Affine) else n for n in self.walked.nodes]
+        self.walked = dataclasses.replace(loop.graph, nodes=tuple(nodes))
 
     def spoil(self, node: Node, value: Tensor) -> Tensor:
         delta = self.deltas.setdefault(node.index, torch.ones_like(value).requires_grad_())

@@ -24,6 +24,22 @@ def accuracy(module: torch.nn.Module) -> float:
     return float((logits.argmax(1) == labels).double().mean())
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_where_it_is_emulated(native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lipcert.train.trainer.computes_bfloat16", lambda device: native)
+    titles, dtypes = list[str](), set[torch.dtype]()
+    notes = Notes()
+    monkeypatch.setattr(notes, "start", lambda title, *_: titles.append(title))
+    config = tiny("train.precision='bfloat16'", "train.epochs=1")
+    trainer = Trainer(config, tmp_path / "run", reporter=notes)
+    last = [m for m in trainer.model.modules() if isinstance(m, nn.Linear)][-1]
+    last.register_forward_hook(lambda _m, _x, y: dtypes.add(y.dtype) if torch.is_grad_enabled() else None)
+    trainer.fit()
+    assert dtypes == {torch.bfloat16 if native else torch.float32}
+    assert ("emulated" in titles[0]) == (not native)
+    assert trainer.folder.config() == config
+
+
 # --- what a run is --------------------------------------------------------------------------------------
 
 

@@ -53,7 +53,7 @@ def norms_of_rows(loop: LoopMap, k: int, j: int) -> Tensor:
         >>> torch.allclose(norms_of_rows(loop, 1, 0), net[1].weight.norm(dim=1))
         True
     """
-    coefficients, like = loop.resolved.absolute().coefficients, loop.resolved.scalar(0.0)
+    absolute, like = loop.absolute(), loop.resolved.scalar(0.0)
     source = 0 if j == 0 else loop.nonlinear[j - 1].index
     radius = 1.0 if j == 0 else torch.as_tensor(loop.radius(j), dtype=like.dtype, device=like.device)
     norms = {source: like.new_ones((1, *loop.source_shape(j))) * radius}
@@ -62,7 +62,7 @@ def norms_of_rows(loop: LoopMap, k: int, j: int) -> Tensor:
         if not isinstance(node, Affine):
             continue
         inputs = [norms.get(i, like.new_zeros((1, *loop.graph.nodes[i].shape))) for i in node.inputs]
-        own, alone = coefficients[node.index], len(node.inputs) == 1 and node.inputs[0] in apart
+        own, alone = absolute.coefficients(node), len(node.inputs) == 1 and node.inputs[0] in apart
         if alone and isinstance(node.form, Convolution) and len(own) == 1 and node.terms != (1, 1):
             squares = [torch.as_tensor(c, dtype=like.dtype, device=like.device).square() for c in own]
             value = node.apply([inputs[0].square()], squares).sqrt()

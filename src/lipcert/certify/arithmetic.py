@@ -79,4 +79,4 @@ def segment_roundings(loop: LoopMap, k: int) -> tuple[int, int]:
         roundings = count(loop, node) if isinstance(node, Affine) else 0
         return roundings + 2 if roundings else 0
 
-    return segment_path(loop, k, weigh)
+    return segment_path(loop, k, weigh, loop.graph)

@@ -59,7 +59,7 @@ def fold(
             raise ConfigError(f"{out}: a folder, please; lipcert export writes ONNX files.")
         if out.resolve().is_relative_to(run.resolve()):
             raise ConfigError(f"{out} is in the run that is to be folded: name a folder outside of {run}.")
-        target.check_new()
+        target.check_new(trains=False)
         if not own and terms is None:
             raise ConfigError(f"the model in {run} has no layers with a bound of their own: there is nothing to fold.")
         plain = folded(model) if own else model

@@ -20,7 +20,9 @@ from lipcert.graph.types import (
     InputNode,
     Live,
     Node,
+    Section,
     Slopes,
+    Sum,
     VectorMap,
 )
 
@@ -218,7 +220,8 @@ class Builder:
         roundings: int | None = None,
         offset_size: Callable[[Live], Tensor] | None = None,
         amplifies: Callable[[Live], Tensor] | None = None,
-        form: Convolution | CircularPadding | None = None,
+        form: Convolution | CircularPadding | Section | Sum | None = None,
+        contracts: int | None = None,
     ) -> int:
         """Add an affine map. ``part`` tells apart several nodes made from one call; the rest as in :class:`Affine`."""
         shape = self.shape_of(call) if shape is None else shape
@@ -228,7 +231,8 @@ class Builder:
 
         def make(i: int) -> Node:
             where = (i, call.operation, call.place, tuple(inputs), shape)
-            return Affine(*where, apply, numbers, offset, terms, roundings, obstacle, offset_size, amplifies, form)
+            counts = (terms, roundings, obstacle, offset_size, amplifies)
+            return Affine(*where, apply, numbers, offset, *counts, form, contracts)
 
         return self._add(self._key(call, inputs, ("affine", part)), make)
 

@@ -133,6 +133,7 @@ class Convolution:
         padding: p, the zeros in front.
         dilation: δ.
         groups: into how many parts the channels fall that do not mix.
+        kernel: how many entries w has along each axis.
     """
 
     reads: tuple[int, ...] = ()
@@ -141,6 +142,21 @@ class Convolution:
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
+    kernel: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """The entries from ``start`` to before ``stop`` along a dimension of a sample."""
+
+    dimension: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The sum of its inputs, which all have its shape."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +179,8 @@ class Affine(Node):
     and ``amplifies`` what stored numbers are multiplied by before they meet the signal.
 
     ``form`` says what kind of map it is, where that is needed to bound its norm at any size (``norms/chain.py``).
+    ``contracts`` names the dimension of a sample along which it is a sum over the second dimension of its weight w, its
+    only coefficient: cut both in the same places, and the results of the pieces add up to the whole.
     """
 
     apply: Callable[[Sequence[Tensor], Sequence[Coefficient]], Tensor]
@@ -173,7 +191,8 @@ class Affine(Node):
     obstacle: str = ""
     offset_size: Callable[[Live], Tensor] | None = None
     amplifies: Callable[[Live], Tensor] | None = None
-    form: Convolution | CircularPadding | None = None
+    form: Convolution | CircularPadding | Section | Sum | None = None
+    contracts: int | None = None
 
     def offset_terms(self, live: Live) -> Tensor:
         """How large what is summed up to the offset is; zero if there is none."""

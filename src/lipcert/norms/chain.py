@@ -50,7 +50,7 @@ def chain(loop: LoopMap, pair: Pair, *, limit: int) -> list[Affine] | None:
 
 def _bounded(loop: LoopMap, node: Affine, limit: int) -> bool:
     """Whether a good bound of a layer's own norm is within reach."""
-    coefficients = loop.resolved.coefficients[node.index]
+    coefficients = loop.coefficients(node)
     if isinstance(node.form, Convolution):
         (weight,) = coefficients
         assert isinstance(weight, Tensor)
@@ -61,7 +61,7 @@ def _bounded(loop: LoopMap, node: Affine, limit: int) -> bool:
 
 def _convolution(loop: LoopMap, before: Affine | None, node: Affine) -> tuple[float, bool]:
     """The norm of a convolution, together with the circular padding in front of it where they make a torus."""
-    form, weight = node.form, loop.resolved.coefficients[node.index][0]
+    form, weight = node.form, loop.coefficients(node)[0]
     assert isinstance(form, Convolution)
     assert isinstance(weight, Tensor)
     torus = None
@@ -74,7 +74,7 @@ def _convolution(loop: LoopMap, before: Affine | None, node: Affine) -> tuple[fl
 
 def _schur(loop: LoopMap, node: Affine, source: int) -> float:
     """``√(‖S‖₁·‖S‖_∞)`` of a layer S as a map of one of its inputs."""
-    sizes, nodes = loop.resolved.absolute().coefficients[node.index], loop.graph.nodes
+    sizes, nodes = loop.absolute().coefficients(node), loop.walked.nodes
     like = torch.zeros((), dtype=loop.resolved.dtype, device=loop.resolved.device)
     with torch.enable_grad():
         one = like.new_ones((1, *nodes[source].shape)).requires_grad_()

@@ -24,7 +24,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from lipcert.graph.types import Affine, Node
+from lipcert.graph.types import Affine, Graph, Node
 from lipcert.loop import BlockMap, Group, LoopMap, Pair
 
 __all__ = [
@@ -52,12 +52,15 @@ def gamma(n: float) -> float:
 
 
 def _roundings(loop: BlockMap) -> int:
-    """At most this many roundings lie on one path, of T or of its adjoint, in whatever order sums are made."""
+    """At most this many roundings lie on one path, of T or of its adjoint, in whatever order sums are made.
+
+    Those of all nodes, blocks that passes join included: together they sum as many products, and more.
+    """
     return loop.overhead + sum(roundings_at(loop, node) for node in loop.graph.nodes)
 
 
 def roundings_at(loop: BlockMap, node: Node) -> int:
-    """What one node adds to that."""
+    """What one node of the graph, or of what passes travel through, adds to that."""
     total = 4 + loop.graph.users[node.index]  # the adjoint makes a sum where a value is used several times
     if isinstance(node, Affine):
         inputs = sum(math.prod(loop.graph.nodes[i].shape) for i in node.inputs)
@@ -68,21 +71,22 @@ def roundings_at(loop: BlockMap, node: Node) -> int:
     return total
 
 
-def segment_path(loop: LoopMap, k: int, weigh: Callable[[Node], int]) -> tuple[int, int]:
+def segment_path(loop: LoopMap, k: int, weigh: Callable[[Node], int], graph: Graph) -> tuple[int, int]:
     """The most that nodes on one path to z_k (or y) weigh together, and how many nodes there weigh anything.
 
     Paths begin at the input and at the activations before, which are weighed too. Each term of the sum that z_k is goes
-    along one path, and so does each of the adjoint's: it takes part in the roundings of the nodes on that.
+    along one path, and so does each of the adjoint's: it takes part in the roundings of the nodes on that. ``graph`` is
+    what is walked: the network's, for an execution, or ``loop.walked``, for passes of T.
     """
     last, pending, segment = loop.target_node(k), [loop.target_node(k)], set[int]()
     while pending:
-        node = loop.graph.nodes[pending.pop()]
+        node = graph.nodes[pending.pop()]
         if node.index not in segment:
             segment.add(node.index)
             pending += node.inputs if isinstance(node, Affine) else ()
-    most, weights = dict[int, int](), {index: weigh(loop.graph.nodes[index]) for index in segment}
+    most, weights = dict[int, int](), {index: weigh(graph.nodes[index]) for index in segment}
     for index in sorted(segment):
-        node = loop.graph.nodes[index]
+        node = graph.nodes[index]
         before = node.inputs if isinstance(node, Affine) else ()
         most[index] = weights[index] + max((most[i] for i in before), default=0)
     return most[last], sum(weight > 0 for weight in weights.values())
@@ -170,7 +174,7 @@ class BlockErrors:
         self._ratios = [0.0, *(loop.ratios(j)[0] for j in range(1, loop.depth + 1))]
 
     def _segment(self, k: int) -> float:
-        most, _ = segment_path(self.loop, k, lambda node: roundings_at(self.loop, node))
+        most, _ = segment_path(self.loop, k, lambda node: roundings_at(self.loop, node), self.loop.walked)
         return gamma(2 * most) * (1 + gamma(2 * most))
 
     def _crude(self, pair: Pair) -> float:

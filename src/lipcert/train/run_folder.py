@@ -119,19 +119,21 @@ class RunFolder:
         """Whether there is a run in the folder."""
         return self.config_file.exists()
 
-    def check_new(self) -> None:
+    def check_new(self, *, trains: bool = True) -> None:
         """Refuse a folder in which a new run would mix with another one.
 
         A configuration alone is no run yet, but one that ended before anything came of it: it may be replaced.
+
+        Args:
+            trains: whether what asks could go on with a run.
 
         Raises:
             ConfigError: the folder holds a run, or files of one.
         """
         left = [file.name for file in self.files[1:] if file.exists()]
         if left and self.exists:
-            raise ConfigError(
-                f"{self.path} holds a run already. Go on with it (--resume), choose another folder, or delete it."
-            )
+            rest = "Go on with it (--resume), choose" if trains else "Choose"
+            raise ConfigError(f"{self.path} holds a run already. {rest} another folder, or delete it.")
         if left:
             raise ConfigError(
                 f"{self.path} holds files of another run: choose another --out or delete them ({', '.join(left)})."

@@ -150,7 +150,11 @@ class TrainConfig(Section):
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="what the network computes in; the bound is in float32, and so is all on a device that only "
+        "emulates bfloat16",
+    )
     channels_last: bool = False
     ema: float = Field(
         default=0.0,

@@ -24,7 +24,15 @@ from lipcert.train.captured import CapturedSteps, Numbers
 from lipcert.train.checkpoint import check_matches, load_state, save_state
 from lipcert.train.deferred import SETTLE
 from lipcert.train.evaluate import Evaluation, evaluate
-from lipcert.train.factory import average_into, default_device, make_batches, make_bound, make_loss, make_optimizer
+from lipcert.train.factory import (
+    average_into,
+    computes_bfloat16,
+    default_device,
+    make_batches,
+    make_bound,
+    make_loss,
+    make_optimizer,
+)
 from lipcert.train.gain import GainBound
 from lipcert.train.health import advice, check_finite, is_stuck
 from lipcert.train.interrupt import Interrupted, stop_on_signal
@@ -81,6 +89,7 @@ class Trainer:
         self.config, self.folder, self.ranks = config, RunFolder(out), ranks
         self.reporter = reporter if reporter and ranks.first else SilentReporter()
         self.device, self._cuda_graphs = torch.device(device or default_device()), cuda_graphs
+        self.bfloat16 = config.train.precision == "bfloat16" and computes_bfloat16(self.device)
         with ranks.first_alone(self.device):
             self.train_data = load(config.data.name, "train", root=root, download=download)
             if config.data.validation:
@@ -252,6 +261,8 @@ class Trainer:
                 return summary
         title = f"{self.config.name}: {sum(p.numel() for p in self.model.parameters()):,} parameters on {self.device}"
         title += f", in {self.ranks.size} processes" if self.ranks.size > 1 else ""
+        if self.config.train.precision == "bfloat16" and not self.bfloat16:
+            title += ", in float32 (bfloat16 is emulated here, which takes many times as long)"
         finished = False
         try:
             self.reporter.start(title, c.epochs, self.epoch, len(self.batches))
@@ -376,7 +387,7 @@ class Trainer:
     def _work(self, x: Tensor, y: Tensor) -> None:
         """All of a step that is on the device. Nothing here waits for a GPU, or chooses by what is on it."""
         c = self.config
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=c.train.precision == "bfloat16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             logits = self.model(x)
         loss = self._loss(logits.float(), y)
         self.optimizer.zero_grad(set_to_none=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lipcert.graph.builder import Builder, Call, Value, rule
 from lipcert.graph.rules.activations import softsign, softsign_of
-from lipcert.graph.types import Coefficient, Live
+from lipcert.graph.types import Coefficient, Live, Sum
 
 
 def _broadcast(x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -57,6 +57,9 @@ def _sum(b: Builder, call: Call, left: Any, right: Any, p: float, q: float) -> V
         shape=shape,
         terms=_entrywise(b, inputs, shape),
         roundings=4,
+        form=Sum()
+        if [f for _, f in signals] == [1.0, 1.0] and all(b.nodes[i].shape == shape for i in inputs)
+        else None,
     )
 
 

@@ -48,6 +48,7 @@ def linear(b: Builder, call: Call) -> Value:
         terms=_turned(call["weight"].meta["val"].shape),
         roundings=_turned(call["weight"].meta["val"].shape)[0] + 1,
         form=_matrix(call["weight"]),
+        contracts=len(b.nodes[source].shape) - 1 if call["weight"].meta["val"].ndim == 2 else None,
     )
 
 
@@ -72,6 +73,7 @@ def convolution(b: Builder, call: Call) -> Value:
         terms=(across, inside) if transposed else (inside, across),
         roundings=(across if transposed else inside) + 1,
         form=_form(b, call, source, transposed, [int(k) for k in kernel]),
+        contracts=None if transposed or groups != 1 else 0,
     )
 
 
@@ -90,7 +92,8 @@ def _form(b: Builder, call: Call, source: int, transposed: bool, kernel: Sequenc
         padding = tuple(d * (k - 1) // 2 if named == "same" else 0 for d, k in zip(dilation, kernel, strict=True))
     else:
         padding = each("padding")
-    return Convolution(reads, writes, each("stride"), padding, dilation, int(call.get("groups", 1)))
+    groups = int(call.get("groups", 1))
+    return Convolution(reads, writes, each("stride"), padding, dilation, groups, tuple(kernel))
 
 
 @rule("batch_norm")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from lipcert.graph.builder import Builder, Call, Value, rule
-from lipcert.graph.types import CircularPadding
+from lipcert.graph.types import CircularPadding, Section
 
 MOVED = (1, 1)
 """Terms of a map that moves entries: each is copied from one, and goes to one at most."""
@@ -81,7 +82,19 @@ def along_dimension(b: Builder, call: Call) -> Value:
             coefficients=[lambda live: live(call["index"])],
             roundings=0,
         )
-    return b.affine(call, [source], lambda xs, cs: call.run(self=xs[0]), terms=MOVED, roundings=0)
+    return b.affine(
+        call, [source], lambda xs, cs: call.run(self=xs[0]), terms=MOVED, roundings=0, form=_section(b, call, source)
+    )
+
+
+def _section(b: Builder, call: Call, source: int) -> Section | None:
+    """What a slice without steps takes."""
+    if call.name != "slice" or call["step"] != 1 or not isinstance(call["start"], (int, type(None))):
+        return None
+    dimension = call["dim"] % _rank(b, source) - 1
+    whole, start = b.nodes[source].shape[dimension], call["start"] or 0
+    start = max(0, start + whole) if start < 0 else start
+    return Section(dimension, start, start + b.shape_of(call)[dimension])
 
 
 @rule("chunk", "split", "split_with_sizes", "unbind", "tensor_split")
@@ -89,12 +102,22 @@ def pieces(b: Builder, call: Call) -> Value:
     """Cutting a signal into several along a dimension."""
     source = b.signal(call, "self")
     _not_batch(b, call, source, call.get("dim", 0))
-    metas = call.node.meta["val"]
+    metas, dimension = call.node.meta["val"], call.get("dim", 0) % _rank(b, source) - 1
+    shapes = [b.shape_of(call, meta) for meta in metas]
+    lengths = [shape[dimension] for shape in shapes] if call.name != "unbind" else []
+    starts = [0, *itertools.accumulate(lengths)]
 
     def piece(i: int) -> int:
-        shape = b.shape_of(call, metas[i])
+        form = Section(dimension, starts[i], starts[i + 1]) if lengths else None
         return b.affine(
-            call, [source], lambda xs, cs: call.run(self=xs[0])[i], shape=shape, part=i, terms=MOVED, roundings=0
+            call,
+            [source],
+            lambda xs, cs: call.run(self=xs[0])[i],
+            shape=shapes[i],
+            part=i,
+            terms=MOVED,
+            roundings=0,
+            form=form,
         )
 
     return tuple(piece(i) for i in range(len(metas)))

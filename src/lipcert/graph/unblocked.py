@@ -1,0 +1,121 @@
+"""Sums of blocks made whole again, for passes of T: what an execution does in blocks is one linear map all the same.
+
+A layer that adds up its sum in blocks (:mod:`lipcert.layers.blocked`) is a tree of additions over convolutions, each of
+some channels of one signal. How that is executed decides what float32 loses. T is the same map either way, and goes
+several times faster through one convolution than through many small ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lipcert.graph.types import Affine, Coefficient, Graph, Node, Section, Sum
+
+__all__ = ["joined_weight", "unblocked"]
+
+
+def unblocked(graph: Graph) -> tuple[Graph, dict[int, tuple[int, ...]]]:
+    """The graph with one map in the place of each sum over blocks, for its linear part.
+
+    Nodes keep their numbers, and what is the same in both graphs has the same value. What is summed up to a joined map
+    stays in the graph without being on any path. Offsets are not carried over: T has none.
+
+    Returns:
+        the graph, and for each joined node the nodes of its blocks, in order: its weight is theirs side by side
+        (:func:`joined_weight`). The graph itself, and nothing, where there is nothing to join.
+
+    >>> import torch, lipcert
+    >>> from lipcert.layers import blocked
+    >>> net = blocked(torch.nn.Sequential(torch.nn.Linear(6, 4)).eval(), terms=2)
+    >>> whole, joined = unblocked(lipcert.trace(net, (6,)))
+    >>> joined, whole.nodes[8].inputs, whole.nodes[8].terms
+    ({8: (2, 4, 7)}, (0,), (6, 4))
+    """
+    nodes, joined = list(graph.nodes), dict[int, tuple[int, ...]]()
+    for node in graph.nodes:
+        sums = [graph.nodes[i] for i in node.inputs]
+        if not _adds(node) or (graph.users[node.index] == 1 and _inside(graph, node)):
+            continue  # a tree is joined at its root
+        leaves = [leaf for summand in sums for leaf in _leaves(graph, summand)]
+        found = _ordered(graph, leaves)
+        if found is not None:
+            source, blocks = found
+            joined[node.index] = tuple(block.index for block in blocks)
+            nodes[node.index] = _whole(node, source, blocks)
+    return (Graph(tuple(nodes), graph.output, graph.capture), joined) if joined else (graph, {})
+
+
+def joined_weight(blocks: Sequence[int], coefficients: Sequence[tuple[Coefficient, ...]]) -> Tensor:
+    """The weight of a joined map: those of its blocks along their second dimension."""
+    return torch.cat([torch.as_tensor(coefficients[i][0]) for i in blocks], dim=1)
+
+
+def _adds(node: Node) -> bool:
+    return isinstance(node, Affine) and isinstance(node.form, Sum)
+
+
+def _inside(graph: Graph, node: Node) -> bool:
+    """Whether a node that is used once is so by a sum."""
+    if node.index == graph.output:
+        return False
+    return any(_adds(user) and node.index in user.inputs for user in graph.nodes[node.index + 1 :])
+
+
+def _leaves(graph: Graph, node: Node) -> list[Node]:
+    """What a tree of sums adds up, as far as nobody else asks for what is between."""
+    if _adds(node) and graph.users[node.index] == 1 and node.index != graph.output:
+        return [leaf for i in node.inputs for leaf in _leaves(graph, graph.nodes[i])]
+    return [node]
+
+
+def _ordered(graph: Graph, leaves: Sequence[Node]) -> tuple[int, list[Affine]] | None:
+    """The signal that leaves are blocks of, and they in its order; None where they are anything else."""
+    found = list[tuple[Section, Affine]]()
+    sources = set[int]()
+    for leaf in leaves:
+        if not isinstance(leaf, Affine) or leaf.contracts is None or graph.users[leaf.index] != 1:
+            return None
+        if leaf.index == graph.output:
+            return None
+        before = graph.nodes[leaf.inputs[0]]
+        if not isinstance(before, Affine) or not isinstance(before.form, Section):
+            return None
+        if before.form.dimension != leaf.contracts:
+            return None
+        sources.add(before.inputs[0])
+        found.append((before.form, leaf))
+    found.sort(key=lambda pair: pair[0].start)
+    first, source = found[0][1], sources.pop()
+    edges = [0, *(section.stop for section, _ in found)]
+    adjoining = [section.start for section, _ in found] == edges[:-1] and all(
+        a < b for a, b in itertools.pairwise(edges)
+    )
+    if sources or not adjoining or edges[-1] != graph.nodes[source].shape[first.contracts or 0]:
+        return None
+    alike = all(
+        (leaf.operation, leaf.form, leaf.shape) == (first.operation, first.form, first.shape) for _, leaf in found
+    )
+    return (source, [leaf for _, leaf in found]) if alike else None
+
+
+def _whole(node: Node, source: int, blocks: Sequence[Affine]) -> Affine:
+    counted = [block.terms for block in blocks if block.terms is not None]
+    terms = (sum(a for a, _ in counted), max(b for _, b in counted)) if len(counted) == len(blocks) else None
+    return replace(
+        blocks[0],
+        index=node.index,
+        place=node.place,
+        inputs=(source,),
+        shape=node.shape,
+        coefficients=(),
+        offset=None,
+        terms=terms,
+        roundings=None,
+        offset_size=None,
+        amplifies=None,
+    )

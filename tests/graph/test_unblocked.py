@@ -1,0 +1,150 @@
+"""Sums of blocks are made whole for passes of T: the same map, and nothing that only looks like blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lipcert
+from catalogue import Fn
+from lipcert.graph.types import Affine
+from lipcert.graph.unblocked import unblocked
+from lipcert.layers import HalfAbs, blocked
+from lipcert.loop import LoopMap
+from lipcert.norms.errors import BlockErrors, relative_error, roundings_at
+
+L, C, F = nn.Linear, nn.Conv2d, torch.nn.functional
+
+
+def _loop(net: nn.Module, shape: tuple[int, ...]) -> LoopMap:
+    graph = lipcert.trace(net.double().eval(), shape)
+    return LoopMap(graph, graph.resolve(torch.float64))
+
+
+def _plain() -> tuple[nn.Module, tuple[int, ...]]:
+    torch.manual_seed(0)
+    layers = [C(3, 16, 3, 1, 1), HalfAbs(), C(16, 8, 4, 2, 1, padding_mode="zeros"), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, L(128, 20), nn.Tanh(), L(20, 5, bias=False)), (3, 8, 8)
+
+
+@pytest.mark.parametrize("terms", [1, 16, 40])
+def test_the_same_map_with_as_many_joined_layers_as_are_in_blocks(terms: int) -> None:
+    net, shape = _plain()
+    plain, short = _loop(net, shape), _loop(blocked(net, terms=terms), shape)
+    divided = sum(hasattr(m, "sizes") for m in blocked(net, terms=terms).modules())
+    assert len(short._blocks) == divided > 0
+    rows = [torch.randn((2, *plain.source_shape(j)), dtype=torch.float64) for j in range(plain.depth + 1)]
+    results = plain.forward(rows)
+    assert all(map(torch.equal, short.forward(rows), results))  # one convolution each, and not a sum of many
+    assert all(map(torch.equal, short.adjoint(results), plain.adjoint(results)))
+    sizes = plain.absolute().forward(rows)
+    assert all(map(torch.equal, short.absolute().forward(rows), sizes))
+    assert plain.pairs() == short.pairs()
+    for k, j in plain.pairs():
+        names = [[(type(n), n.shape, getattr(n, "terms", None)) for n in loop.between(k, j)] for loop in (plain, short)]
+        assert names[0] == names[1]
+    errs, granted = (BlockErrors(loop, dict.fromkeys(plain.pairs(), 1.0)).relative for loop in (plain, short))
+    assert all(errs[k] <= granted[k] <= (1.5 if terms > 1 else 9) * errs[k] for k in errs)  # a signal has more users
+    assert relative_error(short) >= relative_error(plain)
+
+
+def test_weights_that_moved_and_their_gradients() -> None:
+    net, shape = _plain()
+    plain, short = _loop(net, shape), _loop(blocked(net, terms=16), shape)
+    found = []
+    for loop in (plain, short):
+        loop = loop.at(loop.graph.resolve(torch.float64))
+        row = torch.ones((1, *shape), dtype=torch.float64)
+        loop.forward([row, *(None for _ in range(loop.depth))])[-1].square().sum().backward()
+        first = next(p for p in loop.graph.capture.module.parameters())
+        assert first.grad is not None
+        found.append(first.grad)
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_the_graph_that_is_executed_stays_what_it_is() -> None:
+    net, shape = _plain()
+    loop = _loop(blocked(net, terms=16), shape)
+    assert loop.walked is not loop.graph
+    joined = [loop.walked.nodes[i] for i in loop._blocks]
+    for node in joined:
+        assert isinstance(node, Affine)
+        blocks = [loop.graph.nodes[i] for i in loop._blocks[node.index]]
+        assert roundings_at(loop, node) <= sum(roundings_at(loop, block) for block in blocks)
+    x = torch.rand((3, *shape), dtype=torch.float64)
+    torch.testing.assert_close(loop.graph.forward(x)[loop.graph.output], net.double()(x))
+    graph = lipcert.trace(net.eval(), shape)
+    assert unblocked(graph) == (graph, {})
+
+
+def _wide(x: Tensor, w: Tensor) -> Tensor:
+    return F.conv2d(x[:, :2], w[:, :2], padding=1) + F.conv2d(x[:, 2:], w[:, 2:], padding=1)
+
+
+def _shared(x: Tensor, w: Tensor) -> Tensor:
+    a = F.conv2d(x[:, :2], w[:, :2], padding=1)
+    return torch.cat([a + F.conv2d(x[:, 2:], w[:, 2:], padding=1), a], dim=1)
+
+
+LIKE_BLOCKS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
+    "blocks": (_wide, 1),
+    "blocks in another order": (lambda x, w: F.conv2d(x[:, 2:], w[:, 2:]) + F.conv2d(x[:, :2], w[:, :2]), 1),
+    "weights that are no slices of one": (lambda x, w: F.conv2d(x[:, 1:], w[:, :3]) + F.conv2d(x[:, :1], w[:, :1]), 1),
+    "a block is used again": (_shared, 0),
+    "blocks overlap": (lambda x, w: F.conv2d(x[:, :3], w[:, :3]) + F.conv2d(x[:, 2:], w[:, 2:]), 0),
+    "one block twice": (lambda x, w: F.conv2d(x[:, :2], w[:, :2]) + F.conv2d(x[:, :2], w[:, 2:]), 0),
+    "a channel is left out": (lambda x, w: F.conv2d(x[:, 1:2], w[:, 1:2]) + F.conv2d(x[:, 2:], w[:, 2:]), 0),
+    "steps": (lambda x, w: F.conv2d(x[:, ::2], w[:, :2]) + F.conv2d(x[:, 1::2], w[:, 2:]), 0),
+    "a difference": (lambda x, w: F.conv2d(x[:, :2], w[:, :2]) - F.conv2d(x[:, 2:], w[:, 2:]), 0),
+    "a multiple": (
+        lambda x, w: torch.add(F.conv2d(x[:, :2], w[:, :2]), F.conv2d(x[:, 2:], w[:, 2:]), alpha=2),
+        0,
+    ),
+    "another padding": (
+        lambda x, w: F.conv2d(x[:, :2], w[:, :2, :1, :1]) + F.conv2d(x[:, 2:], w[:, 2:], padding=1),
+        0,
+    ),
+    "other kernels": (
+        lambda x, w: (
+            F.conv2d(x[:, :2], w[:, :2, :, :2], stride=2, padding=1) + F.conv2d(x[:, 2:], w[:, 2:], stride=2, padding=1)
+        ),
+        0,
+    ),
+    "blocks of rows": (lambda x, w: F.conv2d(x[:, :, :3], w) + F.conv2d(x[:, :, 3:], w), 0),
+    "two signals": (lambda x, w: F.conv2d(x[:, :2], w[:, :2]) + F.conv2d(x.relu()[:, 2:], w[:, 2:]), 0),
+    "groups": (
+        lambda x, w: F.conv2d(x[:, :2], w[:, :1], groups=2) + F.conv2d(x[:, 2:], w[:, :1], groups=2),
+        0,
+    ),
+    "transposed": (
+        lambda x, w: F.conv_transpose2d(x[:, :2], w[:2]) + F.conv_transpose2d(x[:, 2:], w[2:4]),
+        0,
+    ),
+    "along another dimension": (
+        lambda x, w: F.linear(x[:, :2], w[0, 0, :2, :1]) + F.linear(x[:, 2:], w[0, 1, :2, :1]),
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIKE_BLOCKS)
+def test_what_looks_like_blocks(name: str) -> None:
+    torch.manual_seed(1)
+    make, joined = LIKE_BLOCKS[name]
+    weight = torch.randn(8, 4, 3, 3, dtype=torch.float64)
+    size = {"along another dimension": 1, "other kernels": 5}.get(name, 6)
+    try:
+        loop = _loop(Fn(lambda m, x: make(x, m.weight).relu(), weight=weight), (4, 6, size))
+    except RuntimeError as error:  # shapes that this program cannot add
+        pytest.fail(str(error))
+    assert len(loop._blocks) == joined
+    rows = [torch.randn((2, *loop.source_shape(j)), dtype=torch.float64) for j in range(loop.depth + 1)]
+    other = LoopMap(loop.graph, loop.resolved)
+    other.walked, other._blocks, other._joined = loop.graph, {}, {}
+    other._reach = [other._reachable(j) for j in range(other.depth + 1)]
+    other._need = [set[int]()] + [other._needed(k) for k in range(1, other.depth + 2)]
+    for one, two in zip(loop.forward(rows), other.forward(rows), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
