@@ -22,8 +22,10 @@ def main(run: Path, name: str, *options: str) -> None:
     source.load_model()
     target.path.mkdir(exist_ok=True)
     for a, b in zip(source.files, target.files, strict=True):
-        if a != source.checkpoint_file and a.exists():  # a folded run has no metrics of its own
+        if a != source.checkpoint_file and a.exists():
             shutil.copyfile(a, b)
+        else:  # a folded run has no metrics of its own, and those of the model before it are not its
+            b.unlink(missing_ok=True)
     app(["certify", str(target.path), "--save", str(target.path / "certificate.json"), *options])
 
 

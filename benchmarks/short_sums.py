@@ -21,6 +21,7 @@ from lipcert import certify, trace, zoo
 from lipcert.bounds.lipschitz import graph_bound
 from lipcert.data import as_float, load
 from lipcert.layers import blocked
+from lipcert.train.run_folder import build_model
 
 _TERMS = (256, 128, 64)
 _ROUNDS = 7
@@ -48,7 +49,11 @@ def main() -> None:
     data = load(folder.config().data.name, "test", root=given.data)
     some = torch.arange(0, len(data.images), max(1, len(data.images) // given.count))[: given.count]
     x = as_float(data.images[some])
-    plain = folder.load_model()[0].eval().requires_grad_(False)
+    shipped, model = folder.load_model()[0], folder.config().model
+    options = {key: value for key, value in model.options.items() if key != "terms"}  # as torch adds up
+    plain = build_model(model.model_copy(update={"options": options}), data.input_shape, data.num_classes).eval()
+    plain.load_state_dict(shipped.state_dict())
+    plain.requires_grad_(False)
     nets = {"as they are": plain} | {f"at most {n}": blocked(plain, terms=n) for n in _TERMS}
     taken = _seconds(nets, x)
     for name, net in nets.items():

@@ -55,7 +55,7 @@ def test_certified_again(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "recipe"),
     [
-        ("mnist-4c3f-crm", "mnist-4c3f-small-gain-long"),
+        ("mnist-4c3f-crm", "mnist-4c3f-half-abs-long"),
         ("cifar10-6c2f-crm", "cifar10-6c2f-half-abs"),
         ("cifar10-lipres-s-crm", "cifar10-lipres-s-half-hour"),
     ],
@@ -65,7 +65,7 @@ def test_a_model_is_of_the_recipe_that_is_published(name: str, recipe: str) -> N
     for c in (found, wanted):
         for made in ("folded", "terms"):
             c["model"]["options"].pop(made, None)
-        del c["name"], c["data"]["name"]
+        del c["name"], c["data"]["name"], c["train"]["precision"]  # float32 where bfloat16 is emulated
     assert found == wanted
 
 
