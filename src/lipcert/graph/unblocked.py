@@ -34,7 +34,7 @@ def unblocked(graph: Graph) -> tuple[Graph, dict[int, tuple[int, ...]]]:
     >>> net = blocked(torch.nn.Sequential(torch.nn.Linear(6, 4)).eval(), terms=2)
     >>> whole, joined = unblocked(lipcert.trace(net, (6,)))
     >>> joined, whole.nodes[8].inputs, whole.nodes[8].terms
-    ({8: (2, 4, 7)}, (0,), (6, 4))
+    ({8: (4, 5, 6)}, (0,), (6, 4))
     """
     nodes, joined = list(graph.nodes), dict[int, tuple[int, ...]]()
     for node in graph.nodes:
