@@ -17,6 +17,7 @@ from torch import nn
 from lipcert.data import Dataset
 from lipcert.train import load_config
 from lipcert.train.factory import make_batches, make_bound, make_loss, make_optimizer
+from lipcert.train.precision import computes_bfloat16
 from lipcert.train.run_folder import build_model
 
 _CASES = (
@@ -37,6 +38,7 @@ def _times(name: str, shape: tuple[int, ...], rounds: int) -> tuple[int, dict[st
     batches, optimizer = make_batches(config, data, device, layout), make_optimizer(config, model)
     bound = make_bound(config.bound, model, shape, seed=0, every=1, iterations=1)
     robust = make_loss(config.loss)
+    low = config.train.precision == "bfloat16" and computes_bfloat16(device)  # as lipcert train does
     spent: dict[str, list[float]] = defaultdict(list)
     passed = [0.0]
     inner = bound.deferred
@@ -62,7 +64,7 @@ def _times(name: str, shape: tuple[int, ...], rounds: int) -> tuple[int, dict[st
             turn = iter(batches.epoch(i))
             continue
         mark("images")
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
             logits = model(x)
         mark("forward")
         loss = robust(logits.float(), y, bound())

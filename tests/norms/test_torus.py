@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from affine import chain_bound, matrix, norm, seeded
 from exact import is_upper_bound
 from lipcert.errors import BoundError
-from lipcert.graph.types import Convolution
+from lipcert.graph.forms import Convolution
 from lipcert.norms import torus
 from lipcert.norms.torus import convolution_norm, zero_padded_torus
 

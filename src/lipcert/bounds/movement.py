@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from lipcert.graph.types import Affine, Convolution, Elementwise, Nonlinear, VectorMap
+from lipcert.graph.forms import Convolution
+from lipcert.graph.types import Affine, Elementwise, Nonlinear, VectorMap
 from lipcert.loop import LoopMap
 from lipcert.norms.scaling import row_norms
 

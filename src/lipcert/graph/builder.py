@@ -11,18 +11,15 @@ from torch import Tensor, fx
 
 from lipcert.errors import UnsupportedError
 from lipcert.graph.aliases import module_path
+from lipcert.graph.forms import Form
 from lipcert.graph.types import (
     Affine,
-    CircularPadding,
     Coefficient,
-    Convolution,
     Elementwise,
     InputNode,
     Live,
     Node,
-    Section,
     Slopes,
-    Sum,
     VectorMap,
 )
 
@@ -220,7 +217,7 @@ class Builder:
         roundings: int | None = None,
         offset_size: Callable[[Live], Tensor] | None = None,
         amplifies: Callable[[Live], Tensor] | None = None,
-        form: Convolution | CircularPadding | Section | Sum | None = None,
+        form: Form | None = None,
         contracts: int | None = None,
     ) -> int:
         """Add an affine map. ``part`` tells apart several nodes made from one call; the rest as in :class:`Affine`."""

@@ -14,7 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lipcert.graph.types import Affine, Coefficient, Graph, Node, Section, Sum
+from lipcert.graph.forms import Section, Sum
+from lipcert.graph.types import Affine, Coefficient, Graph, Node
 
 __all__ = ["joined_weight", "unblocked"]
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import BoundError
-from lipcert.graph.types import Affine, CircularPadding, Convolution
+from lipcert.graph.forms import CircularPadding, Convolution
+from lipcert.graph.types import Affine
 from lipcert.loop import LoopMap, Pair
 from lipcert.norms.errors import TINY, UNIT, relative_error
 from lipcert.norms.result import Norm

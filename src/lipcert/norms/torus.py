@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import BoundError
-from lipcert.graph.types import CircularPadding, Convolution
+from lipcert.graph.forms import CircularPadding, Convolution
 from lipcert.norms.errors import TINY, UNIT, gamma
 
 __all__ = ["circular_torus", "convolution_norm", "zero_padded_torus"]

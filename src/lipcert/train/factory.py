@@ -30,7 +30,6 @@ from lipcert.train.schema import (
 
 __all__ = [
     "average_into",
-    "computes_bfloat16",
     "default_device",
     "kind_of",
     "load_optimizer",
@@ -167,22 +166,6 @@ def make_batches(
         memory_format=layout,
         ranks=ranks,
     )
-
-
-def computes_bfloat16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16, in place of emulating it, which takes many times as long.
-
-    A processor without AVX-512 took 13 times as long for a step of MNIST's 4C3F as in float32.
-
-    >>> isinstance(computes_bfloat16(torch.device("cpu")), bool)
-    True
-    """
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # absent where torch is without oneDNN
-        return known is not None and bool(known())
-    return True  # nothing is known of it
 
 
 def average_into(averaged: nn.Module, model: nn.Module, decay: float) -> None:

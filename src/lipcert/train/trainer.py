@@ -24,19 +24,12 @@ from lipcert.train.captured import CapturedSteps, Numbers
 from lipcert.train.checkpoint import check_matches, load_state, save_state
 from lipcert.train.deferred import SETTLE
 from lipcert.train.evaluate import Evaluation, evaluate
-from lipcert.train.factory import (
-    average_into,
-    computes_bfloat16,
-    default_device,
-    make_batches,
-    make_bound,
-    make_loss,
-    make_optimizer,
-)
+from lipcert.train.factory import average_into, default_device, make_batches, make_bound, make_loss, make_optimizer
 from lipcert.train.gain import GainBound
 from lipcert.train.health import advice, check_finite, is_stuck
 from lipcert.train.interrupt import Interrupted, stop_on_signal
 from lipcert.train.losses import margin_radii
+from lipcert.train.precision import computes_bfloat16
 from lipcert.train.progress import SilentReporter
 from lipcert.train.run_folder import RunFolder, build_model
 from lipcert.train.schedules import average_decay, learning_rate, loss_values

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lipcert.graph.builder import Builder, Call, Value, rule
+from lipcert.graph.forms import Sum
 from lipcert.graph.rules.activations import softsign, softsign_of
-from lipcert.graph.types import Coefficient, Live, Sum
+from lipcert.graph.types import Coefficient, Live
 
 
 def _broadcast(x: Tensor, shape: tuple[int, ...]) -> Tensor:

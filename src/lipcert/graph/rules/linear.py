@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lipcert.graph.builder import Builder, Call, Value, rule
-from lipcert.graph.types import Convolution, Live
+from lipcert.graph.forms import Convolution
+from lipcert.graph.types import Live
 
 
 def _channel_view(value: Tensor, ndim: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from lipcert.graph.builder import Builder, Call, Value, rule
-from lipcert.graph.types import CircularPadding, Section
+from lipcert.graph.forms import CircularPadding, Section
 
 MOVED = (1, 1)
 """Terms of a map that moves entries: each is copied from one, and goes to one at most."""
