@@ -24,7 +24,7 @@ from lipcert.errors import BoundError
 from lipcert.graph.capture import ordinary_mode
 from lipcert.loop import Group, LoopMap, Pair
 from lipcert.norms.cholesky import cholesky_norms, proved
-from lipcert.norms.confirm import FINEST, MOST, SHARE
+from lipcert.norms.confirm import FINEST, MOST
 from lipcert.norms.dense import ROOM, block, spectral_norm_upper
 from lipcert.norms.errors import UNIT, BlockErrors, absolute_norm, gamma, relative_error, underflow
 from lipcert.norms.lanczos import estimate_norms
@@ -37,6 +37,8 @@ __all__ = ["ScaledErrors", "confirm_scaled", "prove_scaled", "scaled_segments"]
 
 _BLOCK: Pair = (1, 0)
 _COARSE = 0.1
+_ROOM = 0.5  # of the room, aimed at by a test that confirms: what rounding may do to the test takes of it too
+_STEPS = 2  # towards the vector at which |S_ki| has its norm; more gain nothing to speak of
 _LEAST = 1e-4  # of the entries of a vector for Schur's test
 
 
@@ -57,7 +59,7 @@ class ScaledErrors:
         segments = BlockErrors(loop, {})
         own = gamma(4 * scaled.overhead)  # the weights, and the products with P
         self._gammas = {k: v + own for k, v in segments.relative.items()}
-        self._segments = scaled_segments(scaled)
+        self._segments = scaled_segments(scaled, steps=_STEPS)
         self._shares = [(0.0, 1.0), *(loop.shares(j) for j in range(1, loop.depth + 1))]
         self._ratios = [0.0, *(loop.ratios(j)[0] for j in range(1, loop.depth + 1)), 0.0]
         self._absolute = absolute_norm(scaled, _BLOCK, underflow(scaled))
@@ -280,7 +282,7 @@ def confirm_scaled(
             room = claim.upper / seen - 1 if seen > 0 else 1.0
             if not failure or room < FINEST:
                 return None
-            norm = _by_test(errors, seen, min(SHARE * room, _COARSE), failure, seed, MOST)
+            norm = _by_test(errors, seen, min(_ROOM * room, _COARSE), failure, seed, MOST)
         except BoundError:
             return None
         return "chebyshev" if norm.upper <= claim.upper else None
