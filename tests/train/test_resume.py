@@ -141,10 +141,7 @@ def test_other_settings(tmp_path: Path, changes: list[str]) -> None:
     ],
 )
 def test_batch_normalisation_and_channels_last(tmp_path: Path, changes: list[str]) -> None:
-    """The fused optimizers pair weights and moments as they lie in memory.
-
-    Of fewer channels than eight torch 2.13 corrupts the heap on the way back (channels last, no AVX-512).
-    """
+    """The fused optimizers pair weights and moments as they lie in memory."""
     resnet = 'model={name="resnet-small",options={widths=[8,8,8]}}'
     config = tiny(resnet, *changes, "train.epochs=2", "train.batch_size=700")
     Trainer(config, tmp_path / "whole").fit()

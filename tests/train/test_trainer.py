@@ -40,6 +40,15 @@ def test_bfloat16_where_it_is_emulated(native: bool, tmp_path: Path, monkeypatch
     assert trainer.folder.config() == config
 
 
+def test_channels_last_is_refused_where_torch_gets_gradients_wrong(tmp_path: Path) -> None:
+    """1 × 1 convolutions with a stride and fewer than 8 channels: a corrupted heap, a wrong gradient, or no end."""
+    resnet = 'model={name="resnet-small",options={widths=[4,4,4]}}'
+    with pytest.raises(ConfigError, match=r"channels_last: .*kernel_size=\(1, 1\), stride=\(2, 2\)"):
+        Trainer(tiny(resnet, "train.channels_last=true"), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    Trainer(tiny(resnet, "train.channels_last=false"), tmp_path / "run")
+
+
 # --- what a run is --------------------------------------------------------------------------------------
 
 

@@ -155,7 +155,11 @@ class TrainConfig(Section):
         description="what the network computes in; the bound is in float32, and so is all on a device that only "
         "emulates bfloat16",
     )
-    channels_last: bool = False
+    channels_last: bool = Field(
+        default=False,
+        description="the layout of images; refused for 1 × 1 kernels with a stride and few channels, which torch gets "
+        "wrong",
+    )
     ema: float = Field(
         default=0.0,
         ge=0,

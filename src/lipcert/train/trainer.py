@@ -29,7 +29,7 @@ from lipcert.train.gain import GainBound
 from lipcert.train.health import advice, check_finite, is_stuck
 from lipcert.train.interrupt import Interrupted, stop_on_signal
 from lipcert.train.losses import margin_radii
-from lipcert.train.precision import computes_bfloat16
+from lipcert.train.precision import check_channels_last, computes_bfloat16
 from lipcert.train.progress import SilentReporter
 from lipcert.train.run_folder import RunFolder, build_model
 from lipcert.train.schedules import average_decay, learning_rate, loss_values
@@ -107,6 +107,8 @@ class Trainer:
         if self._start is not None:
             self._start.put_into(self.model, c.model)
             self.started = self._start.described(self.model)
+        if c.train.channels_last:
+            check_channels_last(self.model, self.device)
         self.model = self.model.to(self.device)
         self.model = self.model.to(memory_format=layout)  # type: ignore[call-overload]
         if self.ranks.size > 1 and any(isinstance(m, _BatchNorm) for m in self.model.modules()):
