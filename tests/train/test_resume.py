@@ -142,7 +142,7 @@ def test_other_settings(tmp_path: Path, changes: list[str]) -> None:
 )
 def test_batch_normalisation_and_channels_last(tmp_path: Path, changes: list[str]) -> None:
     """The fused optimizers pair weights and moments as they lie in memory."""
-    resnet = 'model={name="resnet-small",options={widths=[8,8,8]}}'
+    resnet = 'model={name="resnet-small",options={widths=[16,16,16]}}'
     config = tiny(resnet, *changes, "train.epochs=2", "train.batch_size=700")
     Trainer(config, tmp_path / "whole").fit()
     stopped(config, tmp_path / "run", 3)

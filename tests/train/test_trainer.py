@@ -41,8 +41,8 @@ def test_bfloat16_where_it_is_emulated(native: bool, tmp_path: Path, monkeypatch
 
 
 def test_channels_last_is_refused_where_torch_gets_gradients_wrong(tmp_path: Path) -> None:
-    """1 × 1 convolutions with a stride and fewer than 8 channels: a corrupted heap, a wrong gradient, or no end."""
-    resnet = 'model={name="resnet-small",options={widths=[4,4,4]}}'
+    """1 × 1 convolutions with a stride and fewer than 16 channels: a corrupted heap, a wrong gradient, or no end."""
+    resnet = 'model={name="resnet-small",options={widths=[8,8,8]}}'
     with pytest.raises(ConfigError, match=r"channels_last: .*kernel_size=\(1, 1\), stride=\(2, 2\)"):
         Trainer(tiny(resnet, "train.channels_last=true"), tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
