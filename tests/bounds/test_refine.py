@@ -179,7 +179,7 @@ def test_evidence_that_says_less_changes_nothing() -> None:
     assert found.slack >= first.slack
 
 
-@pytest.mark.parametrize("name", nonlinear()[::7])
+@pytest.mark.parametrize("name", [n for n in nonlinear()[::7] if "resnet18" not in n])  # half a minute
 def test_of_odd_networks_it_is_never_larger_and_above_their_steepest_points(name: str) -> None:
     graph, loop = traced(name), loop_map(name)
     first = graph_bound(graph, scope="class", **{**OPTIONS, "seconds": 1.0})

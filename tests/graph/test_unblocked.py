@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable
+from fractions import Fraction
 
 import pytest
 import torch
@@ -80,6 +83,52 @@ def test_the_graph_that_is_executed_stays_what_it_is() -> None:
     assert unblocked(graph) == (graph, {})
 
 
+class _Heads(nn.Module):
+    """Many layers of one signal, whose adjoint adds up as many numbers at it."""
+
+    def __init__(self, many: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(2, 1, bias=False) for _ in range(many))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([head(x) for head in self.heads], dim=1)
+
+
+def test_layers_in_blocks_that_share_their_sections() -> None:
+    """The signal has two users, its sections, and in passes a hundred."""
+    many = 100
+    net = _Heads(many).double().eval()
+    with torch.no_grad():
+        for i, head in enumerate(net.heads):
+            head.weight.copy_(torch.tensor([[2.0**-10 if i < many - 1 else 1.0, 0.0]]))
+    loop = _loop(blocked(net, terms=1), (2,))
+    assert (len(loop._blocks), loop.graph.users[0]) == (many, 2)
+    p = torch.full((1, many), 0.999 * 2.0**-43, dtype=torch.float64)
+    p[0, -1] = 1.0
+    with torch.no_grad():
+        found = float(loop.adjoint([p])[0][0, 0])
+    weights = [float(head.weight.detach()[0, 0]) for head in net.heads]  # type: ignore[index]
+    exact = sum((Fraction(float(v)) * Fraction(w) for v, w in zip(p[0], weights, strict=True)), Fraction(0))
+    lost = float(abs(Fraction(found) - exact))
+    assert 60 * 2.0**-53 < lost <= BlockErrors(loop, {}).error((1, 0)) * float(p.norm())
+
+
+def test_a_sum_of_many_terms_one_behind_another() -> None:
+    def running(m: nn.Module, x: Tensor) -> Tensor:
+        total = m.weight * x
+        for i in range(1, 200):
+            total = total + float(i) * x
+        return total
+
+    graph = lipcert.trace(Fn(running, weight=torch.ones(())).eval(), (2,))
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 100)
+    try:
+        assert unblocked(graph) == (graph, {})
+    finally:
+        sys.setrecursionlimit(limit)
+
+
 def _wide(x: Tensor, w: Tensor) -> Tensor:
     return F.conv2d(x[:, :2], w[:, :2], padding=1) + F.conv2d(x[:, 2:], w[:, 2:], padding=1)
 
@@ -89,10 +138,20 @@ def _shared(x: Tensor, w: Tensor) -> Tensor:
     return torch.cat([a + F.conv2d(x[:, 2:], w[:, 2:], padding=1), a], dim=1)
 
 
+def _both(x: Tensor, w: Tensor) -> Tensor:
+    return _wide(x, w) + _wide(x.tanh(), w[:, [3, 1, 2, 0]])
+
+
 LIKE_BLOCKS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
     "blocks": (_wide, 1),
     "blocks in another order": (lambda x, w: F.conv2d(x[:, 2:], w[:, 2:]) + F.conv2d(x[:, :2], w[:, :2]), 1),
     "weights that are no slices of one": (lambda x, w: F.conv2d(x[:, 1:], w[:, :3]) + F.conv2d(x[:, :1], w[:, :1]), 1),
+    "a shortcut around blocks": (lambda x, w: x + _wide(x, w[:4]), 1),
+    "a shortcut around them in the middle": (
+        lambda x, w: F.conv2d(x[:, :2], w[:4, :2], padding=1) + x + F.conv2d(x[:, 2:], w[:4, 2:], padding=1),
+        0,
+    ),
+    "blocks of two layers": (_both, 2),
     "a block is used again": (_shared, 0),
     "blocks overlap": (lambda x, w: F.conv2d(x[:, :3], w[:, :3]) + F.conv2d(x[:, 2:], w[:, 2:]), 0),
     "one block twice": (lambda x, w: F.conv2d(x[:, :2], w[:, :2]) + F.conv2d(x[:, :2], w[:, 2:]), 0),

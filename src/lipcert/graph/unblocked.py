@@ -8,7 +8,7 @@ several times faster through one convolution than through many small ones.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -37,17 +37,25 @@ def unblocked(graph: Graph) -> tuple[Graph, dict[int, tuple[int, ...]]]:
     >>> joined, whole.nodes[8].inputs, whole.nodes[8].terms
     ({8: (4, 5, 6)}, (0,), (6, 4))
     """
-    nodes, joined = list(graph.nodes), dict[int, tuple[int, ...]]()
-    for node in graph.nodes:
-        sums = [graph.nodes[i] for i in node.inputs]
-        if not _adds(node) or (graph.users[node.index] == 1 and _inside(graph, node)):
-            continue  # a tree is joined at its root
-        leaves = [leaf for summand in sums for leaf in _leaves(graph, summand)]
-        found = _ordered(graph, leaves)
-        if found is not None:
-            source, blocks = found
-            joined[node.index] = tuple(block.index for block in blocks)
-            nodes[node.index] = _whole(node, source, blocks)
+    nodes, joined, within = list(graph.nodes), dict[int, tuple[int, ...]](), set[int]()
+    for node in reversed(graph.nodes):  # the largest trees first: a shortcut is added to a sum of blocks
+        if not _adds(node) or node.index in within:
+            continue
+        leaves, sums = list[Node](), set[int]()
+        for summand, leaf in _tree(graph, node):
+            if not leaf:
+                sums.add(summand.index)
+            elif not _may_join(graph, summand):
+                break
+            else:
+                leaves.append(summand)
+        else:
+            found = _ordered(graph, leaves)
+            if found is not None:
+                source, blocks = found
+                joined[node.index] = tuple(block.index for block in blocks)
+                nodes[node.index] = _whole(node, source, blocks)
+                within |= sums
     return (Graph(tuple(nodes), graph.output, graph.capture), joined) if joined else (graph, {})
 
 
@@ -60,34 +68,39 @@ def _adds(node: Node) -> bool:
     return isinstance(node, Affine) and isinstance(node.form, Sum)
 
 
-def _inside(graph: Graph, node: Node) -> bool:
-    """Whether a node that is used once is so by a sum."""
-    if node.index == graph.output:
+def _alone(graph: Graph, node: Node) -> bool:
+    """Whether only one other node asks for the value of this."""
+    return graph.users[node.index] == 1 and node.index != graph.output
+
+
+def _tree(graph: Graph, root: Node) -> Iterator[tuple[Node, bool]]:
+    """What a tree of sums adds up, the last first, as far as nobody else asks for what is between: sums and leaves."""
+    pending = list(root.inputs)
+    while pending:
+        node = graph.nodes[pending.pop()]
+        between = _adds(node) and _alone(graph, node)
+        yield node, not between
+        if between:
+            pending += node.inputs
+
+
+def _may_join(graph: Graph, leaf: Node) -> bool:
+    """Whether it takes a section of a signal in the dimension that it sums over, and nobody else asks for it."""
+    if not isinstance(leaf, Affine) or leaf.contracts is None or not _alone(graph, leaf):
         return False
-    return any(_adds(user) and node.index in user.inputs for user in graph.nodes[node.index + 1 :])
-
-
-def _leaves(graph: Graph, node: Node) -> list[Node]:
-    """What a tree of sums adds up, as far as nobody else asks for what is between."""
-    if _adds(node) and graph.users[node.index] == 1 and node.index != graph.output:
-        return [leaf for i in node.inputs for leaf in _leaves(graph, graph.nodes[i])]
-    return [node]
+    before = graph.nodes[leaf.inputs[0]]
+    return isinstance(before, Affine) and isinstance(before.form, Section) and before.form.dimension == leaf.contracts
 
 
 def _ordered(graph: Graph, leaves: Sequence[Node]) -> tuple[int, list[Affine]] | None:
-    """The signal that leaves are blocks of, and they in its order; None where they are anything else."""
+    """The signal that leaves are blocks of, and they in its order; None where it is not one, or not all of it."""
     found = list[tuple[Section, Affine]]()
     sources = set[int]()
     for leaf in leaves:
-        if not isinstance(leaf, Affine) or leaf.contracts is None or graph.users[leaf.index] != 1:
-            return None
-        if leaf.index == graph.output:
-            return None
         before = graph.nodes[leaf.inputs[0]]
-        if not isinstance(before, Affine) or not isinstance(before.form, Section):
-            return None
-        if before.form.dimension != leaf.contracts:
-            return None
+        assert isinstance(leaf, Affine)
+        assert isinstance(before, Affine)
+        assert isinstance(before.form, Section)
         sources.add(before.inputs[0])
         found.append((before.form, leaf))
     found.sort(key=lambda pair: pair[0].start)

@@ -18,6 +18,7 @@ Source: Higham, *Accuracy and Stability of Numerical Algorithms*, ch. 3 (γ_n); 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
@@ -69,6 +70,16 @@ def roundings_at(loop: BlockMap, node: Node) -> int:
             weights = loop.resolved.coefficients[node.index]
             total += sum(w.numel() for w in weights if isinstance(w, Tensor))
     return total
+
+
+def _further_users(loop: LoopMap) -> Counter[int]:
+    """How much more often passes use the value of a node than the network does: layers in blocks may share sections."""
+    needed, users = {loop.target_node(k) for k in range(1, loop.depth + 2)}, Counter[int]()
+    for node in reversed(loop.walked.nodes):
+        if node.index in needed:
+            needed.update(node.inputs)
+            users.update(node.inputs)
+    return users - loop.graph.users
 
 
 def segment_path(loop: LoopMap, k: int, weigh: Callable[[Node], int], graph: Graph) -> tuple[int, int]:
@@ -165,6 +176,7 @@ class BlockErrors:
         # must not be lost.
         self._lost, beneath = underflow(loop), underflow(flat)
         self._sizes = {p: absolute_norm(flat, p, beneath) for p in self._flat}  # ‖|S_li|·diag ℓ_i‖
+        self._further = _further_users(loop)
         self.relative = {k: self._segment(k) for k in range(1, loop.depth + 2)}
         self._absolute: dict[Pair, float] = {}
         self._guessed: dict[Pair, float] = {}
@@ -174,7 +186,10 @@ class BlockErrors:
         self._ratios = [0.0, *(loop.ratios(j)[0] for j in range(1, loop.depth + 1))]
 
     def _segment(self, k: int) -> float:
-        most, _ = segment_path(self.loop, k, lambda node: roundings_at(self.loop, node), self.loop.walked)
+        def weigh(node: Node) -> int:
+            return roundings_at(self.loop, node) + self._further[node.index]
+
+        most, _ = segment_path(self.loop, k, weigh, self.loop.walked)
         return gamma(2 * most) * (1 + gamma(2 * most))
 
     def _crude(self, pair: Pair) -> float:
