@@ -8,12 +8,13 @@ from typing import Literal
 import torch
 
 from lipcert.errors import BoundError
+from lipcert.graph.forms import Sum
 from lipcert.graph.types import Affine, Elementwise, Node
 from lipcert.loop import LoopMap
 from lipcert.norms.errors import roundings_at, segment_path
 from lipcert.norms.scaling import row_norms
 
-__all__ = ["ARITHMETICS", "Arithmetic", "Precision", "at_zero", "count", "gamma", "segment_roundings"]
+__all__ = ["ARITHMETICS", "Arithmetic", "Precision", "at_zero", "count", "gamma", "granted", "segment_roundings"]
 
 Precision = Literal["real", "float32", "float64"]
 
@@ -60,6 +61,16 @@ def count(loop: LoopMap, node: Affine | Elementwise) -> int:
     return 2 * roundings_at(loop, node) if isinstance(node, Affine) else _ACTIVATION
 
 
+def granted(loop: LoopMap, node: Affine) -> int:
+    """The n of the γ_n by which an affine node errs, of the larger of its positive and its negative terms' sum.
+
+    Two more than its roundings for a sum of products; for a sum of two signals, which is rounded once, 1: it errs by
+    u·|a + b|.
+    """
+    roundings = count(loop, node)
+    return roundings if not roundings or isinstance(node.form, Sum) else roundings + 2
+
+
 def at_zero(loop: LoopMap, k: int) -> float:
     """‖φ_k(0)‖; 0 for a map that is not elementwise."""
     node = loop.nonlinear[k - 1]
@@ -72,11 +83,10 @@ def at_zero(loop: LoopMap, k: int) -> float:
 def segment_roundings(loop: LoopMap, k: int) -> tuple[int, int]:
     """Roundings since the activations before z_k (or y): the most on any path, and how many affine nodes there round.
 
-    Each such node makes n + 2.
+    Each such node makes as many as are :func:`granted`.
     """
 
     def weigh(node: Node) -> int:
-        roundings = count(loop, node) if isinstance(node, Affine) else 0
-        return roundings + 2 if roundings else 0
+        return granted(loop, node) if isinstance(node, Affine) else 0
 
     return segment_path(loop, k, weigh, loop.graph)

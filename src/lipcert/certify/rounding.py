@@ -47,7 +47,7 @@ from torch import Tensor
 
 from lipcert.bounds.result import UpperBound
 from lipcert.bounds.rows import constants_behind, constants_until, row
-from lipcert.certify.arithmetic import Arithmetic, Precision, at_zero, count, gamma, segment_roundings
+from lipcert.certify.arithmetic import Arithmetic, Precision, at_zero, count, gamma, granted, segment_roundings
 from lipcert.certify.resting import Resting, flat_sides
 from lipcert.errors import BoundError
 from lipcert.graph import Graph
@@ -248,7 +248,9 @@ class Errors:
         if roundings:
             sizes = [x.abs().to(self.dtype) for x in operands]
             size = node.apply(sizes, coefficients) + self.offsets[node.index]
-            size = size.add(value.abs().to(self.dtype)).mul_(0.5 * own * gamma(roundings + 2, arithmetic.unit))
+            size = size.add(value.abs().to(self.dtype)).mul_(
+                0.5 * own * gamma(granted(self.loop, node), arithmetic.unit)
+            )
             # a term, or a number in it, that is subnormal may be lost whole; here, and in computing these sizes
             still, growing = self.lost[node.index]
             size.add_(still + (growing * sum(self.far[i] for i in node.inputs) if growing else 0.0))

@@ -49,6 +49,7 @@ def _sum(b: Builder, call: Call, left: Any, right: Any, p: float, q: float) -> V
         value, factor = constants[0]
         return torch.as_tensor(live(value), dtype=live.dtype, device=live.device) * factor
 
+    plain = [f for _, f in signals] == [1.0, 1.0] and all(b.nodes[i].shape == shape for i in inputs)
     return b.affine(
         call,
         inputs,
@@ -57,10 +58,8 @@ def _sum(b: Builder, call: Call, left: Any, right: Any, p: float, q: float) -> V
         offset=offset if constants else None,
         shape=shape,
         terms=_entrywise(b, inputs, shape),
-        roundings=4,
-        form=Sum()
-        if [f for _, f in signals] == [1.0, 1.0] and all(b.nodes[i].shape == shape for i in inputs)
-        else None,
+        roundings=1 if plain else 4,
+        form=Sum() if plain else None,
     )
 
 
