@@ -23,7 +23,7 @@ from lipcert.data import as_float, load
 from lipcert.layers import blocked
 from lipcert.train.run_folder import build_model
 
-_TERMS = (256, 128, 64)
+_TERMS = (256, 128, 64, 32)
 _ROUNDS = 7
 
 

@@ -46,9 +46,16 @@ def test_a_run_with_short_sums(run: Path, tmp_path: Path) -> None:
     assert (saved["certified"], saved["precision"]) == (True, "float32")
     assert parsed("verify", tmp_path / "short.json", short)["accepted"] is True
     assert cli("verify", tmp_path / "short.json", run).exit_code == 1  # another network
-    again = cli("fold", short, tmp_path / "again", "--terms", "8")
-    assert again.exit_code == 1
-    assert "adds up at most 16 products at a time already" in again.stderr
+    assert "adds up at most 16 products at a time already" in refused(
+        "fold", short, tmp_path / "again", "--terms", "16"
+    )
+    shorter = [tmp_path / "from-run", tmp_path / "from-short"]
+    for at, made in zip((run, short), shorter, strict=True):
+        assert cli("fold", at, made, "--terms", "8").exit_code == 0
+    assert shorter[0].joinpath("config.toml").read_text() == shorter[1].joinpath("config.toml").read_text()
+    one, two = (RunFolder(at).load_model()[0] for at in shorter)
+    assert str(one) == str(two)  # the same blocks
+    assert all(map(torch.equal, one.parameters(), two.parameters()))
     assert "adds up more than 100000 products" in cli("fold", run, tmp_path / "again", "--terms", "100000").stderr
     assert "there is nothing to fold" in cli("fold", short, tmp_path / "again").stderr
 

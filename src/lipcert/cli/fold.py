@@ -47,8 +47,8 @@ def fold(
         own = any(isinstance(m, FOLDABLE) for m in model.modules())
         options = dict(config.model.options)
         if terms is not None:
-            if "terms" in options:
-                raise ConfigError(f"the model in {run} adds up at most {options['terms']} products at a time already.")
+            if options.get("terms") == terms:
+                raise ConfigError(f"the model in {run} adds up at most {terms} products at a time already.")
             options["terms"] = terms
         elif options.get("folded"):
             raise ConfigError(f"the model in {run} is folded already.")
