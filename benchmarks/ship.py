@@ -1,11 +1,12 @@
 """Put a trained model into the zoo: its weights, configuration and summary, and a certificate of all test images.
 
     python -m benchmarks.ship RUN NAME [lipcert certify's options]
-    python -m benchmarks.ship --again NAME
+    python -m benchmarks.ship --again NAME [--local-at]
 
 What is there under that name is replaced. ``lipcert certify NAME`` and ``lipcert verify NAME NAME`` make it again.
 ``--again`` makes the certificate of a model anew from the norms that it states, which no clock has a part in: after a
-change of how rounding is counted, say. The data set is looked for in ``$LIPCERT_DATA``, as ever.
+change of how rounding is counted, say. Where it has local radii, they are looked for again, at the radii of its
+shares, and with ``--local-at`` where it has none. The data set is looked for in ``$LIPCERT_DATA``, as ever.
 """
 
 from __future__ import annotations
@@ -37,15 +38,16 @@ def main(run: Path, name: str, *options: str) -> None:
     app(["certify", str(target.path), "--save", str(target.path / "certificate.json"), *options])
 
 
-def again(name: str) -> None:
+def again(name: str, *, locally: bool = False) -> None:
     """The certificate of a model anew, of the norms that the one before states."""
     folder, file = zoo.folder(name), zoo.certificate(name)
     before, module = read_certificate(file), folder.load_model()[0].eval()
     data = load(folder.config().data.name, "test")
     samples, graph = Samples.from_dataset(data), trace(module, data.input_shape)
     bound = restated(graph, before.bound)
-    result = certified(graph, bound, samples.batches(BATCH), samples.labels, None, local=False)
     epsilons, origin = [v.epsilon for v in before.certified], origin_of(folder, data.input_shape, data.classes)
+    local = epsilons if locally or before.samples.global_radius is not None else False
+    result = certified(graph, bound, samples.batches(BATCH), samples.labels, None, local=local)
     made = make_certificate(graph, result, samples, epsilons=epsilons, origin=origin)
     write_certificate(file, made)
     for old, new in zip(before.certified, made.certified, strict=True):
@@ -54,6 +56,6 @@ def again(name: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--again":
-        again(sys.argv[2])
+        again(sys.argv[2], locally="--local-at" in sys.argv[3:])
     else:
         main(Path(sys.argv[1]), *sys.argv[2:])

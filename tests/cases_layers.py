@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from catalogue import case, classifier, layers
-from lipcert.layers import BlockedConv2d, BlockedLinear
+from lipcert.layers import BlockedConv2d, BlockedConvTranspose2d, BlockedLinear
 
 # --- chains -----------------------------------------------------------------------------------------------------
 layers("linear", (5,), lambda: [], "chain")
@@ -58,6 +58,16 @@ layers(
     "conv-blocks",
     (5, 4, 4),
     lambda: [BlockedConv2d(nn.Conv2d(5, 4, 3, 2, 1), terms=20), nn.ReLU(), BlockedConv2d(nn.Conv2d(4, 2, 2), terms=4)],
+    "chain",
+)
+layers(
+    "transposed-blocks",
+    (5, 3, 3),
+    lambda: [
+        BlockedConvTranspose2d(nn.ConvTranspose2d(5, 4, 3, 2, 1, output_padding=1), terms=18),
+        nn.ReLU(),
+        BlockedConvTranspose2d(nn.ConvTranspose2d(4, 2, 2, bias=False), terms=4),
+    ],
     "chain",
 )
 layers("dropout2d", (2, 4, 4), lambda: [nn.Conv2d(2, 3, 3), nn.Dropout2d(0.5), nn.ReLU()], "chain")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from emulated import Machine, Residual, worst
 from lipcert.certify.arithmetic import Arithmetic
-from lipcert.layers import BlockedConv2d, BlockedLinear, HalfAbs
+from lipcert.layers import BlockedConv2d, BlockedConvTranspose2d, BlockedLinear, HalfAbs
 
 UNIT = 2.0**-12
 COARSE = Arithmetic("float64", UNIT, 2.0**-900, 2.0**900)
@@ -82,6 +82,17 @@ NETS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
         (2, 4, 4),
         lambda: lively(
             C(2, 5, 2), nn.ReLU(), BlockedConv2d(C(5, 3, 3, 2, 1), terms=18), nn.ReLU(), nn.Flatten(), L(12, 3)
+        ),
+    ),
+    "transposed, in blocks": (
+        (2, 2, 2),
+        lambda: lively(
+            C(2, 5, 1),
+            nn.ReLU(),
+            BlockedConvTranspose2d(nn.ConvTranspose2d(5, 3, 3, padding=1), terms=18),
+            nn.ReLU(),
+            nn.Flatten(),
+            L(12, 3),
         ),
     ),
     "large and small": ((4,), lambda: _balanced(30.0)),

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lipcert.layers import BlockedConv2d, BlockedLinear
+from lipcert.layers import BlockedConv2d, BlockedConvTranspose2d, BlockedLinear
 
 ORDERS = ("given", "random", "descending", "tree", "largest first")
 
@@ -135,9 +135,11 @@ def run(m: Machine, module: nn.Module, x: Tensor) -> Tensor:
             return m.plus(x, run(m, module.body, x))
         case Beside():
             return torch.cat([run(m, branch, x) for branch in module.branches], -1)
-        case BlockedLinear() | BlockedConv2d():
-            wide = isinstance(module, BlockedConv2d)
-            some = zip(x.split(module.sizes, 1), module.weight.split(module.sizes, 1), strict=True)
+        case BlockedLinear() | BlockedConv2d() | BlockedConvTranspose2d():
+            turned = isinstance(module, BlockedConvTranspose2d)
+            weight = module.weight.transpose(0, 1).flip(2, 3) if turned else module.weight
+            some = zip(x.split(module.sizes, 1), weight.split(module.sizes, 1), strict=True)
+            wide = not isinstance(module, BlockedLinear)
             make = (lambda u, w, b: _convolution(m, module, u, w, b)) if wide else m.product
             sums = [make(u, w, module.bias if i + 1 == len(module.sizes) else None) for i, (u, w) in enumerate(some)]
             while len(sums) > 1:
@@ -170,10 +172,15 @@ def run(m: Machine, module: nn.Module, x: Tensor) -> Tensor:
             return module(x)
 
 
-def _convolution(m: Machine, layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    patches = F.unfold(x, layer.kernel_size, padding=layer.padding, stride=layer.stride).transpose(1, 2)
+def _convolution(
+    m: Machine, layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    padding = layer.padding
+    if layer.transposed:  # of stride 1: a convolution with its kernel turned
+        padding = tuple(k - 1 - p for k, p in zip(layer.kernel_size, padding, strict=True))
+    patches = F.unfold(x, layer.kernel_size, padding=padding, stride=layer.stride).transpose(1, 2)
     out = m.product(patches, weight.flatten(1), bias).transpose(1, 2)
-    side = (x.shape[-1] + 2 * layer.padding[0] - layer.kernel_size[0]) // layer.stride[0] + 1
+    side = (x.shape[-1] + 2 * padding[0] - layer.kernel_size[0]) // layer.stride[0] + 1
     return out.unflatten(2, (-1, side))
 
 

@@ -99,7 +99,8 @@ class LoopMap:
 
     def _take(self, resolved: Resolved) -> None:
         self.resolved = resolved
-        self._joined = {i: (joined_weight(b, resolved.coefficients),) for i, b in self._blocks.items()}
+        joined = {i: joined_weight(self.walked.nodes[i], b, resolved.coefficients) for i, b in self._blocks.items()}
+        self._joined = {i: (weight,) for i, weight in joined.items()}
 
     def coefficients(self, node: Node) -> tuple[Coefficient, ...]:
         """Those of a node of :attr:`walked`."""

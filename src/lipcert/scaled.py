@@ -79,12 +79,21 @@ class _Cut:
         return torch.cat([p.reshape(len(p), -1) for p in parts], dim=1)
 
 
+def _spread(weights: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    """Weights for each entry, one after the other: (n,), or (rows, n) if there are some for each row."""
+    rows = [d.shape[:1] for d, s in zip(weights, shapes, strict=True) if d.ndim > len(s)]
+    front = tuple(rows[0]) if rows else ()
+    spread = [d.expand((*front, *s)).reshape((*front, math.prod(s))) for d, s in zip(weights, shapes, strict=True)]
+    return torch.cat(spread, dim=-1)
+
+
 class ScaledMap:
     """S of a network, at given weights.
 
     Args:
         loop: T.
-        weights: D_1…D_K, positive, each broadcasting against z_k and w_k (:func:`weight_shapes`).
+        weights: D_1…D_K, positive, each broadcasting against z_k and w_k (:func:`weight_shapes`); or with one more
+            dimension in front, where each row is to have weights of its own.
         output: P, a number (for any output) or a matrix (m, C) for an output of C logits; None leaves y out.
 
     Example:
@@ -107,13 +116,8 @@ class ScaledMap:
         sources = [loop.source_shape(j) for j in range(loop.depth + 1)]
         self.sources = _Cut(tuple(sources))
         self.results = _Cut(tuple(loop.target_shape(k) for k in range(1, loop.depth + 1)))
-        ones = [like.new_ones(math.prod(sources[0]))]
-        self.divisors = torch.cat(
-            ones + [d.expand(s).reshape(-1) for d, s in zip(self.weights, sources[1:], strict=True)]
-        )
-        shapes = self.results.shapes
-        flat = [d.expand(s).reshape(-1) for d, s in zip(self.weights, shapes, strict=True)]
-        self.factors = torch.cat(flat) if flat else like.new_zeros(0)
+        self.divisors = _spread([like.new_ones(()), *self.weights], sources)
+        self.factors = _spread(self.weights, self.results.shapes) if self.weights else like.new_zeros(0)
         self._plans: dict[int, Plan] = {}
 
     # --- what the norms ask of a loop map ----------------------------------------------------------------
@@ -149,11 +153,11 @@ class ScaledMap:
 
     def source_shape(self, j: int) -> tuple[int, ...]:
         """Shape of (x, p), flat."""
-        return (len(self.divisors),)
+        return (self.divisors.shape[-1],)
 
     def target_shape(self, k: int) -> tuple[int, ...]:
         """Shape of S(x, p), flat."""
-        return (self._outputs() + len(self.factors),)
+        return (self._outputs() + self.factors.shape[-1],)
 
     def connected(self, k: int, j: int) -> bool:
         """S has one block."""
@@ -184,7 +188,7 @@ class ScaledMap:
         (given,) = cotangents
         assert given is not None
         with torch.enable_grad():
-            seed = given.new_zeros((len(given), len(self.divisors))).requires_grad_()
+            seed = given.new_zeros((len(given), self.divisors.shape[-1])).requires_grad_()
             (back,) = torch.autograd.grad(self.apply(seed), seed, given)
         return [back]
 

@@ -18,6 +18,7 @@ from lipcert.certify import CertifiedRadii, Samples, certify, make_certificate, 
 from lipcert.certify.local import reproved
 from lipcert.certify.network import certified, contested, executes
 from lipcert.errors import BoundError
+from lipcert.layers import HalfAbs
 
 LOGITS = named(without=("image",))
 
@@ -324,3 +325,39 @@ def test_modes_are_as_before_after_a_mistake() -> None:
         certified(graph, bound, [x], local=True, progress=broken)
     assert caught.tb is not None
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(("act", "precision"), [(nn.ReLU, "float64"), (nn.LeakyReLU, "real"), (HalfAbs, "real")])
+def test_by_small_gain(act: type[nn.Module], precision: Any) -> None:
+    """No attack breaks a radius, each is found again, and none that is much larger."""
+    net, x, y = trained(0, (6, 20, 20, 20, 3), act)
+    x, y = x[:30], y[:30]
+    graph = lipcert.trace(net, (6,))
+    bound = graph_bound(graph, method="smallgain", scope="pairwise", guarantee="upper", parts=precision != "real")
+    assert isinstance(bound, UpperBound)
+    result = certify(net, x, y, bound=bound, local=True, precision=precision)
+    assert isinstance(result, CertifiedRadii)
+    assert result.alone is not None
+    assert bool((attacked(net, x, result.prediction, result.radius) <= 1e-12).all())
+    assert float((result.radius / result.alone.radius).median()) > 1.2
+    samples = Samples.of(x, y, name="clusters")
+    some = certify(net, x, y, bound=bound, local=[0.3, 0.6], precision=precision)
+    for found in (result, some):
+        report = verify(make_certificate(graph, found, samples), net, samples, norms="none")
+        assert report.accepted, report.failed
+    for radius in (0.3, 0.6):
+        assert some.certified_accuracy(radius) >= result.certified_accuracy(radius) - 0.04
+    _, contest = contested(graph, bound, [x], y, precision)
+    larger = result.radius > result.alone.radius
+    beyond = reproved(graph, bound, [x], contest, result.radius * 1.5, larger)
+    assert int(beyond.sum()) < 0.1 * int(larger.sum())
+
+
+def test_small_gain_of_the_network_that_rounds() -> None:
+    net, x, y = trained(3, (5, 16, 16, 3))
+    net, x, y = net.float(), x[:30].float(), y[:30]
+    result = certify(net, x, y, method="smallgain", local=True)
+    assert bool((attacked(net, x, result.prediction, result.radius.float()) < 0).all())
+    samples = Samples.of(x, y, name="clusters")
+    graph = lipcert.trace(net, (5,))
+    assert verify(make_certificate(graph, result, samples), net, samples, norms="none").accepted

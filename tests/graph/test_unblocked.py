@@ -180,6 +180,21 @@ LIKE_BLOCKS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
     ),
     "transposed": (
         lambda x, w: F.conv_transpose2d(x[:, :2], w[:2]) + F.conv_transpose2d(x[:, 2:], w[2:4]),
+        1,
+    ),
+    "transposed, with a stride of which some entries meet nothing": (
+        lambda x, w: (
+            F.conv_transpose2d(x[:, :3], w[:3], stride=4, output_padding=1)
+            + F.conv_transpose2d(x[:, 3:], w[3:4], stride=4, output_padding=1)
+        ),
+        1,
+    ),
+    "transposed, of groups": (
+        lambda x, w: F.conv_transpose2d(x[:, :2], w[:2], groups=2) + F.conv_transpose2d(x[:, 2:], w[2:4], groups=2),
+        0,
+    ),
+    "transposed and not": (
+        lambda x, w: F.conv_transpose2d(x[:, :2], w[:2, :2], padding=1) + F.conv2d(x[:, 2:], w[2:4, :2], padding=1),
         0,
     ),
     "along another dimension": (

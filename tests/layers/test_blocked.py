@@ -13,8 +13,8 @@ from torch.nn.utils import parametrizations
 import lipcert
 from lipcert.certify.arithmetic import segment_roundings
 from lipcert.errors import ConfigError, ModuleStateError
-from lipcert.layers import BlockedConv2d, BlockedLinear, LipschitzLinear, blocked
-from lipcert.layers.blocked import blocks
+from lipcert.layers import BlockedConv2d, BlockedConvTranspose2d, BlockedLinear, LipschitzLinear, blocked
+from lipcert.layers.blocked import BLOCKED, blocks
 from lipcert.loop import LoopMap
 from lipcert.models import build
 
@@ -29,10 +29,14 @@ def _net() -> nn.Sequential:
         nn.Linear(80, 30),
         nn.ReLU(),
         nn.Linear(30, 4, bias=False),
+        nn.Unflatten(1, (4, 1, 1)),
+        nn.ConvTranspose2d(4, 5, (3, 2), 2, 1, dilation=(1, 2), output_padding=1, bias=False),
+        nn.ReLU(),
+        nn.ConvTranspose2d(5, 2, 2),
     )
 
 
-@pytest.mark.parametrize("terms", [1, 7, 20, 29])
+@pytest.mark.parametrize("terms", [1, 7, 20, 29, 1000])
 def test_it_is_the_same_function_of_the_same_weights(terms: int) -> None:
     net = _net().double()
     made = blocked(net, terms=terms)
@@ -40,8 +44,10 @@ def test_it_is_the_same_function_of_the_same_weights(terms: int) -> None:
     torch.testing.assert_close(made(x), net.eval()(x), rtol=0, atol=1e-13)
     assert list(made.state_dict()) == list(net.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), net.state_dict().values(), strict=True))
-    assert [type(m) for m in made][::2] == [BlockedConv2d, BlockedConv2d, nn.Flatten, nn.ReLU]
-    assert not any(isinstance(m, (BlockedConv2d, BlockedLinear)) for m in net)  # the original is as it was
+    kinds = [type(m) for m in made]
+    assert kinds[::2] == [BlockedConv2d, BlockedConv2d, nn.Flatten, nn.ReLU, nn.Unflatten, nn.ReLU]
+    assert kinds[5::2] == [BlockedLinear, BlockedLinear, BlockedConvTranspose2d, BlockedConvTranspose2d]
+    assert not any(isinstance(m, BLOCKED) for m in net)  # the original is as it was
 
 
 @pytest.mark.parametrize(("inputs", "taps", "terms"), [(64, 9, 128), (3136, 1, 128), (5, 300, 128), (3, 9, 27)])
@@ -50,7 +56,15 @@ def test_blocks_are_equal_and_within_the_limit(inputs: int, taps: int, terms: in
     assert sum(found) == inputs
     assert max(found) - min(found) <= 1
     assert max(found) * taps <= max(terms, taps)
-    assert len(found) == 1 or (inputs * taps) > (len(found) - 1) * (terms // taps or 1) * taps
+    assert len(found) <= 4 or (inputs * taps) > (len(found) - 1) * (terms // taps or 1) * taps
+    assert len(found) == 1 or len(found) >= min(4, inputs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "taps", "expected"), [(1, 9, 1), (3, 9, 3), (16, 9, 4), (9, 1, 1), (20, 1, 2), (1, 1, 1)]
+)
+def test_a_few_blocks_whatever_the_limit_is(inputs: int, taps: int, expected: int) -> None:
+    assert len(blocks(inputs, taps, 10**6)) == expected
 
 
 def test_gradients_reach_the_weights() -> None:
@@ -88,13 +102,24 @@ def test_what_is_left_as_it_is() -> None:
     net = nn.Sequential(
         nn.Conv2d(8, 8, 3, groups=2),
         nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"),
-        nn.ConvTranspose2d(8, 8, 3),
+        nn.ConvTranspose2d(8, 8, 3, groups=4),
+        nn.ConvTranspose1d(8, 8, 3),
         nn.Conv2d(8, 3, 1),
     )
     made = blocked(net, terms=8)
     assert [type(m) for m in made] == [type(m) for m in net]
     with pytest.raises(ConfigError, match="one group that pads with zeros"):
         BlockedConv2d(nn.Conv2d(8, 8, 3, groups=2), terms=8)
+    with pytest.raises(ConfigError, match="transposed convolution of one group"):
+        BlockedConvTranspose2d(nn.ConvTranspose2d(8, 8, 3, groups=2), terms=8)
+
+
+def test_a_transposed_layer_that_is_told_the_size_of_its_result() -> None:
+    layer = nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1)
+    made, x = BlockedConvTranspose2d(layer, terms=9), torch.randn(2, 6, 5, 5)
+    assert made.sizes == [1] * 6
+    for size in (None, [9, 9], [10, 9]):
+        torch.testing.assert_close(made(x, size), layer(x, size))
 
 
 def test_a_layer_that_is_there_twice_and_one_by_itself() -> None:
@@ -151,10 +176,18 @@ def test_blocks_of_another_size() -> None:
     torch.testing.assert_close(again(torch.ones(2, 9)), net(torch.ones(2, 9)))
 
 
+@pytest.mark.parametrize("make", [nn.Linear, lambda i, o, bias: nn.Conv2d(i, o, 1, bias=bias)])
+def test_blocks_of_another_size_without_a_bias(make: Callable[..., nn.Module]) -> None:
+    made = blocked(blocked(make(20, 5, bias=False), terms=10), terms=5)
+    assert made.bias is None
+    assert made.sizes == [5] * 4
+    assert list(made.state_dict()) == ["weight"]
+
+
 def test_models_by_name() -> None:
     torch.manual_seed(0)
     net = build("mlp", input_shape=(1, 20, 20), num_classes=10, widths=[300], terms=100)
-    assert [m.sizes for m in net if isinstance(m, BlockedLinear)] == [[100] * 4, [100] * 3]
+    assert [m.sizes for m in net if isinstance(m, BlockedLinear)] == [[100] * 4, [75] * 4]
     plain = build("mlp", input_shape=(1, 20, 20), num_classes=10, widths=[300])
     plain.load_state_dict(net.state_dict())
     with pytest.raises(ConfigError, match="terms needs folded=true"):

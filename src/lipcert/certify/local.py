@@ -1,9 +1,10 @@
 """Local radii: for each sample the largest ball that a bound on that ball alone certifies, or the global radius.
 
-At a radius ε each other class b is ruled out by the global bound, margin_ab > L_ab·ε, or by the local one, margin_ab
-larger than what y_a − y_b can fall by within the ball (:mod:`lipcert.bounds.local`); in both cases what execution can
-take off is taken off first. The largest ε is looked for from the global radius upwards, or some given ones are tried;
-each that is claimed was proved as it is, so nothing rests on the search.
+At a radius ε each other class b is ruled out by the global bound, margin_ab > L_ab·ε, or by a local one, margin_ab
+larger than what y_a − y_b can fall by within the ball. That is by :mod:`lipcert.bounds.local_gain` where the bound is
+by small gain, and by :mod:`lipcert.bounds.local` where it is not or the network is small, as either may be the better
+one there. In all cases what execution can take off is taken off first. The largest ε is looked for from the global
+radius upwards, or some given ones are tried; each that is claimed was proved as it is, so nothing rests on the search.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor
 
 from lipcert.bounds.local import LocalBound
+from lipcert.bounds.local_gain import LocalGain
 from lipcert.bounds.result import UpperBound
+from lipcert.bounds.reweighted import fall
 from lipcert.certify.contest import Contest
 from lipcert.certify.logits import alike
 from lipcert.certify.radius import Radii
@@ -33,11 +36,14 @@ Local = bool | Sequence[float]
 """Whether to look for local radii; or the radii to try, and no others."""
 Progress = Callable[[int], None]
 
+_ROWS = 32  # of local small gain, at once
+_SMALL = 2048  # entries of x and of all activations together
 _ROUNDS = 10
 _FIRST = 1.25  # times the global radius: where the search begins
 _CLOSE = 1.004  # where it ends
 _DOUBTFUL = 1.02  # tried where the search would end below the global radius
 _SPARE = 2.0**-14  # by which a radius is smaller than one that was proved: another machine's sums are not the same
+_ROOM = 2.0**-10  # of a margin, for what another machine's search may end at
 _POWER = 0.75  # the fall is about proportional to ε^(1/0.75)
 
 
@@ -126,20 +132,43 @@ def reproved(
     return torch.cat(found) if found else which
 
 
+class _Bounds:
+    """The local bounds of a network."""
+
+    def __init__(self, graph: Graph, bound: UpperBound) -> None:
+        self.loop = LoopMap(graph, graph.resolve(torch.float64))
+        self._gain = LocalGain.of(self.loop, bound)
+        small = sum(math.prod(self.loop.source_shape(j)) for j in range(self.loop.depth + 1)) <= _SMALL
+        self._lines = LocalBound(self.loop, bound.hidden) if small or self._gain is None else None
+        self.rows = chunk(self.loop) if small or self._gain is None else min(_ROWS, chunk(self.loop))
+
+    def fall(self, x: Tensor, a: Tensor, b: Tensor, radius: Tensor, enough: Tensor) -> Tensor:
+        """How much y_a − y_b can fall at most in the balls; not much closer than needed to be less than enough."""
+        found = torch.full_like(radius, torch.inf)
+        if self._gain is not None:
+            found = fall(self._gain, x, a, b, radius, enough)
+        if self._lines is not None and bool((rest := ~(found < enough)).any()):
+            found[rest] = torch.minimum(found[rest], self._lines.fall(x[rest], a[rest], b[rest], radius[rest]))
+        return found
+
+
 @contextmanager
-def _bounded(graph: Graph, bound: UpperBound) -> Iterator[LocalBound]:
+def _bounded(graph: Graph, bound: UpperBound) -> Iterator[_Bounds]:
     """The local bounds of the network, and the modes in which they compute."""
     # γ_n holds for sums of products in any order, but not for the FFT and Winograd convolutions of cuDNN.
     with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
-        yield LocalBound(LoopMap(graph, graph.resolve(torch.float64)), bound.hidden)
+        yield _Bounds(graph, bound)
 
 
-def _inputs(local: LocalBound, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    return (batch.to(dtype=torch.float64, device=local.resolved.device) for batch in alike(batches))
+def _inputs(local: _Bounds, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    return (batch.to(dtype=torch.float64, device=local.loop.resolved.device) for batch in alike(batches))
 
 
-def _search(local: LocalBound, x: Tensor, contest: Contest, base: Tensor) -> Tensor:
-    """The largest radii proved in a bounded number of rounds, of one batch; all samples are tried at once."""
+def _search(local: _Bounds, x: Tensor, contest: Contest, base: Tensor) -> Tensor:
+    """The largest radii proved in a bounded number of rounds, of one batch; all samples are tried at once.
+
+    With some room, so that another machine is to prove them too.
+    """
     each = contest.executed()
     low, high = base.clone(), torch.full_like(base, torch.inf)
     trial, doubts = torch.minimum(base * _FIRST, contest.reach), torch.zeros_like(base)
@@ -147,7 +176,7 @@ def _search(local: LocalBound, x: Tensor, contest: Contest, base: Tensor) -> Ten
     for _ in range(_ROUNDS):
         if not bool(live.any()):
             break
-        quotient = _quotient(local, x, contest, each, trial, live)
+        quotient = _quotient(local, x, contest, each, trial, live, room=_ROOM)
         passed = live & (quotient > 1)
         low, high = torch.where(passed, trial, low), torch.where(live & ~passed, trial, high)
         guess = trial * quotient.nan_to_num(0.0).clamp(0.1, 4.0) ** _POWER * (1 - 2.0**-10)
@@ -161,38 +190,45 @@ def _search(local: LocalBound, x: Tensor, contest: Contest, base: Tensor) -> Ten
     return _spared(local, x, contest, each, low, base)
 
 
-def _spared(local: LocalBound, x: Tensor, contest: Contest, each: Tensor, low: Tensor, base: Tensor) -> Tensor:
+def _spared(local: _Bounds, x: Tensor, contest: Contest, each: Tensor, low: Tensor, base: Tensor) -> Tensor:
     """A little less than what was proved, proved as it is too: another machine is to find it so."""
     spared = torch.maximum(low * (1 - _SPARE), base)
-    kept = _quotient(local, x, contest, each, spared, spared > base) > 1
+    kept = _quotient(local, x, contest, each, spared, spared > base, room=_ROOM) > 1
     return torch.where(kept, spared, base)
 
 
-def _tried(local: LocalBound, x: Tensor, contest: Contest, base: Tensor, at: Sequence[float]) -> Tensor:
-    """The largest of these radii, in order, that are proved of one batch; a sample that fails is not tried again."""
+def _tried(local: _Bounds, x: Tensor, contest: Contest, base: Tensor, at: Sequence[float]) -> Tensor:
+    """The largest of these radii, in order, that are proved of one batch; a sample that fails is not tried again.
+
+    As :func:`_search` with some room.
+    """
     each, low = contest.executed(), base
     live = (base > 0) & (contest.prediction >= 0)
     for radius in at:
-        trial = torch.full_like(base, radius * (1 + 2 * _SPARE))
+        trial = torch.full_like(base, radius * (1 + _SPARE))
         asked = live & (low < trial) & (trial <= contest.reach)
-        passed = asked & (_quotient(local, x, contest, each, trial, asked) > 1)
+        passed = asked & (_quotient(local, x, contest, each, trial, asked, room=_ROOM) > 1)
         low, live = torch.where(passed, trial, low), live & (passed | ~asked)
-    return _spared(local, x, contest, each, low, base)
+    return low
 
 
-def _quotient(local: LocalBound, x: Tensor, contest: Contest, each: Tensor, radius: Tensor, live: Tensor) -> Tensor:
+def _quotient(
+    local: _Bounds, x: Tensor, contest: Contest, each: Tensor, radius: Tensor, live: Tensor, *, room: float = 0.0
+) -> Tensor:
     """(n,): the least of margin over fall, over the classes that the global bound does not rule out.
 
-    A sample is certified at its radius where it is larger than 1, and only there.
+    A sample is certified at its radius where it is larger than 1, and only there. Of one that fails in some class no
+    others are looked at. ``room`` takes that much off the margins.
     """
     sample, other = torch.nonzero((each < radius[:, None]) & live[:, None], as_tuple=True)
     left, least = contest.left(sample, other, radius[sample]), torch.full_like(radius, torch.inf)
-    step = chunk(local.loop)
-    for i in range(0, len(sample), step):
-        some, b = sample[i : i + step], other[i : i + step]
-        fall = local.fall(x[some], contest.prediction[some], b, radius[some])
-        here = left[i : i + step]
-        ratio = (here / fall).nan_to_num(0.0).clamp(0.0, 4.0)
+    known = each[sample, other] / radius[sample]  # by the global bound
+    nearest = known.argsort(stable=True)  # the classes that are likeliest to be in the way come first
+    for some in torch.split(nearest, local.rows):
+        some = some[least[sample[some]] > 1]
+        here, rows, b = left[some] * (1 - room), sample[some], other[some]
+        fall = local.fall(x[rows], contest.prediction[rows], b, radius[rows], here)
+        ratio = torch.maximum((here / fall).nan_to_num(0.0), known[some]).clamp(0.0, 4.0)
         ratio = torch.where(here > fall, ratio.clamp_min(1 + 2.0**-40), ratio.clamp_max(1.0))
-        least = least.scatter_reduce(0, some, ratio, "amin")
+        least = least.scatter_reduce(0, rows, ratio, "amin")
     return least

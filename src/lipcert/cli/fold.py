@@ -9,8 +9,9 @@ import typer
 
 from lipcert.cli.common import guarded, run_of, say
 from lipcert.errors import ConfigError
-from lipcert.layers import BlockedConv2d, BlockedLinear, blocked
+from lipcert.layers import blocked
 from lipcert.layers import fold as folded
+from lipcert.layers.blocked import BLOCKED
 from lipcert.layers.fold import FOLDABLE
 from lipcert.train import RunFolder
 from lipcert.train.schema import ModelConfig
@@ -65,7 +66,7 @@ def fold(
         plain = folded(model) if own else model
         if terms is not None:
             plain = blocked(plain, terms=terms)
-            if not any(isinstance(m, (BlockedConv2d, BlockedLinear)) for m in plain.modules()):
+            if not any(isinstance(m, BLOCKED) for m in plain.modules()):
                 raise ConfigError(
                     f"no layer of the model in {run} that can be divided adds up more than {terms} products."
                 )

@@ -218,7 +218,7 @@ class Builder:
         offset_size: Callable[[Live], Tensor] | None = None,
         amplifies: Callable[[Live], Tensor] | None = None,
         form: Form | None = None,
-        contracts: int | None = None,
+        contracts: tuple[int, int] | None = None,
     ) -> int:
         """Add an affine map. ``part`` tells apart several nodes made from one call; the rest as in :class:`Affine`."""
         shape = self.shape_of(call) if shape is None else shape

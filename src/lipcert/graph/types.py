@@ -82,6 +82,11 @@ class Slopes:
             return torch.maximum(lower.abs(), upper.abs())
         return max(abs(self.lower), abs(self.upper))
 
+    @staticmethod
+    def about(centre: Tensor, radius: Tensor) -> Slopes:
+        """Slopes of that centre and radius, to the last digit."""
+        return _Given(centre - radius, centre + radius, (centre, radius))
+
 
 @dataclass(frozen=True)
 class _Given(Slopes):
@@ -131,8 +136,8 @@ class Affine(Node):
     and ``amplifies`` what stored numbers are multiplied by before they meet the signal.
 
     ``form`` says what kind of map it is, where that is needed to bound its norm at any size (``norms/chain.py``).
-    ``contracts`` names the dimension of a sample along which it is a sum over the second dimension of its weight w, its
-    only coefficient: cut both in the same places, and the results of the pieces add up to the whole.
+    ``contracts`` names the dimension of a sample along which it is a sum, and that of its weight w, its only
+    coefficient, over which it is: cut both in the same places, and the results of the pieces add up to the whole.
     """
 
     apply: Callable[[Sequence[Tensor], Sequence[Coefficient]], Tensor]
@@ -144,7 +149,7 @@ class Affine(Node):
     offset_size: Callable[[Live], Tensor] | None = None
     amplifies: Callable[[Live], Tensor] | None = None
     form: Form | None = None
-    contracts: int | None = None
+    contracts: tuple[int, int] | None = None
 
     def offset_terms(self, live: Live) -> Tensor:
         """How large what is summed up to the offset is; zero if there is none."""

@@ -59,9 +59,11 @@ def unblocked(graph: Graph) -> tuple[Graph, dict[int, tuple[int, ...]]]:
     return (Graph(tuple(nodes), graph.output, graph.capture), joined) if joined else (graph, {})
 
 
-def joined_weight(blocks: Sequence[int], coefficients: Sequence[tuple[Coefficient, ...]]) -> Tensor:
-    """The weight of a joined map: those of its blocks along their second dimension."""
-    return torch.cat([torch.as_tensor(coefficients[i][0]) for i in blocks], dim=1)
+def joined_weight(node: Node, blocks: Sequence[int], coefficients: Sequence[tuple[Coefficient, ...]]) -> Tensor:
+    """The weight of a joined map: those of its blocks side by side, in the dimension over which it is a sum."""
+    assert isinstance(node, Affine)
+    assert node.contracts is not None
+    return torch.cat([torch.as_tensor(coefficients[i][0]) for i in blocks], dim=node.contracts[1])
 
 
 def _adds(node: Node) -> bool:
@@ -88,8 +90,8 @@ def _may_join(graph: Graph, leaf: Node) -> bool:
     """Whether it takes a section of a signal in the dimension that it sums over, and nobody else asks for it."""
     if not isinstance(leaf, Affine) or leaf.contracts is None or not _alone(graph, leaf):
         return False
-    before = graph.nodes[leaf.inputs[0]]
-    return isinstance(before, Affine) and isinstance(before.form, Section) and before.form.dimension == leaf.contracts
+    before, along = graph.nodes[leaf.inputs[0]], leaf.contracts[0]
+    return isinstance(before, Affine) and isinstance(before.form, Section) and before.form.dimension == along
 
 
 def _ordered(graph: Graph, leaves: Sequence[Node]) -> tuple[int, list[Affine]] | None:
@@ -99,8 +101,10 @@ def _ordered(graph: Graph, leaves: Sequence[Node]) -> tuple[int, list[Affine]] |
     for leaf in leaves:
         before = graph.nodes[leaf.inputs[0]]
         assert isinstance(leaf, Affine)
+        assert leaf.contracts is not None
         assert isinstance(before, Affine)
         assert isinstance(before.form, Section)
+        along = leaf.contracts[0]
         sources.add(before.inputs[0])
         found.append((before.form, leaf))
     found.sort(key=lambda pair: pair[0].start)
@@ -109,10 +113,12 @@ def _ordered(graph: Graph, leaves: Sequence[Node]) -> tuple[int, list[Affine]] |
     adjoining = [section.start for section, _ in found] == edges[:-1] and all(
         a < b for a, b in itertools.pairwise(edges)
     )
-    if sources or not adjoining or edges[-1] != graph.nodes[source].shape[first.contracts or 0]:
+    if sources or not adjoining or edges[-1] != graph.nodes[source].shape[along]:
         return None
     alike = all(
-        (leaf.operation, leaf.form, leaf.shape) == (first.operation, first.form, first.shape) for _, leaf in found
+        (leaf.operation, leaf.form, leaf.shape, leaf.contracts)
+        == (first.operation, first.form, first.shape, first.contracts)
+        for _, leaf in found
     )
     return (source, [leaf for _, leaf in found]) if alike else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lipcert.layers.activations import ACTIVATIONS, HalfAbs, MaxMin, make_activation
-from lipcert.layers.blocked import BlockedConv2d, BlockedLinear, blocked
+from lipcert.layers.blocked import BlockedConv2d, BlockedConvTranspose2d, BlockedLinear, blocked
 from lipcert.layers.construction import by_construction
 from lipcert.layers.fold import fold
 from lipcert.layers.linear import LipschitzConv2d, LipschitzLinear, PairwiseLinear
@@ -15,6 +15,7 @@ from lipcert.layers.smallgain import SmallGainConv2d, SmallGainLinear
 __all__ = [
     "ACTIVATIONS",
     "BlockedConv2d",
+    "BlockedConvTranspose2d",
     "BlockedLinear",
     "HalfAbs",
     "LipschitzConv2d",

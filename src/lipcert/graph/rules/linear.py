@@ -49,7 +49,7 @@ def linear(b: Builder, call: Call) -> Value:
         terms=_turned(call["weight"].meta["val"].shape),
         roundings=_turned(call["weight"].meta["val"].shape)[0] + 1,
         form=_matrix(call["weight"]),
-        contracts=len(b.nodes[source].shape) - 1 if call["weight"].meta["val"].ndim == 2 else None,
+        contracts=(len(b.nodes[source].shape) - 1, 1) if call["weight"].meta["val"].ndim == 2 else None,
     )
 
 
@@ -74,7 +74,7 @@ def convolution(b: Builder, call: Call) -> Value:
         terms=(across, inside) if transposed else (inside, across),
         roundings=(across if transposed else inside) + 1,
         form=_form(b, call, source, transposed, [int(k) for k in kernel]),
-        contracts=None if transposed or groups != 1 else 0,
+        contracts=None if groups != 1 else (0, 0 if transposed else 1),
     )
 
 
