@@ -56,7 +56,7 @@ def test_a_run_with_short_sums(run: Path, tmp_path: Path) -> None:
     one, two = (RunFolder(at).load_model()[0] for at in shorter)
     assert str(one) == str(two)  # the same blocks
     assert all(map(torch.equal, one.parameters(), two.parameters()))
-    assert "adds up more than 100000 products" in cli("fold", run, tmp_path / "again", "--terms", "100000").stderr
+    assert cli("fold", run, tmp_path / "four", "--terms", "100000").exit_code == 0  # four blocks at least
     assert "there is nothing to fold" in cli("fold", short, tmp_path / "again").stderr
 
 

@@ -123,7 +123,7 @@ class _Balls:
         first, *free = local.sources.split(p * scale[:, None])
         images = local.results.split(z * scale[:, None])
         vector.append(flat(first))
-        squares = first.double().square().flatten(1).sum(1)
+        squares = flat(first).double().square().sum(1)
         costs = torch.zeros_like(value)
         for k, (w, image) in enumerate(zip(free, images, strict=True), start=1):
             if k in self.kinks:
@@ -136,7 +136,7 @@ class _Balls:
                 w = (kink.own - kink.centre) * inverse * (1 - 1 / theta) * image + torch.where(bent, w / theta, 0.0)
                 tolls[k] = rows_of(price, theta) * (theta - 1) * inverse.square() * missed[k]
                 costs = costs + kink.cost(tolls[k], price, self.radius)
-            squares = squares + (w.double().square().flatten(1).sum(1) - image.double().square().flatten(1).sum(1))
+            squares = squares + (flat(w).double().square().sum(1) - flat(image).double().square().sum(1))
             vector.append(flat(w))
         dual = Dual(torch.cat(vector, 1).double(), {k: v.double() for k, v in tolls.items()}, price.double())
         return _Found(p, dual, 0.5 * price * (squares + self.radius.square()) + costs, missed)
