@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lipcert
-from bounds.test_local import gap, pairs_of, true_fall
+from bounds.test_local import gap, pairs_of, side_lost, true_fall
 from cases import named, traced
 from exact import rational
 from lipcert.bounds import UpperBound, graph_bound
@@ -189,15 +189,7 @@ def test_one_neuron_in_closed_form() -> None:
 
 
 def test_where_the_side_of_a_kink_is_lost_in_rounding() -> None:
-    """z = x + 2⁶⁰ − 2⁶⁰ comes out as a multiple of 256: on which side of 0 it is, nobody knows."""
-    net = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2)).double().eval()
-    with torch.no_grad():
-        for layer, bias in ((net[0], 2.0**60), (net[1], -(2.0**60))):
-            layer.weight.fill_(1.0)
-            layer.bias.fill_(bias)
-        net[3].weight.copy_(torch.tensor([[1.0], [0.0]]))
-        net[3].bias.zero_()
-    graph = lipcert.trace(net, (1,))
+    graph = side_lost()
     gain = made(graph, bounded(graph))
     assert gain is not None
     assert _one(gain, 300.0, 0, 1, 100.0) >= 100.0

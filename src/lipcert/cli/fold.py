@@ -33,8 +33,8 @@ def fold(
     and is certified and verified as float32 executes it.
 
     With --terms, for any model: layers that add up more products than that are made of smaller ones with the same
-    weights (blocked summation). That is the same function, somewhat slower, and what the rounding of float32 takes off
-    its certified radii is several times less.
+    weights (blocked summation), and others of up to four. That is the same function, somewhat slower, and what the
+    rounding of float32 takes off its certified radii is several times less.
 
     For example:
 
@@ -67,9 +67,7 @@ def fold(
         if terms is not None:
             plain = blocked(plain, terms=terms)
             if not any(isinstance(m, BLOCKED) for m in plain.modules()):
-                raise ConfigError(
-                    f"no layer of the model in {run} that can be divided adds up more than {terms} products."
-                )
+                raise ConfigError(f"no layer of the model in {run} can be divided into shorter sums.")
         scaling = None if own else source.scaling()  # of the same network; of layers of another form none is known
         target.create(changed)
         target.save_model(plain, changed, tuple(header["input_shape"]), tuple(header["classes"]))

@@ -183,7 +183,7 @@ def blocked(module: nn.Module, *, terms: int = 128) -> nn.Module:
 
     It is the same function in real arithmetic, of the same weights under the same names; what float32 makes of it
     differs in the last digits. What float32 takes off a certified radius becomes several times smaller, for somewhat
-    more time: a layer of more than ``terms`` products becomes several smaller ones.
+    more time: a layer of more than ``terms`` products becomes several smaller ones, and one of fewer up to four.
 
     Left as they are: convolutions of groups or other paddings than zeros, those of other dimensions than two, and
     layers that are subclasses. A certificate counts what each layer really does, so that is never wrong.
