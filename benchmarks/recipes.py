@@ -5,7 +5,9 @@
 A line for each ``--try`` on top of what is common to all: clean accuracy, and accuracy at the radii of the
 configuration with the bound estimated, on images held out of the training set; the test images are not looked at.
 Every run goes on where it was stopped, and none that is finished is trained again. With ``--smallgain S`` a second line
-has what small gain makes of it (an estimate too, a weight a channel, S seconds of search).
+has what small gain makes of it (an estimate too, a weight a channel, S seconds of search), and with ``--local N`` a
+third one what is certified around each sample of N of the held-out images, from a proved bound of S seconds of search,
+in real arithmetic.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.training import run_name, trained
-from lipcert import lipschitz
+from lipcert import certify, lipschitz
 from lipcert.data import load
 from lipcert.data.splits import split
 from lipcert.train import RunFolder, load_config
@@ -44,6 +47,19 @@ def _by_small_gain(folder: RunFolder, seconds: float, data: Path | None) -> list
     return [found.clean, *found.robust.values()]
 
 
+def _locally(folder: RunFolder, seconds: float, count: int, data: Path | None) -> list[float]:
+    """Shares of some of the held-out images: clean, and certified around each sample."""
+    module, _ = folder.load_model()
+    config = folder.config()
+    held_out = split(load(config.data.name, "train", root=data), config.data.validation, config.seed)[1]
+    some = held_out.subset(slice(0, count * (len(held_out) // count), len(held_out) // count))
+    epsilons = list(config.train.eval_epsilons)
+    how: dict[str, Any] = {"method": "smallgain", "scaling": "channel", "seconds": seconds}
+    x = some.images.float() / 255
+    found = certify(module.eval(), x, some.labels, **how, precision="real", local=epsilons)
+    return [found.clean_accuracy, *(found.certified_accuracy(e) for e in epsilons)]
+
+
 def main(
     config: str,
     overrides: Sequence[str] = (),
@@ -53,6 +69,7 @@ def main(
     data: Path | None = None,
     out: Path = Path("runs/recipes"),
     smallgain: float | None = None,
+    local: int = 0,
 ) -> None:
     """Print a line for each setting."""
     common = [_HELD_OUT, *overrides]
@@ -74,6 +91,10 @@ def main(
                 better = _by_small_gain(folder, smallgain, data)
                 shown = " " * 9 + "".join(f"{100 * s:>9.2f}" for s in better)
                 print(f"{'':>4} {time.perf_counter() - began:>8.0f}{shown}    by small gain", flush=True)
+            if smallgain is not None and local:
+                began = time.perf_counter()
+                shown = " " * 9 + "".join(f"{100 * s:>9.2f}" for s in _locally(folder, smallgain, local, data))
+                print(f"{'':>4} {time.perf_counter() - began:>8.0f}{shown}    around each of {local}", flush=True)
 
 
 if __name__ == "__main__":
@@ -85,5 +106,6 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
     parser.add_argument("--smallgain", type=float, default=None, metavar="S", help="seconds to look for small gain too")
+    parser.add_argument("--local", type=int, default=0, metavar="N", help="held-out images to certify around each")
     given = vars(parser.parse_args())
     main(**{**given, "tries": given["tries"] or [""]})

@@ -17,10 +17,13 @@ from lipcert.models.lipres import lipres
 TINY: dict[str, Any] = {"widths": [4, 6], "blocks": [1, 2], "hidden": 8, "input_shape": (1, 6, 7), "num_classes": 3}
 
 
-@pytest.mark.parametrize("block", ["residual", "smallgain"])
-def test_every_difference_of_logits_is_nonexpansive(block: str) -> None:
+PLAIN = {"down": "plain", "plain_activation": "half-abs"}
+
+
+@pytest.mark.parametrize("options", [{"block": "residual"}, {"block": "smallgain"}, PLAIN])
+def test_every_difference_of_logits_is_nonexpansive(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    net = lipres(**TINY, block=block, head="pairwise", head_scale=1.0)
+    net = lipres(**TINY, **options, head="pairwise", head_scale=1.0)
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.3 * torch.randn(p.shape))
@@ -42,12 +45,23 @@ def test_sizes(size: str, shape: tuple[int, ...]) -> None:
     assert ("pad" in dict(net.named_children())) == (shape[1] % 8 != 0)
 
 
+def test_plain_layers_with_absolute_values_keep_the_size_of_gradients_as_they_start() -> None:
+    torch.manual_seed(0)
+    net = lipres([12, 48], [1, 1], 192, input_shape=(3, 8, 8), num_classes=10, **PLAIN)
+    assert [name for name, _ in net.named_children() if "act" in name] == ["stem_act", "down2_act", "act"]
+    x = torch.rand(1, 3, 8, 8)
+    jacobian = torch.autograd.functional.jacobian(net[:-1].eval(), x).reshape(192, 192)
+    sizes = torch.linalg.svdvals(jacobian)
+    assert 0.95 < float(sizes[-1]) and float(sizes[0]) <= 1.0 + 1e-5
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"input_shape": (8,)}, "takes images"),
         ({"block": "plain"}, "block must be"),
         ({"head": "none"}, "head must be"),
+        ({"down": "none"}, "down must be"),
         ({"blocks": [1]}, "blocks must be"),
         ({"activation": "maxmin"}, "not monotone"),
     ],

@@ -26,6 +26,7 @@ __all__ = ["lipres"]
 
 _BLOCKS = {"residual": ResidualConv2d, "smallgain": SmallGainConv2d}
 _HEADS = ("linear", "pairwise")
+_DOWNS = ("residual", "plain")
 _SIZES: dict[str, dict[str, Any]] = {
     "s": {"widths": (32, 64, 128), "blocks": (1, 1, 1), "hidden": 256},
     "m": {"widths": (64, 128, 256), "blocks": (2, 2, 2), "hidden": 512},
@@ -44,11 +45,13 @@ def lipres(
     head: str = "linear",
     head_scale: float = 2.0,
     activation: str = "relu",
+    down: str = "residual",
+    plain_activation: str | None = None,
 ) -> nn.Sequential:
     """Stages of residual blocks, each stage at half the size of the one before; all but the last layer is 1-Lipschitz.
 
-    A convolution of kernel 4 and stride 2; then for each stage its blocks, and between two stages a
-    :class:`~lipcert.layers.ResidualConv2d` of stride 2; flatten, a fully connected layer, the logits.
+    A convolution of kernel 4 and stride 2; then for each stage its blocks, and between two stages a layer of stride 2;
+    flatten, a fully connected layer, the logits.
 
     Args:
         widths: channels of the stages.
@@ -62,7 +65,13 @@ def lipres(
             ``head_scale``-Lipschitz.
         head_scale: of the last layer; with ``"linear"`` its rows start orthogonal and of this norm. Radii do not depend
             on it, but cross-entropy does: it learns little from the small margins that 1-Lipschitz features have.
-        activation: see ``lipcert.layers.ACTIVATIONS``.
+        activation: of the blocks, see ``lipcert.layers.ACTIVATIONS``.
+        down: what is between two stages: ``"residual"`` (:class:`~lipcert.layers.ResidualConv2d`), or ``"plain"``
+            (:class:`~lipcert.layers.LipschitzConv2d` of kernel 4, with an activation behind; the first convolution has
+            one too then).
+        plain_activation: of the layers that are not blocks; that of the blocks by default. A block of ``"smallgain"``
+            reflects with ReLU what absolute values would, and so keeps the size of gradients as it starts; a plain
+            layer does with ``"half-abs"``.
 
     Raises:
         ConfigError: an input that is not (C, H, W), or an option that does not fit.
@@ -73,7 +82,10 @@ def lipres(
         raise ConfigError(f"lipres: block must be one of {', '.join(map(repr, _BLOCKS))}; got {block!r}")
     if head not in _HEADS:
         raise ConfigError(f"lipres: head must be one of {', '.join(map(repr, _HEADS))}; got {head!r}")
+    if down not in _DOWNS:
+        raise ConfigError(f"lipres: down must be one of {', '.join(map(repr, _DOWNS))}; got {down!r}")
     positive(head_scale, "lipres: head_scale")
+    behind = activation if plain_activation is None else plain_activation
     widths = positive_integers("lipres: widths", widths)
     blocks = positive_integers("lipres: blocks", blocks, length=len(widths))
     layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -85,15 +97,21 @@ def lipres(
     shape: tuple[int, ...] = (input_shape[0], height, width)
     stem = LipschitzConv2d(shape, widths[0], 4, stride=2, padding=1)
     layers["stem"], shape = stem, stem.output_shape
+    if down == "plain":
+        layers["stem_act"] = make_activation(behind, widths[0])
     for stage, (channels, count) in enumerate(zip(widths, blocks, strict=True), 1):
-        if stage > 1:
-            down = ResidualConv2d(shape, channels, stride=2, activation=activation)
-            layers[f"down{stage}"], shape = down, down.output_shape
+        if stage > 1 and down == "residual":
+            residual = ResidualConv2d(shape, channels, stride=2, activation=activation)
+            layers[f"down{stage}"], shape = residual, residual.output_shape
+        elif stage > 1:
+            plain = LipschitzConv2d(shape, channels, 4, stride=2, padding=1)
+            layers[f"down{stage}"], shape = plain, plain.output_shape
+            layers[f"down{stage}_act"] = make_activation(behind, channels)
         for i in range(1, count + 1):
             layers[f"stage{stage}_block{i}"] = _BLOCKS[block](shape, activation=activation)
     layers["flatten"] = nn.Flatten()
     features = shape[0] * shape[1] * shape[2]
-    layers["fc1"], layers["act"] = LipschitzLinear(features, hidden), make_activation(activation, hidden)
+    layers["fc1"], layers["act"] = LipschitzLinear(features, hidden), make_activation(behind, hidden)
     layers["fc2"] = (
         _last(hidden, num_classes, head_scale)
         if head == "linear"
