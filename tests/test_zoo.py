@@ -56,7 +56,7 @@ def test_certified_again(name: str) -> None:
     ("name", "recipe"),
     [
         ("mnist-4c3f-crm", "mnist-4c3f-half-abs-further"),
-        ("cifar10-6c2f-crm", "cifar10-6c2f-half-abs"),
+        ("cifar10-6c2f-crm", "cifar10-6c2f-half-abs-further"),
         ("cifar10-lipres-s-crm", "cifar10-lipres-s-half-hour"),
     ],
 )

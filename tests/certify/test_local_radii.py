@@ -210,6 +210,19 @@ def test_given_radii_are_positive_numbers(wrong: Any, guarantee: Any) -> None:
         certify(nn.Linear(3, 2).eval(), torch.rand(2, 3), local=wrong, guarantee=guarantee)
 
 
+def test_given_radii_are_tried_where_they_count() -> None:
+    net, x, y = trained(1, (5, 12, 12, 3))
+    at = [0.2, 0.4]
+    everywhere = certify(net, x, local=at)
+    wrong = torch.where(torch.arange(len(y)) % 2 == 0, y, (everywhere.prediction + 1) % 3)  # every other one at least
+    found = certify(net, x, wrong, local=at)
+    assert isinstance(found, CertifiedRadii)
+    assert found.alone is not None
+    assert torch.equal(found.radius[found.correct], everywhere.radius[found.correct])
+    assert torch.equal(found.radius[~found.correct], found.alone.radius[~found.correct])
+    assert bool((everywhere.radius[~found.correct] > found.radius[~found.correct]).any())
+
+
 def test_given_radii_may_come_in_any_form() -> None:
     net, x, y = trained(1, (5, 12, 12, 3))
     expected = certify(net, x, y, local=[0.4, 0.8]).radius

@@ -87,7 +87,8 @@ def locally(
             them.
         result: their global radii.
         progress: is told how many samples are done.
-        at: in order; try these radii only, each by a hair more than it is, instead of looking for the largest.
+        at: in order; try these radii only, each by a hair more than it is, instead of looking for the largest, and, of
+            samples with labels, those only that are classified correctly: certified accuracy asks of no others.
 
     Returns:
         radii that are nowhere smaller, with ``result`` as what the bound gives ``alone``.
@@ -96,11 +97,15 @@ def locally(
         BoundError: a bound that does not carry its parts.
     """
     found, start, contest = [], 0, contest.cautious()
+    counts = torch.ones_like(result.prediction, dtype=torch.bool) if result.labels is None else result.correct
     with _bounded(graph, bound) as local:
         for x in _inputs(local, batches):
             stop = start + len(x)
             here, base = contest.part(start, stop), result.radius[start:stop]
-            found.append(_search(local, x, here, base) if at is None else _tried(local, x, here, base, at))
+            if at is None:
+                found.append(_search(local, x, here, base))
+            else:
+                found.append(_tried(local, x, here, base, at, counts[start:stop]))
             start = stop
             if progress is not None:
                 progress(stop)
@@ -197,13 +202,15 @@ def _spared(local: _Bounds, x: Tensor, contest: Contest, each: Tensor, low: Tens
     return torch.where(kept, spared, base)
 
 
-def _tried(local: _Bounds, x: Tensor, contest: Contest, base: Tensor, at: Sequence[float]) -> Tensor:
+def _tried(
+    local: _Bounds, x: Tensor, contest: Contest, base: Tensor, at: Sequence[float], counts: Tensor
+) -> Tensor:
     """The largest of these radii, in order, that are proved of one batch; a sample that fails is not tried again.
 
     As :func:`_search` with some room.
     """
     each, low = contest.executed(), base
-    live = (base > 0) & (contest.prediction >= 0)
+    live = (base > 0) & (contest.prediction >= 0) & counts
     for radius in at:
         trial = torch.full_like(base, radius * (1 + _SPARE))
         asked = live & (low < trial) & (trial <= contest.reach)

@@ -83,8 +83,9 @@ def certify(
             real arithmetic. By default that of the module; an estimate knows ``"real"`` only.
         local: add bounds that hold in a ball around each sample only (:mod:`lipcert.certify.local`), for an upper
             bound. No radius becomes smaller by it; it takes about as long as some dozens of forward passes in float64
-            for each sample. Given some radii, ``[36 / 255]``, these are tried and no others, which is all that
-            certified accuracy at them needs, in a fraction of the time.
+            for each sample. Given some radii, ``[36 / 255]``, these are tried and no others, and (given ``y``) of the
+            samples that are classified correctly only, which is all that certified accuracy at them needs, in a
+            fraction of the time.
 
     Returns:
         :class:`CertifiedRadii` (``guarantee="upper"``) or :class:`EstimatedRadii`.
