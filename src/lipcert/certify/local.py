@@ -202,9 +202,7 @@ def _spared(local: _Bounds, x: Tensor, contest: Contest, each: Tensor, low: Tens
     return torch.where(kept, spared, base)
 
 
-def _tried(
-    local: _Bounds, x: Tensor, contest: Contest, base: Tensor, at: Sequence[float], counts: Tensor
-) -> Tensor:
+def _tried(local: _Bounds, x: Tensor, contest: Contest, base: Tensor, at: Sequence[float], counts: Tensor) -> Tensor:
     """The largest of these radii, in order, that are proved of one batch; a sample that fails is not tried again.
 
     As :func:`_search` with some room.
