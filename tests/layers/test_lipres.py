@@ -20,7 +20,9 @@ TINY: dict[str, Any] = {"widths": [4, 6], "blocks": [1, 2], "hidden": 8, "input_
 PLAIN = {"down": "plain", "plain_activation": "half-abs"}
 
 
-@pytest.mark.parametrize("options", [{"block": "residual"}, {"block": "smallgain"}, PLAIN])
+@pytest.mark.parametrize(
+    "options", [{"block": "residual"}, {"block": "smallgain"}, PLAIN, {"stem": "full"}, {**PLAIN, "stem": "full"}]
+)
 def test_every_difference_of_logits_is_nonexpansive(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     net = lipres(**TINY, **options, head="pairwise", head_scale=1.0)
@@ -63,6 +65,7 @@ def test_plain_layers_with_absolute_values_keep_the_size_of_gradients_as_they_st
         ({"block": "plain"}, "block must be"),
         ({"head": "none"}, "head must be"),
         ({"down": "none"}, "down must be"),
+        ({"stem": "none"}, "stem must be"),
         ({"blocks": [1]}, "blocks must be"),
         ({"activation": "maxmin"}, "not monotone"),
     ],

@@ -27,6 +27,7 @@ __all__ = ["lipres"]
 _BLOCKS = {"residual": ResidualConv2d, "smallgain": SmallGainConv2d}
 _HEADS = ("linear", "pairwise")
 _DOWNS = ("residual", "plain")
+_STEMS = ("half", "full")
 _SIZES: dict[str, dict[str, Any]] = {
     "s": {"widths": (32, 64, 128), "blocks": (1, 1, 1), "hidden": 256},
     "m": {"widths": (64, 128, 256), "blocks": (2, 2, 2), "hidden": 512},
@@ -47,11 +48,12 @@ def lipres(
     activation: str = "relu",
     down: str = "residual",
     plain_activation: str | None = None,
+    stem: str = "half",
 ) -> nn.Sequential:
     """Stages of residual blocks, each stage at half the size of the one before; all but the last layer is 1-Lipschitz.
 
-    A convolution of kernel 4 and stride 2; then for each stage its blocks, and between two stages a layer of stride 2;
-    flatten, a fully connected layer, the logits.
+    A convolution; then for each stage its blocks, and between two stages a layer of stride 2; flatten, a fully
+    connected layer, the logits. The first stage is at half the size of the image.
 
     Args:
         widths: channels of the stages.
@@ -72,6 +74,8 @@ def lipres(
         plain_activation: of the layers that are not blocks; that of the blocks by default. A block of ``"smallgain"``
             reflects with ReLU what absolute values would, and so keeps the size of gradients as it starts; a plain
             layer does with ``"half-abs"``.
+        stem: the first convolution: ``"half"``, of kernel 4 and stride 2, or ``"full"``, of kernel 3 at the size of the
+            image, with a layer of stride 2 behind.
 
     Raises:
         ConfigError: an input that is not (C, H, W), or an option that does not fit.
@@ -84,6 +88,8 @@ def lipres(
         raise ConfigError(f"lipres: head must be one of {', '.join(map(repr, _HEADS))}; got {head!r}")
     if down not in _DOWNS:
         raise ConfigError(f"lipres: down must be one of {', '.join(map(repr, _DOWNS))}; got {down!r}")
+    if stem not in _STEMS:
+        raise ConfigError(f"lipres: stem must be one of {', '.join(map(repr, _STEMS))}; got {stem!r}")
     positive(head_scale, "lipres: head_scale")
     behind = activation if plain_activation is None else plain_activation
     widths = positive_integers("lipres: widths", widths)
@@ -95,15 +101,17 @@ def lipres(
         missing = (height - input_shape[1], width - input_shape[2])
         layers["pad"] = nn.ZeroPad2d((missing[1] // 2, -(-missing[1] // 2), missing[0] // 2, -(-missing[0] // 2)))
     shape: tuple[int, ...] = (input_shape[0], height, width)
-    stem = LipschitzConv2d(shape, widths[0], 4, stride=2, padding=1)
-    layers["stem"], shape = stem, stem.output_shape
+    kernel, stride = (3, 1) if stem == "full" else (4, 2)
+    first = LipschitzConv2d(shape, widths[0], kernel, stride=stride, padding=1)
+    layers["stem"], shape = first, first.output_shape
     if down == "plain":
         layers["stem_act"] = make_activation(behind, widths[0])
     for stage, (channels, count) in enumerate(zip(widths, blocks, strict=True), 1):
-        if stage > 1 and down == "residual":
+        halve = stage > 1 or stem == "full"
+        if halve and down == "residual":
             residual = ResidualConv2d(shape, channels, stride=2, activation=activation)
             layers[f"down{stage}"], shape = residual, residual.output_shape
-        elif stage > 1:
+        elif halve:
             plain = LipschitzConv2d(shape, channels, 4, stride=2, padding=1)
             layers[f"down{stage}"], shape = plain, plain.output_shape
             layers[f"down{stage}_act"] = make_activation(behind, channels)
