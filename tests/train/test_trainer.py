@@ -122,6 +122,31 @@ def test_a_weight_that_leaves_zero_finds_the_bound_up_to_date(tmp_path: Path, mo
     torch.testing.assert_close(used, real, rtol=0.01, atol=0)
 
 
+def test_adversarial_training_moves_each_sample_up_its_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(tiny("train.adversarial=0.2"), tmp_path / "run")
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    move = trainer._moved
+
+    def noted(x: Tensor, y: Tensor, distance: float) -> Tensor:
+        moved, net = move(x, y, distance), trainer.model
+        for one, label, to in zip(x, y, moved, strict=True):
+            at = one[None].clone().requires_grad_()
+            before = nn.functional.cross_entropy(net(at), label[None])
+            (up,) = torch.autograd.grad(before, at)
+            torch.testing.assert_close(to - one, 0.2 * up[0] / up.norm(), rtol=1e-3, atol=1e-5)
+        seen.append((nn.functional.cross_entropy(net(x), y), nn.functional.cross_entropy(net(moved), y), moved))
+        return moved
+
+    used: list[Tensor] = []
+    trainer.model.register_forward_pre_hook(lambda _, args: used.append(args[0]))
+    monkeypatch.setattr(trainer, "_moved", noted)
+    with pytest.raises(Interrupted):
+        trainer.fit(steps=2)
+    assert len(seen) == 2
+    assert all(after > before for before, after, _ in seen)
+    assert all(any(x is moved for x in used) for _, _, moved in seen)
+
+
 def test_gradients_are_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(tiny("optimizer.clip_norm=0.01", "train.epochs=1"), tmp_path / "run")
     update, norms = trainer.optimizer.step, list[float]()

@@ -14,14 +14,12 @@ from pydantic import (
     Discriminator,
     Field,
     JsonValue,
-    SerializerFunctionWrapHandler,
     Tag,
-    model_serializer,
     model_validator,
 )
 
 from lipcert.train import toml
-from lipcert.train.schema_base import Numbers, Ramp, Section, Value
+from lipcert.train.schema_base import Grown, Numbers, Ramp, Section, Value
 from lipcert.train.schema_loss import (
     CEConfig,
     CRMConfig,
@@ -115,7 +113,7 @@ class ModelConfig(Section):
     ] = Field(default="none", description="a layer of the model, so that radii stay in pixel units")
 
 
-class BoundConfig(Section):
+class BoundConfig(Grown):
     """The Lipschitz bound that the loss and the evaluation during training use."""
 
     method: Literal["liplt", "product", "smallgain", "layers"] = Field(
@@ -138,14 +136,8 @@ class BoundConfig(Section):
             raise ValueError(f'scaling is of method = "smallgain"; leave it out with method = "{self.method}"')
         return self
 
-    @model_serializer(mode="wrap")
-    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without what is not set: the fingerprints of runs from before it existed stay theirs."""
-        found: dict[str, Any] = write(self)
-        return {key: value for key, value in found.items() if value is not None}
 
-
-class TrainConfig(Section):
+class TrainConfig(Grown):
     """The loop."""
 
     epochs: int = Field(ge=1)
@@ -159,6 +151,12 @@ class TrainConfig(Section):
         default=False,
         description="the layout of images; refused for 1 × 1 kernels with a stride and few channels, which torch gets "
         "wrong",
+    )
+    adversarial: float | None = Field(
+        default=None,
+        gt=0,
+        description="train on samples that are moved this far in ℓ2, in pixel units, along the gradient of the "
+        "cross-entropy; the training accuracy is of these",
     )
     ema: float = Field(
         default=0.0,

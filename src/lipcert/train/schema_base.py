@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
-__all__ = ["Numbers", "Ramp", "Section", "Value"]
+__all__ = ["Grown", "Numbers", "Ramp", "Section", "Value"]
 
 # Strict: "1e-3" with quotes is a mistake, not a number. Lists become tuples, so that nothing can be changed.
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
@@ -16,6 +25,16 @@ class Section(BaseModel):
     """Base of all sections: no unknown keys, no changes, no silent conversions, no NaN or infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Grown(Section):
+    """A section with keys that came later, which are None where they are not set."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is not set: the fingerprints of runs from before it existed stay theirs."""
+        found: dict[str, Any] = write(self)
+        return {key: value for key, value in found.items() if value is not None}
 
 
 class Ramp(Section):

@@ -382,9 +382,10 @@ class Trainer:
     def _work(self, x: Tensor, y: Tensor) -> None:
         """All of a step that is on the device. Nothing here waits for a GPU, or chooses by what is on it."""
         c = self.config
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            logits = self.model(x)
-        loss = self._loss(logits.float(), y)
+        if c.train.adversarial:
+            x = self._moved(x, y, c.train.adversarial)
+        logits = self._logits(x)
+        loss = self._loss(logits, y)
         self.optimizer.zero_grad(set_to_none=True)
         if self.ranks.size == 1:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -399,9 +400,22 @@ class Trainer:
             hits = (logits.argmax(1) == y).sum()
             robust = torch.zeros_like(hits)
             if self.robust_before and c.train.eval_epsilons:
-                found = margin_radii(logits.float(), y, self.bound.value).min(1).values
+                found = margin_radii(logits, y, self.bound.value).min(1).values
                 robust = (found > c.train.eval_epsilons[0]).sum()
             self.sums += torch.stack([loss.detach() * len(y), hits, torch.full_like(hits, len(y)), robust]).double()
+
+    def _logits(self, x: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            logits: Tensor = self.model(x)
+        return logits.float()
+
+    def _moved(self, x: Tensor, y: Tensor, distance: float) -> Tensor:
+        """Each sample moved that far to where its cross-entropy grows fastest; beyond [0, 1] too, as radii reach."""
+        at = x.detach().requires_grad_()
+        (steepest,) = torch.autograd.grad(nn.functional.cross_entropy(self._logits(at), y, reduction="sum"), at)
+        sizes = steepest.flatten(1).norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
+        moved: Tensor = x + distance * steepest / sizes.view(-1, *[1] * (x.ndim - 1))
+        return moved
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if not self.robust_before:
