@@ -123,7 +123,12 @@ def test_an_epoch_lasts_as_long_as_its_parts_together(tmp_path: Path) -> None:
         ['optimizer={kind="adamw",lr=1e-3,weight_decay=0.01}', 'train.precision="bfloat16"', "bound.every=3"],
         ["loss.start_epoch=1.5", "loss.weight={start=0.0,end=3.0,epochs=[1,3]}", "data.augment.rotate=10"],
         ['bound.method="product"', "data.validation=0.2", "train.eval_every=2", "train.checkpoint_every=2"],
-        ["model.options.widths=[16,16,16]", 'model.options.activation="tanh"', "train.ema=0.5", "train.adversarial=0.1"],
+        [
+            "model.options.widths=[16,16,16]",
+            'model.options.activation="tanh"',
+            "train.ema=0.5",
+            "train.adversarial=0.1",
+        ],
     ],
 )
 def test_other_settings(tmp_path: Path, changes: list[str]) -> None:
