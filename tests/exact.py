@@ -64,3 +64,23 @@ def chain_blocks(*weights: Tensor) -> dict[tuple[int, int], Matrix]:
                 a = times(rational(w), scaled(a, half))
             result[k, j] = a if j == 0 else scaled(a, half)
     return result
+
+
+def fall_of_one_hidden_layer(
+    net: nn.Sequential, x: Tensor, a: int, b: int, radius: float, generator: torch.Generator
+) -> Fraction:
+    """The most that y_a − y_b falls from x (1, n) to forty points on the sphere: linear, ReLU, linear."""
+
+    def linear(layer: nn.Linear, row: list[Fraction]) -> list[Fraction]:
+        return [
+            sum((w * v for w, v in zip(ws, row, strict=True)), Fraction(0)) + bias
+            for ws, (bias,) in zip(rational(layer.weight), rational(layer.bias[:, None]), strict=True)
+        ]
+
+    def margin(point: Tensor) -> Fraction:
+        (row,) = rational(point)
+        y = linear(net[2], [max(Fraction(0), v) for v in linear(net[0], row)])
+        return y[a] - y[b]
+
+    before, steps = margin(x), torch.randn((40, *x.shape), generator=generator, dtype=torch.float64)
+    return max(before - margin(x + step * (radius * (1 - 1e-12) / step.norm())) for step in steps)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import lipcert
 from cases import CASES, loop_map, named, traced
-from exact import rational
+from exact import fall_of_one_hidden_layer
 from lipcert.bounds import graph_bound
 from lipcert.bounds.budget import most_harm
 from lipcert.bounds.local import LocalBound
@@ -275,24 +275,7 @@ def test_in_rational_numbers(seed: int) -> None:
     radius = torch.tensor([0.25], dtype=torch.float64)
     fall = Fraction(float(bound_of(graph).fall(x, a, b, radius)))
 
-    def exact(point: Tensor) -> Fraction:
-        (row,) = rational(point)
-        hidden = [
-            max(Fraction(0), sum((w * v for w, v in zip(ws, row, strict=True)), Fraction(0)) + bias)
-            for ws, (bias,) in zip(rational(net[0].weight), rational(net[0].bias[:, None]), strict=True)
-        ]
-        out = [
-            sum((w * v for w, v in zip(ws, hidden, strict=True)), Fraction(0)) + bias
-            for ws, (bias,) in zip(rational(net[2].weight), rational(net[2].bias[:, None]), strict=True)
-        ]
-        return out[int(a)] - out[int(b)]
-
-    before = exact(x)
-    for _ in range(40):
-        step = torch.randn(x.shape, generator=g, dtype=torch.float64)
-        step = step * (0.25 * (1 - 1e-12) / step.norm())
-        moved = x + step
-        assert before - exact(moved) <= fall
+    assert fall_of_one_hidden_layer(net, x, int(a), int(b), 0.25, g) <= fall
 
 
 @pytest.mark.parametrize("name", list(CASES))

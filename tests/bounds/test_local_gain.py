@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import lipcert
 from bounds.test_local import gap, pairs_of, side_lost, true_fall
 from cases import named, traced
-from exact import rational
+from exact import fall_of_one_hidden_layer
 from lipcert.bounds import UpperBound, graph_bound
 from lipcert.bounds.local_gain import Dual, LocalGain
 from lipcert.bounds.pairs import pair_bounds
@@ -229,20 +229,7 @@ def test_in_rational_numbers(seed: int) -> None:
     assert gain is not None
     limit = Fraction(float(fall(gain, x, a, b, torch.tensor([0.25], dtype=torch.float64))))
 
-    def exact(point: Tensor) -> Fraction:
-        (row,) = rational(point)
-        for layer in (net[0], net[2]):
-            row = [
-                sum((w * v for w, v in zip(ws, row, strict=True)), Fraction(0)) + bias
-                for ws, (bias,) in zip(rational(layer.weight), rational(layer.bias[:, None]), strict=True)
-            ]
-            row = [max(Fraction(0), v) for v in row] if layer is net[0] else row
-        return row[int(a)] - row[int(b)]
-
-    before = exact(x)
-    for _ in range(40):
-        step = torch.randn(x.shape, generator=g, dtype=torch.float64)
-        assert before - exact(x + step * (0.25 * (1 - 1e-12) / step.norm())) <= limit
+    assert fall_of_one_hidden_layer(net, x, int(a), int(b), 0.25, g) <= limit
 
 
 def test_none_where_there_is_nothing_to_know() -> None:

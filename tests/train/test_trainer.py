@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from lipcert import Estimate, UpperBound, lipschitz
 from lipcert.certify.radius import radii
 from lipcert.data import load, split
 from lipcert.errors import ConfigError, DataError
-from lipcert.train import Interrupted, RunFolder, Trainer, TrainingBound
+from lipcert.train import Interrupted, RunFolder, Trainer, TrainingBound, adversarial
 from lipcert.train.evaluate import evaluate, predict
 from lipcert.train.factory import default_device, make_bound
 from lipcert.train.schedules import average_decay, learning_rate, value_at
@@ -125,10 +126,9 @@ def test_a_weight_that_leaves_zero_finds_the_bound_up_to_date(tmp_path: Path, mo
 def test_adversarial_training_moves_each_sample_up_its_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(tiny("train.adversarial=0.2"), tmp_path / "run")
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
-    move = trainer._moved
 
-    def noted(x: Tensor, y: Tensor, distance: float) -> Tensor:
-        moved, net = move(x, y, distance), trainer.model
+    def noted(logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, distance: float) -> Tensor:
+        moved, net = adversarial.moved(logits, x, y, distance), trainer.model
         for one, label, to in zip(x, y, moved, strict=True):
             at = one[None].clone().requires_grad_()
             before = nn.functional.cross_entropy(net(at), label[None])
@@ -139,12 +139,21 @@ def test_adversarial_training_moves_each_sample_up_its_loss(tmp_path: Path, monk
 
     used: list[Tensor] = []
     trainer.model.register_forward_pre_hook(lambda _, args: used.append(args[0]))
-    monkeypatch.setattr(trainer, "_moved", noted)
+    monkeypatch.setattr("lipcert.train.trainer.moved", noted)
     with pytest.raises(Interrupted):
         trainer.fit(steps=2)
     assert len(seen) == 2
     assert all(after > before for before, after, _ in seen)
     assert all(any(x is moved for x in used) for _, _, moved in seen)
+
+
+@pytest.mark.parametrize("margin", [1.0, 30.0, 60.0, 80.0, 1000.0])
+def test_no_sample_is_moved_further_however_sure_the_network_is(margin: float) -> None:
+    """At 60 the squares of the gradient underflow, at 1000 the gradient does."""
+    x, y = torch.rand(3, 4), torch.zeros(3, dtype=torch.int64)
+    offset = torch.tensor([margin, 0.0, 0.0, 0.0])
+    far = (adversarial.moved(lambda x: x + offset, x, y, 0.2) - x).norm(dim=1)
+    torch.testing.assert_close(far, torch.full((3,), 0.2 if margin < 1000 else 0.0))
 
 
 def test_gradients_are_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,9 +104,7 @@ class BlockedConv2d(nn.Conv2d):
         terms = whole("terms", terms)
         if not _divides(layer):
             raise ConfigError(f"only a convolution of one group that pads with zeros is made of blocks; got {layer}")
-        nn.Module.__init__(self)
-        _share_shape(self, layer)
-        self.sizes = blocks(layer.in_channels, math.prod(layer.kernel_size), terms)
+        self.sizes = _begun(self, layer, terms)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer."""
@@ -138,9 +136,7 @@ class BlockedConvTranspose2d(nn.ConvTranspose2d):
         terms = whole("terms", terms)
         if not _divides(layer):
             raise ConfigError(f"only a transposed convolution of one group is made of blocks; got {layer}")
-        nn.Module.__init__(self)
-        _share_shape(self, layer)
-        self.sizes = blocks(layer.in_channels, math.prod(layer.kernel_size), terms)
+        self.sizes = _begun(self, layer, terms)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Apply the layer; ``output_size`` as in :class:`torch.nn.ConvTranspose2d`."""
@@ -168,10 +164,13 @@ def _share(made: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, layer: nn.Linear | 
     made.bias = layer.bias
 
 
-def _share_shape(made: nn.Conv2d | nn.ConvTranspose2d, layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+def _begun(made: nn.Conv2d | nn.ConvTranspose2d, layer: nn.Conv2d | nn.ConvTranspose2d, terms: int) -> list[int]:
+    """The same layer but for its blocks, whose sizes it returns."""
+    nn.Module.__init__(made)
     _share(made, layer)
     for name in (*nn.Conv2d.__constants__, "transposed", "_reversed_padding_repeated_twice"):
         setattr(made, name, getattr(layer, name))
+    return blocks(layer.in_channels, math.prod(layer.kernel_size), terms)
 
 
 def _divides(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:

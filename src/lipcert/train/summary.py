@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lipcert.train.evaluate import Evaluation
     from lipcert.train.trainer import Trainer
 
-__all__ = ["epoch_record", "summarise"]
+__all__ = ["epoch_record", "summarise", "title"]
 
 
 def epoch_record(
@@ -58,3 +58,13 @@ def summarise(trainer: Trainer, found: Evaluation) -> dict[str, Any]:
         "data": {"name": trainer.config.data.name, "train_sha256": trainer.train_data.fingerprint},
         "versions": versions(),
     }
+
+
+def title(trainer: Trainer) -> str:
+    """What is trained, on what."""
+    size = sum(p.numel() for p in trainer.model.parameters())
+    found = f"{trainer.config.name}: {size:,} parameters on {trainer.device}"
+    found += f", in {trainer.ranks.size} processes" if trainer.ranks.size > 1 else ""
+    if trainer.config.train.precision == "bfloat16" and not trainer.bfloat16:
+        found += ", in float32 (bfloat16 is emulated here, which takes many times as long)"
+    return found

@@ -19,6 +19,7 @@ from lipcert.data import Dataset, load, split
 from lipcert.errors import BoundError, CheckpointError, ConfigError, TrainingError
 from lipcert.layers.normalised import settled
 from lipcert.parallel import ALONE, Ranks
+from lipcert.train.adversarial import moved
 from lipcert.train.bound import TrainingBound
 from lipcert.train.captured import CapturedSteps, Numbers
 from lipcert.train.checkpoint import check_matches, load_state, save_state
@@ -36,7 +37,7 @@ from lipcert.train.schedules import average_decay, learning_rate, loss_values
 from lipcert.train.schema import RobustLoss, RunConfig
 from lipcert.train.snapshot import put_back, take
 from lipcert.train.start import Start
-from lipcert.train.summary import epoch_record, summarise
+from lipcert.train.summary import epoch_record, summarise, title
 
 __all__ = ["Interrupted", "Trainer"]
 
@@ -254,13 +255,9 @@ class Trainer:
             if summary is not None:
                 self.reporter.message(f"The run in {self.folder.path} is finished: nothing is left to do.")
                 return summary
-        title = f"{self.config.name}: {sum(p.numel() for p in self.model.parameters()):,} parameters on {self.device}"
-        title += f", in {self.ranks.size} processes" if self.ranks.size > 1 else ""
-        if self.config.train.precision == "bfloat16" and not self.bfloat16:
-            title += ", in float32 (bfloat16 is emulated here, which takes many times as long)"
         finished = False
         try:
-            self.reporter.start(title, c.epochs, self.epoch, len(self.batches))
+            self.reporter.start(title(self), c.epochs, self.epoch, len(self.batches))
             with stop_on_signal(launched=self.ranks.size > 1) as stopped:
                 while self.epoch < c.epochs:
                     if steps == 0:
@@ -383,7 +380,7 @@ class Trainer:
         """All of a step that is on the device. Nothing here waits for a GPU, or chooses by what is on it."""
         c = self.config
         if c.train.adversarial:
-            x = self._moved(x, y, c.train.adversarial)
+            x = moved(self._logits, x, y, c.train.adversarial)
         logits = self._logits(x)
         loss = self._loss(logits, y)
         self.optimizer.zero_grad(set_to_none=True)
@@ -409,14 +406,6 @@ class Trainer:
             logits: Tensor = self.model(x)
         return logits.float()
 
-    def _moved(self, x: Tensor, y: Tensor, distance: float) -> Tensor:
-        """Each sample moved that far to where its cross-entropy grows fastest; beyond [0, 1] too, as radii reach."""
-        at = x.detach().requires_grad_()
-        (steepest,) = torch.autograd.grad(nn.functional.cross_entropy(self._logits(at), y, reduction="sum"), at)
-        sizes = steepest.flatten(1).norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
-        moved: Tensor = x + distance * steepest / sizes.view(-1, *[1] * (x.ndim - 1))
-        return moved
-
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if not self.robust_before:
             return nn.functional.cross_entropy(logits, labels)
@@ -436,14 +425,8 @@ class Trainer:
             with settled(self.deployed):
                 value = self.evaluation_bound.settle()
                 estimate = Estimate(value.double().cpu(), c.bound.method, c.bound.scope)
-                return evaluate(
-                    self.deployed,
-                    self.eval_data,
-                    estimate,
-                    c.train.eval_epsilons,
-                    device=self.device,
-                    ranks=self.ranks,
-                )[0]
+                at = c.train.eval_epsilons
+                return evaluate(self.deployed, self.eval_data, estimate, at, device=self.device, ranks=self.ranks)[0]
         except BoundError as error:
             hint = advice(self.folder.checkpoint_file)
             raise TrainingError(
