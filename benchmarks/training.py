@@ -56,7 +56,7 @@ def certified(folder: RunFolder, method: str, seconds: float, data: Path | None)
     return [100 * found.clean_accuracy, *(100 * found.robust_accuracy(e) for e in config.train.eval_epsilons)]
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     return f"{sum(values) / len(values):6.2f} ± {(max(values) - min(values)) / 2:4.2f}"
 
 
@@ -86,7 +86,7 @@ def main(
         each = (time.perf_counter() - began) / len(seeds)
         for method in _METHODS:
             rows = [certified(folder, method, seconds, data) for folder in folders]
-            shares = "".join(f"{_spread(column):>15}" for column in zip(*rows, strict=True))
+            shares = "".join(f"{spread(column):>15}" for column in zip(*rows, strict=True))
             print(f"{way:>20} {method:>13} {each:>8.1f} {shares}", flush=True)
 
 

@@ -235,7 +235,7 @@ def test_pair_by_pair(run: Path, tmp_path: Path) -> None:
     """No radius is smaller, some are larger, and all of it can be verified."""
     small = ["--method", "smallgain", "--seconds", "2", "--first", "50", "-e", "0.1", "--save"]
     assert cli("certify", run, *small, tmp_path / "first.json").exit_code == 0
-    assert cli("certify", run, *small, tmp_path / "further.json", "--refine", "12").exit_code == 0
+    assert cli("certify", run, *small, tmp_path / "further.json", "--refine", "4").exit_code == 0
     first, further = (read_certificate(tmp_path / f"{name}.json") for name in ("first", "further"))
     assert len(further.bound.further) > 1
     before, now = (torch.tensor(c.bound.value) for c in (first, further))
@@ -249,7 +249,7 @@ def test_pair_by_pair(run: Path, tmp_path: Path) -> None:
         assert "--refine is for --method smallgain" in refused(command, run, "--refine", "20", "--method", "liplt")
         said = refused(command, run, *small[:4], "--scope", "global", "--refine", "20")
         assert "--scope pairwise or class" in said
-    rough = parsed("bound", run, *small[:4], "--scope", "pairwise", "--refine", "3")
+    rough = parsed("bound", run, *small[:4], "--scope", "pairwise", "--refine", "1")
     assert rough[0]["guarantee"] == "estimate"
 
 
