@@ -15,6 +15,7 @@ ACTIVATIONS = {
     "leaky": lambda: nn.LeakyReLU(0.2),
     "leaky-steep": lambda: nn.LeakyReLU(2.5),
     "leaky-negative": lambda: nn.LeakyReLU(-0.5),
+    "leaky-falling": lambda: nn.LeakyReLU(-3.0),  # steepest where it falls
     "leaky-one": lambda: nn.LeakyReLU(1.0),
     "rrelu": lambda: nn.RReLU(0.1, 0.4),
     "prelu": nn.PReLU,

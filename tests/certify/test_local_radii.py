@@ -203,7 +203,9 @@ def test_at_given_radii_it_proves_what_the_search_does(precision: Any) -> None:
     assert torch.equal(certify(net, x, y, local=[], precision=precision).radius, some.alone.radius)
 
 
-@pytest.mark.parametrize("wrong", [[0.0], [-1.0], [float("inf")], [float("nan")], ["a"], None, 0.1, 1])
+@pytest.mark.parametrize(
+    "wrong", [[0.0], [-1.0], [float("inf")], [float("nan")], ["a"], [True], ["0.1"], "5", None, 0.1, 1]
+)
 @pytest.mark.parametrize("guarantee", ["upper", "estimate"])
 def test_given_radii_are_positive_numbers(wrong: Any, guarantee: Any) -> None:
     with pytest.raises(BoundError, match=r"positive numbers|the radii to try"):

@@ -272,6 +272,22 @@ def test_activations_have_their_slopes() -> None:
         assert float(by_construction(net, (4,))) >= slope * 0.9999
 
 
+@pytest.mark.parametrize("act", [nn.LeakyReLU(-3.0), nn.ELU(-2.0), nn.LeakyReLU(-1.5)])
+def test_activations_that_fall_steeper_than_they_rise(act: nn.Module) -> None:
+    """The upper end of the slopes alone was taken once: L = 1 of LeakyReLU(-3)."""
+    first = LipschitzLinear(2, 2)
+    with torch.no_grad():
+        first.inner.weight.copy_(torch.eye(2))
+        first.inner.bias.zero_()
+    net = nn.Sequential(first, act, nn.Linear(2, 2)).eval()
+    x = -1e-2 * torch.rand(50, 2)
+    steepest = max(_jacobian(net, row) for row in x)
+    bound = by_construction(net, (2,), scope="global", guarantee="upper")
+    assert float(bound) >= steepest
+    other = lipcert.lipschitz(net, (2,), guarantee="upper")
+    assert float(bound) >= 0.99 * float(other)
+
+
 def test_weights_whose_gram_matrix_is_lost_in_rounding() -> None:
     """|w_1·w_2| may be off by as much as ‖w_1‖·‖w_2‖ times the unit, which counts for the small row."""
     torch.manual_seed(0)

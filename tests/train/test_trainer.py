@@ -147,6 +147,34 @@ def test_adversarial_training_moves_each_sample_up_its_loss(tmp_path: Path, monk
     assert all(any(x is moved for x in used) for _, _, moved in seen)
 
 
+def test_moving_a_sample_leaves_batch_normalisation_alone() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).train()
+    x, y = torch.rand(5, 3), torch.tensor([0, 1, 0, 1, 0])
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with adversarial.sample_by_sample(net):
+        together = adversarial.moved(net, x, y, 0.1)
+        alone = adversarial.moved(net, x[:1], y[:1], 0.1)
+    torch.testing.assert_close(together[:1], alone)
+    assert all(m.training for m in net.modules())
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_training_with_moved_samples_and_batch_normalisation_counts_each_batch_once(tmp_path: Path) -> None:
+    small = ['model={name="resnet-small",options={widths=[4,4,4]}}', "train.adversarial=0.1"]
+    trainer = Trainer(tiny(*small), tmp_path / "run")
+    with pytest.raises(Interrupted):
+        trainer.fit(steps=2)
+    counts = {int(v) for k, v in trainer.model.state_dict().items() if k.endswith("num_batches_tracked")}
+    assert counts == {2}
+
+
+def test_a_gradient_that_overflows_moves_a_sample_no_further_either() -> None:
+    x, y = torch.rand(2, 2), torch.tensor([0, 1])
+    far = adversarial.moved(lambda z: (z - z.detach()) * 3e38 * 10, x, y, 0.1) - x
+    torch.testing.assert_close(far.norm(dim=1), torch.full((2,), 0.1))
+
+
 @pytest.mark.parametrize("margin", [1.0, 30.0, 60.0, 80.0, 1000.0])
 def test_no_sample_is_moved_further_however_sure_the_network_is(margin: float) -> None:
     """At 60 the squares of the gradient underflow, at 1000 the gradient does."""

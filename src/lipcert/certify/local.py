@@ -59,7 +59,10 @@ def radii_to_try(local: Local) -> tuple[float, ...] | None:
     if isinstance(local, bool):
         return None
     try:
-        found = sorted({float(e) for e in local})
+        given = list(local)
+        if any(isinstance(e, (bool, str)) for e in given):
+            raise TypeError("no numbers")
+        found = sorted({float(e) for e in given})
     except (TypeError, ValueError) as error:
         raise BoundError(f"local must be True, False, or the radii to try; got {local!r}.") from error
     if not all(0 < e < math.inf for e in found):

@@ -78,7 +78,8 @@ def _promise(module: nn.Module) -> Fraction | None:
     if kind in _NEUTRAL:
         return Fraction(1)
     if kind in ACTIVATIONS.values():
-        steepest = sum(Fraction(s) for s in slopes_of(copy.deepcopy(module), 1))
+        centre, radius = (Fraction(s) for s in slopes_of(copy.deepcopy(module), 1))
+        steepest = abs(centre) + radius  # LeakyReLU(-3) has slopes from -3 to 1
         return steepest if steepest == 1 else steepest * Fraction(1 + _ROOM)
     return None
 

@@ -19,7 +19,7 @@ from lipcert.data import Dataset, load, split
 from lipcert.errors import BoundError, CheckpointError, ConfigError, TrainingError
 from lipcert.layers.normalised import settled
 from lipcert.parallel import ALONE, Ranks
-from lipcert.train.adversarial import moved
+from lipcert.train.adversarial import moved, sample_by_sample
 from lipcert.train.bound import TrainingBound
 from lipcert.train.captured import CapturedSteps, Numbers
 from lipcert.train.checkpoint import check_matches, load_state, save_state
@@ -380,7 +380,8 @@ class Trainer:
         """All of a step that is on the device. Nothing here waits for a GPU, or chooses by what is on it."""
         c = self.config
         if c.train.adversarial:
-            x = moved(self._logits, x, y, c.train.adversarial)
+            with sample_by_sample(self.model):
+                x = moved(self._logits, x, y, c.train.adversarial)
         logits = self._logits(x)
         loss = self._loss(logits, y)
         self.optimizer.zero_grad(set_to_none=True)
