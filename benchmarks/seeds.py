@@ -4,9 +4,9 @@
         --certify "lipcert certify's options"
 
 Every training goes on where it was stopped, and nothing that is finished is made again: ``OUT/seed-0`` is a run as
-``lipcert train`` leaves it, ``OUT/seed-0-short`` is it with sums of at most N products (``lipcert fold``), and
-``OUT/seed-0.json`` its certificate, which says what its radii hold for. The last line has means and, after ±, half of
-the distance between the least and the most.
+``lipcert train`` leaves it, ``OUT/seed-0-terms-N`` is it with sums of at most N products (``lipcert fold``), and
+``OUT/seed-0-….json`` its certificate by these options, which says what its radii hold for. The last line has means
+and, after ±, half of the distance between the least and the most.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.training import spread, trained
+from benchmarks.training import run_name, spread, trained
 from lipcert.certify import Certificate, read_certificate
 from lipcert.cli.main import app
 from lipcert.train import RunFolder, load_config
@@ -28,7 +28,8 @@ def _lipcert(*arguments: str) -> None:
 
 def _certificate(run: Path, terms: int | None, options: Sequence[str], data: Path | None) -> Certificate:
     """Of a finished run, made where it is not there yet."""
-    short, file = run.with_name(f"{run.name}-short"), run.with_suffix(".json")
+    short = run.with_name(f"{run.name}-terms-{terms}")
+    file = run.with_name(f"{run.name}-{run_name(str(terms), *options)}.json")
     if terms is not None and not RunFolder(short).exists:
         _lipcert("fold", str(run), str(short), "--terms", str(terms))
     if not file.exists():

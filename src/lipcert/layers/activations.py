@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from lipcert.errors import ConfigError, ShapeError
 from lipcert.graph.trace import trace
+from lipcert.graph.types import Slopes
 from lipcert.hints import did_you_mean
 
-__all__ = ["ACTIVATIONS", "HalfAbs", "MaxMin", "make_activation", "slopes_by_name", "slopes_of"]
+__all__ = ["ACTIVATIONS", "HalfAbs", "MaxMin", "lipschitz_of", "make_activation", "slopes_by_name", "slopes_of"]
 
 
 class MaxMin(nn.Module):
@@ -121,11 +122,26 @@ def slopes_by_name(name: str) -> tuple[float, float]:
     return slopes_of(make_activation(name, 2), 2)
 
 
-def slopes_of(activation: nn.Module, channels: int) -> tuple[float, float]:
-    """(c, r) of an activation, the largest over its channels."""
+def _slopes(activation: nn.Module, channels: int) -> Slopes | None:
+    """None of one that sorts."""
     graph = trace(activation.eval(), (channels,))
     (node,) = graph.nonlinear
-    slopes = graph.resolve(torch.float64).slopes.get(node.index)
+    return graph.resolve(torch.float64).slopes.get(node.index)
+
+
+def lipschitz_of(activation: nn.Module, channels: int) -> float:
+    """The Lipschitz constant of an elementwise activation: of its steepest slope, up or down.
+
+    >>> lipschitz_of(nn.LeakyReLU(-3.0), 1)
+    3.0
+    """
+    slopes = _slopes(activation, channels)
+    return 1.0 if slopes is None else float(torch.as_tensor(slopes.lipschitz).max())
+
+
+def slopes_of(activation: nn.Module, channels: int) -> tuple[float, float]:
+    """(c, r) of an activation, the largest over its channels."""
+    slopes = _slopes(activation, channels)
     if slopes is None:  # it sorts: no centre
         return 0.0, 1.0
     # of HalfAbs this is of its second half, [−1, 1], where the slope 1 of the first lies too

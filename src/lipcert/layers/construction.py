@@ -18,7 +18,7 @@ from lipcert.bounds.result import Bound, Guarantee, Scope, UpperBound
 from lipcert.errors import BoundError, ShapeError
 from lipcert.graph.capture import check_state, first_line, in_eval_mode
 from lipcert.graph.trace import check_mode
-from lipcert.layers.activations import ACTIVATIONS, HalfAbs, MaxMin, slopes_of
+from lipcert.layers.activations import ACTIVATIONS, HalfAbs, MaxMin, lipschitz_of
 from lipcert.layers.linear import LipschitzConv2d, LipschitzLinear
 from lipcert.layers.normalised import Normalised, positive
 from lipcert.layers.parts import Pool, is_altered, is_changed
@@ -78,8 +78,7 @@ def _promise(module: nn.Module) -> Fraction | None:
     if kind in _NEUTRAL:
         return Fraction(1)
     if kind in ACTIVATIONS.values():
-        centre, radius = (Fraction(s) for s in slopes_of(copy.deepcopy(module), 1))
-        steepest = abs(centre) + radius  # LeakyReLU(-3) has slopes from -3 to 1
+        steepest = Fraction(lipschitz_of(copy.deepcopy(module), 1))
         return steepest if steepest == 1 else steepest * Fraction(1 + _ROOM)
     return None
 
