@@ -57,7 +57,7 @@ def test_certified_again(name: str) -> None:
     [
         ("mnist-4c3f-crm", "mnist-4c3f-half-abs-further"),
         ("cifar10-6c2f-crm", "cifar10-6c2f-half-abs-further"),
-        ("cifar10-lipres-s-crm", "cifar10-lipres-s-half-abs-long"),
+        ("cifar10-lipres-s-crm", "cifar10-lipres-s-half-abs-further"),
     ],
 )
 def test_a_model_is_of_the_recipe_that_is_published(name: str, recipe: str) -> None:

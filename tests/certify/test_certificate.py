@@ -94,6 +94,12 @@ def test_what_stands_in_it() -> None:
     assert certificate("mlp", precision="real").samples.radius == c.samples.real_radius
 
 
+def test_a_certificate_can_be_printed() -> None:
+    long = certificate("mlp").certified[0].model_copy(update={"verdict": (True,) * 99})
+    assert repr(long).endswith("verdict=<99 items>)")
+    assert "shape=(5,)" in repr(certificate("mlp"))
+
+
 def test_normalisation_and_data_sets() -> None:
     images = torch.randint(256, (6, 2, 6, 6), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     images[0, 0, 0, :2] = torch.tensor([0, 255])

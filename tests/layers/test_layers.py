@@ -203,8 +203,10 @@ def test_a_deep_stack_neither_vanishes_nor_explodes() -> None:
 
 
 @pytest.mark.parametrize("far", [1e2, 1e4])
-def test_any_scales_of_a_small_gain_block(far: float) -> None:
-    torch.manual_seed(1)  # of a quarter of all seeds the weights in float32 and float64 differ too much: refused
+@pytest.mark.parametrize("seed", [0, 1])
+def test_any_scales_of_a_small_gain_block(far: float, seed: int) -> None:
+    """Rows that are orthogonal but for rounding, or exactly: quotients of q made another block of it in float64."""
+    torch.manual_seed(seed)
     block = SmallGainLinear(4)
     with torch.no_grad():
         block.log_q.copy_(torch.tensor([far, -far, 0.0, 1.0]))

@@ -107,6 +107,10 @@ class Dual:
     tolls: dict[int, Tensor]
     price: Tensor
 
+    def part(self, rows: Tensor) -> Dual:
+        """For some of the balls."""
+        return Dual(self.vector[rows], {k: v[rows] for k, v in self.tolls.items()}, self.price[rows])
+
 
 def rows_of(value: Tensor, like: Tensor) -> Tensor:
     """A number for each row, (R,), shaped to broadcast against rows."""

@@ -31,6 +31,7 @@ _STEADY = 0.7  # of γ/2, what η aims at
 _MOST = 1e4  # θ
 _LOOSE, _TIGHT = (2e-2, 5), (5e-4, 25)  # of conjugate gradients: the residual, and how many steps at most
 _NEARLY = 3e-3  # how close to enough it has to look to be solved more closely, and proved
+_PLENTY = 0.04  # and how much less than enough, to be proved as it is
 _FAR = {0: 0.6, 1: 0.12, 2: 0.07, 3: 0.04, 4: 0.025}  # what is farther from enough after so many rounds is given up
 _HOPELESS = 1e-2  # by which the gradient, in the precision of the search, is taken for less
 
@@ -202,6 +203,9 @@ def fall(gain: LocalGain, x: Tensor, a: Tensor, b: Tensor, radius: Tensor, enoug
         found = balls.solve(thetas, *_LOOSE)
         value = found.value.double()
         ready = value < enough[live] * (1 + _NEARLY) if enough is not None else torch.full_like(value, turn).bool()
+        if enough is not None and bool((plenty := value < enough[live] * (1 - _PLENTY)).any()):
+            prove(live[plenty], found.dual.part(plenty))
+            ready &= ~(best[live] < enough[live])
         if bool(ready.any()):
             same = {k: v[ready] for k, v in thetas.items()}
             closer = balls.part(ready).solve(same, *_TIGHT, start=found.solution[ready])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -50,6 +50,7 @@ FORMAT = "lipcert-certificate"
 VERSION = 1
 _MOST_CLASSES = 2**12
 _TIME = "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-6][0-9]Z$"
+_SHOWN = 16  # items of a list, in repr()
 _LEAST_WEIGHT = 2.0**-300
 _MOST_ENTRIES = 2**24  # of one input: a larger shape is taken for a mistake, or an attack
 
@@ -91,10 +92,21 @@ Names = Annotated[tuple[Name, ...], BeforeValidator(_listed(str, _MOST_CLASSES))
 Rows = Annotated[tuple[Floats, ...], BeforeValidator(_listed(tuple, _MOST_CLASSES)), _LOOSE]
 
 
+class _Long(str):
+    """Stands for a long list where a certificate is printed."""
+
+    __repr__ = str.__str__
+
+
 class Part(BaseModel):
     """Base of all parts: no unknown keys, no changes, no silent conversions, no NaN or infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        for key, value in super().__repr_args__():
+            long = isinstance(value, tuple) and len(value) > _SHOWN
+            yield key, _Long(f"<{len(value):,} items>") if long else value
 
 
 class Versions(Part):

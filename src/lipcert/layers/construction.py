@@ -180,7 +180,7 @@ def _closed_form(layer: SmallGainLinear | SmallGainConv2d) -> Fraction:
     """
     exact = copy.deepcopy(layer).double()
     factors, gram, beta = exact.factors(), exact.gram(), exact.steepest
-    q = (exact.log_q - exact.log_q.amax()).clamp_min(-80.0).exp()
+    q = exact.scales()
     weight = exact.weight.abs_()
     error = _UNIT * 4 * (weight[0].numel() + weight.shape[-1] ** 2 + len(weight) + 8)
     least = ((gram + error * exact.gram()) @ q / q).clamp_min(1e-30)

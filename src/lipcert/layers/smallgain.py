@@ -17,7 +17,7 @@ from lipcert.layers.parts import Block, image_shape, whole
 
 __all__ = ["SmallGainConv2d", "SmallGainLinear"]
 
-_FARTHEST = 80.0  # of log q from the largest: quotients are within float32
+_FARTHEST = 6.0  # of log q from the largest: quotients that do not blow up what rounding leaves of W·Wᵀ where that is 0
 
 
 class _SmallGain(nn.Module):
@@ -61,10 +61,14 @@ class _SmallGain(nn.Module):
         """
         raise NotImplementedError
 
+    def scales(self) -> Tensor:
+        """q, exp(log_q) but for a factor and for what is less than e⁻⁶ of the largest: (hidden,)."""
+        return (self.log_q - self.log_q.amax()).clamp_min(-_FARTHEST).exp()  # quotients count, and any will do
+
     def divisors(self) -> Tensor:
-        """T_i = Σ_j |W Wᵀ|_ij·q_j/q_i, q = exp(log_q): (hidden,)."""
+        """T_i = Σ_j |W Wᵀ|_ij·q_j/q_i: (hidden,)."""
         with plain_precision(self.bias):
-            q = (self.log_q - self.log_q.amax()).clamp_min(-_FARTHEST).exp()  # quotients count, and any will do
+            q = self.scales()
             return (self.gram() @ q / q).clamp_min(1e-30)
 
     def factors(self) -> Tensor:
