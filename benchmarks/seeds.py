@@ -1,12 +1,15 @@
 """A recipe from several seeds: each trained, its sums made short, certified on all test images; means over them.
 
-    python -m benchmarks.seeds CONFIG [section.key=value …] [--seeds 0 1 2] [--terms N] [--data DIR] [--out DIR] \
-        --certify "lipcert certify's options"
+    python -m benchmarks.seeds CONFIG [section.key=value …] [--then CONFIG] [--seeds 0 1 2] [--terms N] [--data DIR] \
+        [--out DIR] --certify "lipcert certify's options"
+
+With ``--then`` each goes on by a second configuration, of which the same keys are changed, before its sums are made
+short. What is given as a seed is added to that of each configuration.
 
 Every training goes on where it was stopped, and nothing that is finished is made again: ``OUT/seed-0`` is a run as
-``lipcert train`` leaves it, ``OUT/seed-0-terms-N`` is it with sums of at most N products (``lipcert fold``), and
-``OUT/seed-0-….json`` its certificate by these options, which says what its radii hold for. The last line has means
-and, after ±, half of the distance between the least and the most.
+``lipcert train`` leaves it, ``OUT/seed-0-then`` what it went on to, ``OUT/seed-0-terms-N`` it with sums of
+at most N products (``lipcert fold``), and ``OUT/seed-0-….json`` its certificate by these options, which says what its
+radii hold for. The last line has means and, after ±, half of the distance between the least and the most.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ def main(
     config: str,
     overrides: Sequence[str] = (),
     *,
+    then: str | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     terms: int | None = None,
     certify: str = "",
@@ -49,19 +53,23 @@ def main(
     out: Path = Path("runs/seeds"),
 ) -> None:
     """Print a line for each seed, and one for all."""
-    load_config(config, overrides)  # a mistake in these is told before anything is trained
+    # a mistake in these is told before anything is trained
+    stages = [(name, load_config(name, overrides).seed) for name in (config, then) if name is not None]
     rows: list[list[float]] = []
     for seed in seeds:
-        run = out / f"seed-{seed}"
-        folder = trained(config, [*overrides, f"seed={seed}"], run, data)
+        folder, seconds = None, 0.0
+        for i, (name, base) in enumerate(stages):
+            run = out / f"seed-{seed}{'-then' * i}"
+            folder = trained(name, [*overrides, f"seed={base + seed}"], run, data, folder)
+            seconds += folder.summary()["training_seconds"]
         found = _certificate(run, terms, certify.split(), data)
         if not rows:
             at = "".join(f"{f'at {v.epsilon:.4g}':>15}" for v in found.certified)
-            print(f"{config} {' '.join(overrides)}; {found.precision.arithmetic}")
+            print(f"{', then '.join(name for name, _ in stages)} {' '.join(overrides)}; {found.precision.arithmetic}")
             print(f"{'seed':>6} {'seconds':>8} {'clean':>15}{at}")
         rows.append([100 * found.clean.share, *(100 * v.share for v in found.certified)])
         shares = "".join(f"{share:>15.2f}" for share in rows[-1])
-        print(f"{seed:>6} {folder.summary()['training_seconds']:>8.0f} {shares}", flush=True)
+        print(f"{seed:>6} {seconds:>8.0f} {shares}", flush=True)
     print(f"{'all':>6} {'':>8} " + "".join(f"{spread(column):>15}" for column in zip(*rows, strict=True)))
 
 
@@ -69,6 +77,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.seeds", description=__doc__)
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", default=[])
+    parser.add_argument("--then", default=None, metavar="CONFIG", help="to go on with, from what the first has left")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--terms", type=int, default=None, help="products that are added up at a time, at most")
     parser.add_argument("--certify", default="", help="options of lipcert certify, in one argument")

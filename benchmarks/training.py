@@ -33,9 +33,12 @@ def run_name(*what: str) -> str:
     return hashlib.sha256(" ".join(what).encode()).hexdigest()[:12]
 
 
-def trained(config: str, overrides: Sequence[str], out: Path, data: Path | None) -> RunFolder:
+def trained(
+    config: str, overrides: Sequence[str], out: Path, data: Path | None, start: RunFolder | None = None
+) -> RunFolder:
     settings, folder = load_config(config, overrides), RunFolder(out)
-    trainer = Trainer(settings, folder.path, root=data, device=_CPU, reporter=SilentReporter())
+    begin = None if folder.exists else start
+    trainer = Trainer(settings, folder.path, root=data, device=_CPU, reporter=SilentReporter(), start=begin)
     trainer.fit(resume=folder.exists)
     return folder
 
