@@ -37,6 +37,7 @@ Local = bool | Sequence[float]
 Progress = Callable[[int], None]
 
 _ROWS = 32  # of local small gain, at once
+_SAMPLES, _ENTRIES = 256, 2**22  # at once, at most: the rows of few samples would fill no batch of rows
 _SMALL = 2048  # entries of x and of all activations together
 _ROUNDS = 10
 _FIRST = 1.25  # times the global radius: where the search begins
@@ -169,7 +170,22 @@ def _bounded(graph: Graph, bound: UpperBound) -> Iterator[_Bounds]:
 
 
 def _inputs(local: _Bounds, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    return (batch.to(dtype=torch.float64, device=local.loop.resolved.device) for batch in alike(batches))
+    most = max(1, min(_SAMPLES, _ENTRIES // math.prod(local.loop.source_shape(0))))
+    return (
+        batch.to(dtype=torch.float64, device=local.loop.resolved.device) for batch in alike(_together(batches, most))
+    )
+
+
+def _together(batches: Iterable[Tensor], most: int) -> Iterator[Tensor]:
+    """The same samples in batches of so many, or a few more."""
+    some: list[Tensor] = []
+    for batch in batches:
+        some.append(batch)
+        if sum(map(len, some)) >= most:
+            yield torch.cat(some)
+            some = []
+    if some:
+        yield torch.cat(some)
 
 
 def _search(local: _Bounds, x: Tensor, contest: Contest, base: Tensor) -> Tensor:
