@@ -142,8 +142,8 @@ def test_lists_for_people(tmp_path: Path) -> None:
     shown = cli("models").stdout
     assert all(name in shown for name in models.available())
     assert "widths=(128, 64)" in shown
-    shown = cli("configs", COLUMNS="120").stdout
-    assert all(name in shown for name in available_configs())
+    shown = cli("configs", COLUMNS="80").stdout
+    assert all(name in shown and load_config(name).data.name in shown for name in available_configs())
     shown = cli("datasets", "--data", tmp_path / "[x]").stdout
     assert shown.startswith(f"Looked for under {tmp_path}/[x] (--data or LIPCERT_DATA).\n")
     assert all(info.layout in shown for info in data.available())

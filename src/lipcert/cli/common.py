@@ -225,9 +225,9 @@ def parse_epsilon(text: str) -> float:
     return value
 
 
-def table(*columns: str) -> Table:
-    """A plain table: the first column to the left, numbers to the right."""
-    made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+def table(*columns: str, between: int = 3) -> Table:
+    """A plain table: the first column to the left, numbers to the right, so many blanks between them."""
+    made = Table(box=None, pad_edge=False, padding=(0, between, 0, 0))
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     return made

@@ -94,7 +94,8 @@ def configs(as_json: JsonOption = False) -> None:
     if as_json:
         emit({name: config.to_dict() for name, config in found.items()})
         return
-    shown = table("configuration", "data", "model", "loss", "epochs")
+    shown = table("configuration", "data", "model", "loss", "epochs", between=2)  # 80 columns are enough
+    shown.columns[0].no_wrap = True  # a name is to be copied
     for name, c in found.items():
         shown.add_row(name, c.data.name, c.model.name, c.loss.kind, str(c.train.epochs))
     console.print(shown)
