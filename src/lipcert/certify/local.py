@@ -171,9 +171,8 @@ def _bounded(graph: Graph, bound: UpperBound) -> Iterator[_Bounds]:
 
 def _inputs(local: _Bounds, batches: Iterable[Tensor]) -> Iterator[Tensor]:
     most = max(1, min(_SAMPLES, _ENTRIES // math.prod(local.loop.source_shape(0))))
-    return (
-        batch.to(dtype=torch.float64, device=local.loop.resolved.device) for batch in alike(_together(batches, most))
-    )
+    own = (batch.to(dtype=torch.float64, device=local.loop.resolved.device) for batch in batches)
+    return alike(_together(own, most))
 
 
 def _together(batches: Iterable[Tensor], most: int) -> Iterator[Tensor]:
