@@ -14,7 +14,7 @@ import lipcert
 from cases import CASES, named, traced
 from known_traps import BETWEEN, two_weights
 from lipcert.bounds import UpperBound, graph_bound
-from lipcert.certify import CertifiedRadii, Samples, certify, make_certificate, verify
+from lipcert.certify import CertifiedRadii, Samples, certify, local, make_certificate, verify
 from lipcert.certify.local import reproved
 from lipcert.certify.network import certified, contested, executes
 from lipcert.errors import BoundError
@@ -178,10 +178,22 @@ def test_a_sample_far_larger_than_the_others_spoils_none() -> None:
     torch.testing.assert_close(result[:7], alone[:7], rtol=1e-2, atol=0)
 
 
-def test_batches_do_not_matter_much() -> None:
+@pytest.mark.parametrize("method", ["liplt", "smallgain"])
+def test_batches_do_not_matter_much(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     net, x, _ = trained(2, (5, 12, 12, 3))
-    one, all_ = (certify(net, x, local=True, batch_size=n).radius for n in (1, 90))
-    torch.testing.assert_close(one, all_, rtol=1e-2, atol=0)
+    all_ = certify(net, x, local=True, method=method).radius
+    for samples, size in ((1, 1), (7, 3), (90, 4)):  # looked at together, given together
+        monkeypatch.setattr(local, "_SAMPLES", samples)
+        some = certify(net, x, local=True, method=method, batch_size=size).radius
+        torch.testing.assert_close(some, all_, rtol=1e-2, atol=0)
+
+
+def test_a_search_wants_bounds_that_are_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x, _ = trained(1, (5, 12, 12, 3))
+    found = certify(net, x, local=True, method="smallgain", precision="real").radius
+    monkeypatch.setattr("lipcert.bounds.reweighted._PLENTY", 2.0)  # nothing is proved by a loose solution
+    closest = certify(net, x, local=True, method="smallgain", precision="real").radius
+    torch.testing.assert_close(found, closest, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("precision", ["real", "float64"])

@@ -168,7 +168,16 @@ def _conjugate_gradients(
 
 
 @torch.no_grad()
-def fall(gain: LocalGain, x: Tensor, a: Tensor, b: Tensor, radius: Tensor, enough: Tensor | None = None) -> Tensor:
+def fall(
+    gain: LocalGain,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    radius: Tensor,
+    enough: Tensor | None = None,
+    *,
+    closely: bool = True,
+) -> Tensor:
     """How much y_a − y_b can fall at most from x to any x′ with ‖x′ − x‖₂ ≤ R.
 
     Args:
@@ -178,6 +187,7 @@ def fall(gain: LocalGain, x: Tensor, a: Tensor, b: Tensor, radius: Tensor, enoug
         radius: (R,) float64, R > 0.
         enough: (R,); where less than that is proved nothing more is looked for, and nothing at all where that is out of
             reach.
+        closely: whether what is less than enough is to be close too, as a search for a radius wants it.
 
     Returns:
         (R,) float64, from above; infinite where nothing is known.
@@ -203,7 +213,7 @@ def fall(gain: LocalGain, x: Tensor, a: Tensor, b: Tensor, radius: Tensor, enoug
         found = balls.solve(thetas, *_LOOSE)
         value = found.value.double()
         ready = value < enough[live] * (1 + _NEARLY) if enough is not None else torch.full_like(value, turn).bool()
-        if enough is not None and bool((plenty := value < enough[live] * (1 - _PLENTY)).any()):
+        if enough is not None and not closely and bool((plenty := value < enough[live] * (1 - _PLENTY)).any()):
             prove(live[plenty], found.dual.part(plenty))
             ready &= ~(best[live] < enough[live])
         if bool(ready.any()):

@@ -102,7 +102,7 @@ def locally(
     """
     found, start, contest = [], 0, contest.cautious()
     counts = torch.ones_like(result.prediction, dtype=torch.bool) if result.labels is None else result.correct
-    with _bounded(graph, bound) as local:
+    with _bounded(graph, bound, closely=at is None) as local:
         for x in _inputs(local, batches):
             stop = start + len(x)
             here, base = contest.part(start, stop), result.radius[start:stop]
@@ -132,7 +132,7 @@ def reproved(
     """
     radius, found, start = radius.to(contest.margins), [], 0
     which = which.to(contest.own.device) & (contest.prediction >= 0) & (radius > 0) & (radius <= contest.reach)
-    with _bounded(graph, bound) as local:
+    with _bounded(graph, bound, closely=False) as local:
         for x in _inputs(local, batches):
             part, here = slice(start, start + len(x)), contest.part(start, start + len(x))
             quotient = _quotient(local, x, here, here.executed(), radius[part], which[part])
@@ -142,9 +142,10 @@ def reproved(
 
 
 class _Bounds:
-    """The local bounds of a network."""
+    """The local bounds of a network; ``closely``: how far below enough they are tells where to look next."""
 
-    def __init__(self, graph: Graph, bound: UpperBound) -> None:
+    def __init__(self, graph: Graph, bound: UpperBound, *, closely: bool) -> None:
+        self._closely = closely
         self.loop = LoopMap(graph, graph.resolve(torch.float64))
         self._gain = LocalGain.of(self.loop, bound)
         small = sum(math.prod(self.loop.source_shape(j)) for j in range(self.loop.depth + 1)) <= _SMALL
@@ -155,18 +156,18 @@ class _Bounds:
         """How much y_a − y_b can fall at most in the balls; not much closer than needed to be less than enough."""
         found = torch.full_like(radius, torch.inf)
         if self._gain is not None:
-            found = fall(self._gain, x, a, b, radius, enough)
+            found = fall(self._gain, x, a, b, radius, enough, closely=self._closely)
         if self._lines is not None and bool((rest := ~(found < enough)).any()):
             found[rest] = torch.minimum(found[rest], self._lines.fall(x[rest], a[rest], b[rest], radius[rest]))
         return found
 
 
 @contextmanager
-def _bounded(graph: Graph, bound: UpperBound) -> Iterator[_Bounds]:
+def _bounded(graph: Graph, bound: UpperBound, *, closely: bool) -> Iterator[_Bounds]:
     """The local bounds of the network, and the modes in which they compute."""
     # γ_n holds for sums of products in any order, but not for the FFT and Winograd convolutions of cuDNN.
     with ordinary_mode(), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
-        yield _Bounds(graph, bound)
+        yield _Bounds(graph, bound, closely=closely)
 
 
 def _inputs(local: _Bounds, batches: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -62,7 +62,7 @@ class _SmallGain(nn.Module):
         raise NotImplementedError
 
     def scales(self) -> Tensor:
-        """q, exp(log_q) but for a factor and for what is less than e⁻⁶ of the largest: (hidden,)."""
+        """q over its largest entry: (hidden,), from e⁻⁶ to 1."""
         return (self.log_q - self.log_q.amax()).clamp_min(-_FARTHEST).exp()  # quotients count, and any will do
 
     def divisors(self) -> Tensor:
@@ -122,7 +122,8 @@ class SmallGainLinear(_SmallGain):
 
     It is κ-Lipschitz whatever W, b and q > 0 are, by small gain with D = T^{-1/2}: for A = T^{-1/2}·W, ‖A‖ ≤ 1 as
     T ⪰ WWᵀ, and for differences z of A·x and p of T^{-1/2}·φ, ‖x − (2/β)·Aᵀp‖² ≤ ‖x‖² − (4/β)·z·p + (4/β²)·‖p‖² ≤ ‖x‖²,
-    because ‖p‖² ≤ β·z·p. For ReLU and κ = 1 it is the SDP-based Lipschitz layer.
+    because ‖p‖² ≤ β·z·p. For ReLU and κ = 1 it is the SDP-based Lipschitz layer. q is exp(``log_q``), and e⁻⁶ of its
+    largest entry at least.
 
     Args:
         features: of input and result.
