@@ -62,7 +62,7 @@ class _SmallGain(nn.Module):
         raise NotImplementedError
 
     def scales(self) -> Tensor:
-        """Q over its largest entry: (hidden,), from e⁻⁶ to 1."""
+        """Every q over the largest: (hidden,), from e⁻⁶ to 1."""
         return (self.log_q - self.log_q.amax()).clamp_min(-_FARTHEST).exp()  # quotients count, and any will do
 
     def divisors(self) -> Tensor:
